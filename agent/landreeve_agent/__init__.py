@@ -1,0 +1,1 @@
+"""The on-site service: supervisor, worker, trainer."""

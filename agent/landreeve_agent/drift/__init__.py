@@ -1,0 +1,1 @@
+"""Windows of sketches against the baseline; quality from late labels."""

@@ -1,0 +1,1 @@
+"""Samples and labels in, with consent and retention."""

@@ -1,0 +1,1 @@
+"""The MQTT session and the outbox behind it."""

@@ -1,0 +1,1 @@
+"""The worker: server, batcher, session, capture; and its supervision."""

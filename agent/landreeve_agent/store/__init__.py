@@ -1,0 +1,1 @@
+"""The agent's SQLite: migrations and one writer thread."""

@@ -1,0 +1,1 @@
+"""Quantise, measure, choose: the plan for this model on this box."""

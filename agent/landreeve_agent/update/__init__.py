@@ -1,0 +1,1 @@
+"""Fetch, verify, preflight, activate, prove or return."""

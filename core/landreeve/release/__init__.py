@@ -1,0 +1,1 @@
+"""A model release: an OCI artifact in the CNCF ModelPack layout."""

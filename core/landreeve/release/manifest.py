@@ -1,0 +1,237 @@
+"""A release as an OCI image manifest in the CNCF ModelPack layout.
+
+The manifest names a config blob and one layer for each file; each is addressed by its sha256. The config is
+a ModelPack model config whose extra member ``landreeve`` carries what we add: signature, gates, lineage,
+hardware constraints, and the digests of every 64 KiB block so that each block can be checked alone.
+
+The manifest's own sha256 names the release for ever.
+"""
+
+import hashlib
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from landreeve.wire.ids import check_digest, check_id
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
+CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
+WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
+WEIGHT_CONFIG_TYPE = "application/vnd.cncf.model.weight.config.v1.raw"
+DATASET_TYPE = "application/vnd.cncf.model.dataset.v1.raw"
+DOC_TYPE = "application/vnd.cncf.model.doc.v1.raw"
+FILEPATH = "org.cncf.model.filepath"
+
+MAX_MANIFEST_BYTES = 256 * 1024
+MAX_LAYER_BYTES = 4 * 1024**3
+ALLOWED_SUFFIXES = {
+    ".onnx": WEIGHT_TYPE,
+    ".safetensors": DATASET_TYPE,
+    ".json": WEIGHT_CONFIG_TYPE,
+    ".md": DOC_TYPE,
+}
+
+
+class BadReleaseError(ValueError):
+    """A release that must not be used; the text says what is wrong, where, and what to do."""
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename={"media_type": "mediaType"}):
+    media_type: str
+    digest: str
+    size: int
+    annotations: dict[str, str] = {}
+
+    @property
+    def sha256(self) -> str:
+        algorithm, _, value = self.digest.partition(":")
+        if algorithm != "sha256":
+            raise BadReleaseError(f"digest {self.digest[:90]!r}: only sha256 is accepted")
+        return check_digest(value)
+
+    @property
+    def path(self) -> str:
+        return check_path(self.annotations.get(FILEPATH, ""))
+
+
+class Manifest(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"schema_version": "schemaVersion", "media_type": "mediaType", "artifact_type": "artifactType"},
+):
+    schema_version: int = 2
+    media_type: str = MANIFEST_TYPE
+    artifact_type: str = ARTIFACT_TYPE
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: dict[str, str] = {}
+
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Everything the release consists of besides the manifest, config first."""
+        return (self.config, *self.layers)
+
+    def layer(self, path: str) -> Descriptor | None:
+        """The layer of that file, or None."""
+        return next((layer for layer in self.layers if layer.path == path), None)
+
+
+class Column(msgspec.Struct, frozen=True, kw_only=True):
+    """One input of a model as its callers know it: a name, a kind, a unit."""
+
+    name: str
+    kind: str  # "number" or "category"
+    unit: str = ""
+    required: bool = True
+    low: float | None = None
+    high: float | None = None
+
+
+class Signature(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes in and comes out. ``inputs`` are rows of columns; the graph's own input is ``tensor``,
+    float32 of shape (rows, width); the output is ``output``, float32 of shape (rows,)."""
+
+    inputs: tuple[Column, ...]
+    output: str
+    output_unit: str = ""
+    tensor: str = "x"
+    width: int = 0
+
+
+class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a release comes from."""
+
+    run: str = ""
+    site: str = ""
+    dataset: str = ""
+    dataset_rows: int = 0
+    dataset_first: str = ""
+    dataset_last: str = ""
+    code: str = ""
+    recipe: str = ""
+    configuration: dict[str, Any] = {}
+    parent: str = ""
+    reason: str = ""
+
+
+class Gates(msgspec.Struct, frozen=True, kw_only=True):
+    """The quality a release claims on its golden set and the limits a box must reproduce.
+
+    ``metrics`` are claimed figures (``log_loss``, ``auc``, ``calibration``); ``max_output_difference`` is the
+    largest accepted difference to the golden outputs at fp32, and ``max_metric_loss`` how much the metric may
+    worsen for a reduced precision (nats of log loss). ``max_p95_ms`` bounds one row's latency.
+    """
+
+    metric: str = "log_loss"
+    metrics: dict[str, float] = {}
+    max_output_difference: float = 1e-3
+    max_metric_loss: float = 0.002
+    max_p95_ms: float = 50.0
+    max_rss_mb: float = 512.0
+
+
+class ReleaseConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Our member of the ModelPack config. ``blocks`` maps a layer's sha256 to its blocks' sha256s."""
+
+    model: str
+    family: str
+    created: str
+    signature: Signature
+    gates: Gates
+    lineage: Lineage
+    minimum_agent: str = "0.1.0"
+    hardware: dict[str, Any] = {}
+    blocks: dict[str, tuple[str, ...]] = {}
+
+
+def check_path(path: str) -> str:
+    """The same relative path when it is plain; refused are absolute paths, ``..``, NUL, backslashes, drive
+    letters and suffixes that are no accepted format."""
+    parts = PurePosixPath(path).parts
+    bad = (
+        not path
+        or path.startswith("/")
+        or ".." in parts
+        or any(c in path for c in "\\\0:")
+        or any(not part.strip(". ") for part in parts)
+    )
+    if bad:
+        raise BadReleaseError(
+            f"layer path {path[:120]!r}: must be a plain relative path such as 'model.onnx'"
+        )
+    if PurePosixPath(path).suffix not in ALLOWED_SUFFIXES:
+        allowed = ", ".join(sorted(ALLOWED_SUFFIXES))
+        raise BadReleaseError(
+            f"layer {path[:120]!r}: format not accepted; accepted are {allowed} (never pickle)"
+        )
+    return path
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """The manifest in the bytes, every descriptor checked; `BadReleaseError` says what is wrong."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BadReleaseError(f"manifest of {len(data)} bytes: at most {MAX_MANIFEST_BYTES} are accepted")
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadReleaseError(f"manifest: {error}") from error
+    if (
+        manifest.schema_version != 2
+        or manifest.media_type != MANIFEST_TYPE
+        or manifest.artifact_type != ARTIFACT_TYPE
+    ):
+        raise BadReleaseError(f"manifest: expected an OCI manifest of artifact type {ARTIFACT_TYPE}")
+    seen: set[str] = set()
+    for layer in manifest.layers:
+        if layer.path in seen:
+            raise BadReleaseError(f"layer {layer.path!r} occurs twice")
+        seen.add(layer.path)
+    for blob in manifest.blobs():
+        _check_blob(blob)
+    return manifest
+
+
+def _check_blob(blob: Descriptor) -> None:
+    if not 0 < blob.size <= MAX_LAYER_BYTES:
+        raise BadReleaseError(
+            f"blob {blob.sha256[:12]}: size {blob.size} is out of bounds (1 to {MAX_LAYER_BYTES})"
+        )
+
+
+def parse_config(data: bytes) -> ReleaseConfig:
+    """Our part of the ModelPack config; `BadReleaseError` says what is wrong."""
+    try:
+        whole = msgspec.json.decode(data)
+        config = msgspec.convert(whole.get("landreeve") if isinstance(whole, dict) else None, ReleaseConfig)
+        check_id(config.model)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadReleaseError(f"config: {error}") from error
+    return config
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Canonical bytes: the same manifest always has the same digest."""
+    return msgspec.json.encode(manifest, order="sorted")
+
+
+def encode_config(config: ReleaseConfig, layers: tuple[Descriptor, ...]) -> bytes:
+    """The whole ModelPack config blob."""
+    document = {
+        "descriptor": {"name": config.model, "family": config.family, "createdAt": config.created},
+        "config": {"format": "onnx", "precision": "float32", "architecture": config.family},
+        "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
+        "landreeve": config,
+    }
+    return msgspec.json.encode(document, order="sorted")
+
+
+def digest_of(data: bytes) -> str:
+    """The sha256 of the bytes in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def block_digests(data: bytes, block_bytes: int) -> tuple[str, ...]:
+    """The sha256 of each block of the data."""
+    return tuple(digest_of(data[i : i + block_bytes]) for i in range(0, len(data), block_bytes))

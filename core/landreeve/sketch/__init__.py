@@ -1,0 +1,1 @@
+"""Mergeable sketches of data: merging two equals sketching both."""

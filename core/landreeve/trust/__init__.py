@@ -1,0 +1,1 @@
+"""Which signed metadata and certificates to believe."""

@@ -1,0 +1,253 @@
+"""Messages of contract version 1.
+
+Every *fact* travels in a `Fact` envelope: ``(epoch, seq)`` names it for ever, so a repeat is harmless.
+Unknown fields are ignored and unknown versions refused: an old agent may stay in the field for years, so a
+later change adds a module beside this one and never edits it.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+VERSION = 1
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every message; ``v`` is the contract version."""
+
+    v: Literal[1] = 1
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of what a fact says."""
+
+
+class Birth(Body, frozen=True, kw_only=True, tag="birth"):
+    """Said once per start of the supervisor: who I am, what box this is, what my metric columns mean."""
+
+    agent: str
+    site: str
+    started: str
+    hardware: dict[str, Any]
+    metric_names: tuple[str, ...]
+    metric_set: int
+    certificate_expires: str
+    labels: dict[str, str] = {}
+
+
+class Event(Body, frozen=True, kw_only=True, tag="event"):
+    """Something happened: a machine-readable cause and one plain sentence.
+
+    ``name`` is dotted (``update.transition``, ``worker.restarted``, ``training.finished``, ``command.done``),
+    ``subject`` what it is about (a model name, a command id).
+    """
+
+    name: str
+    subject: str
+    cause: str
+    sentence: str
+    severity: Literal["info", "warning", "error"] = "info"
+    data: dict[str, Any] = {}
+
+
+class UpdateReport(Body, frozen=True, kw_only=True, tag="update"):
+    """One transition of the update machine on a device, with its cause."""
+
+    model: str
+    rollout: str
+    generation: int
+    release: str
+    version: str
+    state: str
+    previous: str
+    cause: str
+    sentence: str
+    data: dict[str, Any] = {}
+
+
+class Metrics(Body, frozen=True, kw_only=True, tag="metric"):
+    """Columnar numbers under the names announced at birth.
+
+    ``rows`` are ``[unix seconds, value, …]``, a value per name of ``metric_set``; null where unknown.
+    """
+
+    metric_set: int
+    rows: tuple[tuple[float | None, ...], ...]
+
+
+class Gap(Body, frozen=True, kw_only=True, tag="gap"):
+    """Metrics dropped because the outbox was full: sequence numbers ``first`` to ``last``, ``count`` facts."""
+
+    first: int
+    last: int
+    count: int
+
+
+class DriftReport(Body, frozen=True, kw_only=True, tag="drift"):
+    """A closed window of one model on one site: sketches, scores, and quality where labels are known.
+
+    ``sketches`` maps a column to a sketch document (`landreeve.sketch`); groups under ``k`` rows are withheld
+    on the site. ``quality`` holds ``labelled`` (rows), ``log_loss``, ``auc``, ``late_rate`` (label mean) and
+    ``reference_log_loss`` where known.
+    """
+
+    model: str
+    release: str
+    version: str
+    window: int
+    first: str
+    last: str
+    rows: int
+    scores: dict[str, float]
+    thresholds: dict[str, float]
+    drifted: tuple[str, ...]
+    sketches: dict[str, Any]
+    quality: dict[str, float] = {}
+    verdict: Literal["stable", "drifted", "quality_lost", "too_little_data"]
+    sentence: str
+
+
+class Candidate(Body, frozen=True, kw_only=True, tag="candidate"):
+    """A challenger trained on site that passed its gate: the hub may fetch it and make it a release."""
+
+    model: str
+    run: str
+    manifest: str
+    manifest_bytes: int
+    metrics: dict[str, Any]
+    reason: str
+    request: str = ""
+
+
+class Audit(Body, frozen=True, kw_only=True, tag="audit"):
+    """Who did what on the site."""
+
+    actor: str
+    action: str
+    object: str
+    decision: str
+    data: dict[str, Any] = {}
+
+
+class LogLines(Body, frozen=True, kw_only=True, tag="log"):
+    """Log lines at or above the level the hub asked for."""
+
+    lines: tuple[str, ...]
+
+
+AnyBody = Birth | Event | UpdateReport | Metrics | Gap | DriftReport | Candidate | Audit | LogLines
+
+
+class Fact(Wire, frozen=True, kw_only=True):
+    """The envelope. ``epoch`` is the outbox's incarnation (unix nanoseconds of its creation), ``seq`` counts
+    from 1 without a gap, ``at`` is RFC 3339 UTC of the moment the fact was created."""
+
+    epoch: int
+    seq: int
+    at: str
+    body: AnyBody
+
+
+class Ack(Wire, frozen=True, kw_only=True):
+    """The hub has committed every fact of ``epoch`` up to and including ``seq``."""
+
+    epoch: int
+    seq: int
+
+
+class ModelState(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model does on the device now."""
+
+    model: str
+    version: str
+    release: str
+    state: str
+    wanted: str
+    used: str
+    reason: str = ""
+
+
+class DeviceState(Wire, frozen=True, kw_only=True):
+    """Retained on ``up/<id>/state`` and the last will. ``session`` grows with every connection: a will of an
+    older session is ignored."""
+
+    session: int
+    online: bool
+    at: str
+    generation: int = 0
+    models: tuple[ModelState, ...] = ()
+    outbox: int = 0
+    certificate_days: float = 0.0
+
+
+class Command(Wire, frozen=True, kw_only=True):
+    """A one-off action. Ignored after ``expires``; answered by an `Event` named ``command.done`` or
+    ``command.refused`` whose subject is ``id``."""
+
+    id: str
+    name: str
+    args: dict[str, Any]
+    expires: str
+
+
+class Probation(msgspec.Struct, frozen=True, kw_only=True):
+    """How long, and by what, a new version proves itself on real traffic.
+
+    Rows count answered predictions. ``max_log_loss_increase`` is the rise against the last good version on
+    the same rows (nats) that is no longer accepted; ``alpha`` the chance of a false alarm over the whole
+    probation.
+    """
+
+    min_rows: int = 500
+    min_labelled: int = 300
+    max_rows: int = 4000
+    max_s: float = 86_400.0
+    max_error_rate: float = 0.02
+    max_latency_ratio: float = 5.0
+    max_log_loss_increase: float = 0.005
+    alpha: float = 0.05
+
+
+class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
+    """One model a device should run. ``release`` is the sha256 of its manifest."""
+
+    model: str
+    release: str
+    version: str
+    manifest_bytes: int
+    rollout: str
+    action: Literal["install", "rollback"] = "install"
+    probation: Probation = Probation()
+
+
+class Desired(Wire, frozen=True, kw_only=True):
+    """The whole of what a device should run. Only a higher ``generation`` counts."""
+
+    device: str
+    generation: int
+    issued: str
+    models: tuple[DesiredModel, ...]
+    max_facts_per_s: float | None = None
+
+
+class SignedDesired(Wire, frozen=True, kw_only=True):
+    """Retained on ``dn/<id>/desired``: the document and every piece of TUF metadata needed to believe it.
+
+    ``director`` and ``targets`` map metadata file names (``2.root.json``, ``timestamp.json``,
+    ``7.snapshot.json``, ``7.targets.json``) to their text. The director's targets name ``desired.json``
+    (this ``document``) and, for each model, ``releases/<sha256>``; the targets repository names
+    the same ``releases/<sha256>``: a release is installed only when both agree on digest and length.
+    """
+
+    generation: int
+    document: str
+    director: dict[str, str]
+    targets: dict[str, str]
+
+
+class Want(Wire, frozen=True, kw_only=True):
+    """Blocks of an artifact still missing: bit i of ``missing`` (hex, little-endian bytes, bit 0 first) is set
+    when block i is. ``bytes`` is the artifact's length, or 0 when only its digest is known."""
+
+    bytes: int
+    missing: str

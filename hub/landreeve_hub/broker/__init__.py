@@ -1,0 +1,1 @@
+"""The MQTT broker the hub runs as a child."""

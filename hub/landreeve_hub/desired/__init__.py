@@ -1,0 +1,1 @@
+"""What each device should run: generation n, signed, retained."""

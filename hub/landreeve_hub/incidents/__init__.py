@@ -1,0 +1,1 @@
+"""Incidents with their cause in plain words."""

@@ -1,0 +1,1 @@
+"""Bytes to accepted facts, or a rejection with its reason."""

@@ -1,0 +1,1 @@
+"""Releases, datasets, runs, aliases, blobs."""

@@ -1,0 +1,1 @@
+"""What to offer whom next, and why to wait."""

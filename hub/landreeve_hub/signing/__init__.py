@@ -1,0 +1,1 @@
+"""The keys that vouch: TUF roles of the hub."""

@@ -1,0 +1,1 @@
+"""Rows to tensors; the same code trains and serves."""

@@ -1,0 +1,1 @@
+"""One file per family: fit and export to ONNX."""
