@@ -158,14 +158,10 @@ def check_path(path: str) -> str:
         or any(not part.strip(". ") for part in parts)
     )
     if bad:
-        raise BadReleaseError(
-            f"layer path {path[:120]!r}: must be a plain relative path such as 'model.onnx'"
-        )
+        raise BadReleaseError(f"layer path {path[:120]!r}: must be a plain relative path such as 'model.onnx'")
     if PurePosixPath(path).suffix not in ALLOWED_SUFFIXES:
         allowed = ", ".join(sorted(ALLOWED_SUFFIXES))
-        raise BadReleaseError(
-            f"layer {path[:120]!r}: format not accepted; accepted are {allowed} (never pickle)"
-        )
+        raise BadReleaseError(f"layer {path[:120]!r}: format not accepted; accepted are {allowed} (never pickle)")
     return path
 
 
@@ -177,11 +173,7 @@ def parse_manifest(data: bytes) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadReleaseError(f"manifest: {error}") from error
-    if (
-        manifest.schema_version != 2
-        or manifest.media_type != MANIFEST_TYPE
-        or manifest.artifact_type != ARTIFACT_TYPE
-    ):
+    if manifest.schema_version != 2 or manifest.media_type != MANIFEST_TYPE or manifest.artifact_type != ARTIFACT_TYPE:
         raise BadReleaseError(f"manifest: expected an OCI manifest of artifact type {ARTIFACT_TYPE}")
     seen: set[str] = set()
     for layer in manifest.layers:
@@ -195,9 +187,7 @@ def parse_manifest(data: bytes) -> Manifest:
 
 def _check_blob(blob: Descriptor) -> None:
     if not 0 < blob.size <= MAX_LAYER_BYTES:
-        raise BadReleaseError(
-            f"blob {blob.sha256[:12]}: size {blob.size} is out of bounds (1 to {MAX_LAYER_BYTES})"
-        )
+        raise BadReleaseError(f"blob {blob.sha256[:12]}: size {blob.size} is out of bounds (1 to {MAX_LAYER_BYTES})")
 
 
 def parse_config(data: bytes) -> ReleaseConfig:

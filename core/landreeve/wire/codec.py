@@ -48,9 +48,7 @@ def _expand(data: bytes) -> bytes:
     try:
         size = zstandard.frame_content_size(data)
         if size < 0 or size > MAX_MESSAGE_BYTES:
-            raise BadMessageError(
-                f"a compressed message must state a size up to {MAX_MESSAGE_BYTES} bytes, got {size}"
-            )
+            raise BadMessageError(f"a compressed message must state a size up to {MAX_MESSAGE_BYTES} bytes, got {size}")
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_MESSAGE_BYTES)
     except zstandard.ZstdError as error:
         raise BadMessageError(f"compressed message: {error}") from error
@@ -76,9 +74,7 @@ def decode_block(frame: bytes) -> Block:
     if len(frame) < _HEADER_BYTES or not frame.startswith(_BLOCK_MAGIC):
         raise BadMessageError(f"block: no frame of version 1 in {len(frame)} bytes")
     if len(frame) - _HEADER_BYTES > BLOCK_BYTES:
-        raise BadMessageError(
-            f"block: {len(frame) - _HEADER_BYTES} bytes of data, at most {BLOCK_BYTES} are allowed"
-        )
+        raise BadMessageError(f"block: {len(frame) - _HEADER_BYTES} bytes of data, at most {BLOCK_BYTES} are allowed")
     return Block(frame[4:36].hex(), int.from_bytes(frame[36:40], "big"), frame[_HEADER_BYTES:])
 
 
