@@ -1,0 +1,199 @@
+"""A release between its three forms: files in memory, a folder on disk, blobs in a store.
+
+A folder holds ``manifest.json``, ``config.json`` and each file by its layer path. A folder is only ever seen whole:
+it is written beside its place, flushed, and renamed.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from landreeve.release.manifest import (
+    ALLOWED_SUFFIXES,
+    CONFIG_TYPE,
+    FILEPATH,
+    MAX_MANIFEST_BYTES,
+    BadReleaseError,
+    Descriptor,
+    Manifest,
+    ReleaseConfig,
+    block_digests,
+    check_path,
+    digest_of,
+    encode_config,
+    encode_manifest,
+    parse_config,
+    parse_manifest,
+)
+from landreeve.wire.codec import BLOCK_BYTES
+
+MANIFEST_FILE = "manifest.json"
+CONFIG_FILE = "config.json"
+_RESERVED = frozenset({MANIFEST_FILE, CONFIG_FILE})
+
+
+class BlobSource(Protocol):
+    """Where blobs are read from; `landreeve.blobs.store.BlobStore` is one."""
+
+    def read(self, digest: str) -> bytes:
+        """The blob of that sha256."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A release as bytes: its manifest, the manifest's sha256, and every other blob by its sha256."""
+
+    manifest_bytes: bytes
+    digest: str
+    blobs: dict[str, bytes]
+
+    @property
+    def manifest(self) -> Manifest:
+        """The parsed manifest."""
+        return parse_manifest(self.manifest_bytes)
+
+    @property
+    def config(self) -> ReleaseConfig:
+        """Our part of the config blob."""
+        return parse_config(self.blobs[self.manifest.config.sha256])
+
+    def file(self, path: str) -> bytes:
+        """The bytes of one file; `BadReleaseError` when the release has none of that path."""
+        layer = self.manifest.layer(path)
+        if layer is None:
+            raise BadReleaseError(f"release {self.digest[:12]}: has no file {path!r}")
+        return self.blobs[layer.sha256]
+
+
+def pack(files: Mapping[str, bytes], config: ReleaseConfig) -> Packed:
+    """A release of these files (path → bytes). The config's ``blocks`` are filled here: the sha256 of every 64 KiB
+    block of every layer. The same files and config always give the same digest."""
+    if not files:
+        raise BadReleaseError("release: has no file")
+    layers = tuple(_describe(path, files[path]) for path in sorted(files))
+    blobs = {layer.sha256: files[layer.path] for layer in layers}
+    blocks = {digest: block_digests(data, BLOCK_BYTES) for digest, data in blobs.items()}
+    config_bytes = encode_config(msgspec.structs.replace(config, blocks=blocks), layers)
+    if len(config_bytes) > MAX_MANIFEST_BYTES:
+        raise BadReleaseError(f"config of {len(config_bytes)} bytes: at most {MAX_MANIFEST_BYTES}; ship smaller files")
+    config_digest = digest_of(config_bytes)
+    descriptor = Descriptor(media_type=CONFIG_TYPE, digest=f"sha256:{config_digest}", size=len(config_bytes))
+    manifest_bytes = encode_manifest(Manifest(config=descriptor, layers=layers))
+    parse_manifest(manifest_bytes)
+    return Packed(manifest_bytes, digest_of(manifest_bytes), blobs | {config_digest: config_bytes})
+
+
+def _describe(path: str, data: bytes) -> Descriptor:
+    kind = ALLOWED_SUFFIXES[Path(_plain(path)).suffix]
+    return Descriptor(media_type=kind, digest=f"sha256:{digest_of(data)}", size=len(data), annotations={FILEPATH: path})
+
+
+def _plain(path: str) -> str:
+    if check_path(path) in _RESERVED:
+        raise BadReleaseError(f"layer {path!r}: the name belongs to the release itself; use another")
+    return path
+
+
+def write_folder(packed: Packed, folder: Path) -> None:
+    """Write the release into ``folder``: all of it or nothing. A folder that holds this release already is kept; any
+    other content is replaced."""
+    materialise(packed.manifest_bytes, _Blobs(packed.blobs), folder)
+
+
+def read_folder(folder: Path) -> Packed:
+    """The release in a folder, every digest and length checked; `BadReleaseError` names what does not match."""
+    manifest_bytes = _read(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
+    manifest = parse_manifest(manifest_bytes)
+    blobs = {manifest.config.sha256: _checked(manifest.config, _read(folder, CONFIG_FILE, MAX_MANIFEST_BYTES))}
+    for layer in manifest.layers:
+        blobs[layer.sha256] = _checked(layer, _read(folder, _plain(layer.path), layer.size))
+    return Packed(manifest_bytes, digest_of(manifest_bytes), blobs)
+
+
+def materialise(manifest_bytes: bytes, store: BlobSource, folder: Path) -> None:
+    """Lay a release out as files from a blob store.
+
+    Everything is written to a folder beside, flushed, then renamed, so a power cut leaves the old state or the new
+    one. `BadReleaseError` when a blob is not what the manifest says.
+    """
+    if _holds(folder, manifest_bytes):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _fill(beside, manifest_bytes, store)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    _flush_folder(folder.parent)
+
+
+def _holds(folder: Path, manifest_bytes: bytes) -> bool:
+    if not (folder / MANIFEST_FILE).is_file():
+        return False
+    try:
+        return read_folder(folder).manifest_bytes == manifest_bytes
+    except BadReleaseError:
+        return False  # a damaged folder is laid out anew
+
+
+def _fill(folder: Path, manifest_bytes: bytes, store: BlobSource) -> None:
+    manifest = parse_manifest(manifest_bytes)
+    _write(folder / MANIFEST_FILE, manifest_bytes)
+    _write(folder / CONFIG_FILE, _checked(manifest.config, store.read(manifest.config.sha256)))
+    for layer in manifest.layers:
+        _write(folder / _plain(layer.path), _checked(layer, store.read(layer.sha256)))
+    for inner in [path for path in folder.rglob("*") if path.is_dir()]:
+        _flush_folder(inner)
+    _flush_folder(folder)
+
+
+def _checked(blob: Descriptor, data: bytes) -> bytes:
+    if len(data) != blob.size or digest_of(data) != blob.sha256:
+        name = blob.annotations.get(FILEPATH, CONFIG_FILE)
+        raise BadReleaseError(f"{name}: the bytes are not those the manifest names (sha256 {blob.sha256[:12]}…)")
+    return data
+
+
+def _read(folder: Path, path: str, limit: int) -> bytes:
+    file = folder / path
+    try:
+        if file.stat().st_size > limit:
+            raise BadReleaseError(f"{file}: {file.stat().st_size} bytes, at most {limit} are expected")
+        return file.read_bytes()
+    except OSError as error:
+        raise BadReleaseError(f"release folder {folder}: {path} cannot be read: {error.strerror}") from error
+
+
+def _write(file: Path, data: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("xb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class _Blobs:
+    blobs: dict[str, bytes]
+
+    def read(self, digest: str) -> bytes:
+        return self.blobs[digest]

@@ -1,0 +1,234 @@
+"""What a model is for, before any release of it exists: columns, label, windows, recipes, gates, policies.
+
+A definition is written once by a person (JSON or TOML), shipped to the site, and carried inside every release as
+``definition.json``. The same document drives serving (what a row must look like), drift (windows, thresholds) and
+training (recipes, look-back), so none of them can disagree.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from landreeve.release.manifest import Column, Gates, Signature
+from landreeve.wire.ids import BadIdError, check_id
+
+KINDS = ("number", "category")
+MAX_COLUMNS = 4096
+MAX_CATEGORY_CHARS = 200
+
+
+class BadDefinitionError(ValueError):
+    """A definition that cannot be used; the text says which member is wrong and what is accepted."""
+
+
+class Retrain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When and on what a challenger is trained.
+
+    ``first_rows`` labelled rows must exist before the first model, ``lookback_days`` is how far back a later one
+    looks, ``cooldown_days`` the shortest time between two, ``min_labelled`` the fewest labelled rows it may use.
+    """
+
+    first_days: int = 59
+    lookback_days: int = 60
+    cooldown_days: int = 28
+    min_labelled: int = 5000
+
+
+class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a closed window is judged.
+
+    ``alpha`` is the chance that a window without any change passes the significance threshold of at least one
+    column (Bonferroni); ``min_psi`` the effect-size floor that a column must reach besides; ``min_rows`` and
+    ``min_labelled`` the least that is judged at all; ``min_excess`` (nats) the smallest excess log loss and
+    ``quality_alpha`` the one-sided error of one window; ``max_auc_fall`` the fall of AUC below the claimed one that
+    counts by itself; ``persist`` how many windows in a row must agree.
+    """
+
+    alpha: float = 0.01
+    min_psi: float = 0.2
+    min_rows: int = 500
+    min_labelled: int = 500
+    min_excess: float = 0.01
+    quality_alpha: float = 0.001
+    max_auc_fall: float = 0.08
+    persist: int = 2
+
+
+def _all_recipes() -> dict[str, dict[str, Any]]:
+    return {"boosting": {}, "mlp": {}}
+
+
+class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A model's definition.
+
+    ``label`` names the truth that arrives late (0 or 1), at most ``label_delay_hours`` of event time after the row;
+    ``window_days`` is the length of a drift window; ``recipes`` maps a recipe's name (``mlp``, ``boosting``) to its
+    configuration; ``gates`` are the limits a release must keep (the claimed ``metrics`` are filled by training).
+    """
+
+    name: str
+    purpose: str
+    columns: tuple[Column, ...]
+    label: str
+    output: str = "probability"
+    output_unit: str = "probability"
+    window_days: int = 7
+    label_delay_hours: float = 24.0
+    recipes: dict[str, dict[str, Any]] = msgspec.field(default_factory=_all_recipes)
+    gates: Gates = Gates()
+    retrain: Retrain = Retrain()
+    drift: DriftPolicy = DriftPolicy()
+
+    @property
+    def numbers(self) -> tuple[Column, ...]:
+        """The numeric columns, in order."""
+        return tuple(column for column in self.columns if column.kind == "number")
+
+    @property
+    def categories(self) -> tuple[Column, ...]:
+        """The categorical columns, in order."""
+        return tuple(column for column in self.columns if column.kind == "category")
+
+    def signature(self) -> Signature:
+        """The signature of every release of this model: one float32 per column in, one probability out."""
+        return Signature(inputs=self.columns, output=self.output, output_unit=self.output_unit, width=len(self.columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with one field of a row."""
+
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
+def parse_definition(data: bytes, *, form: str = "json") -> Definition:
+    """The definition in JSON or TOML bytes; `BadDefinitionError` names the member that is wrong."""
+    decode = msgspec.toml.decode if form == "toml" else msgspec.json.decode
+    try:
+        definition: Definition = decode(data, type=Definition)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadDefinitionError(f"definition: {error}") from error
+    return check_definition(definition)
+
+
+def load_definition(path: Path) -> Definition:
+    """The definition in a ``.json`` or ``.toml`` file, or in ``definition.json`` of a folder."""
+    file = path / "definition.json" if path.is_dir() else path
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise BadDefinitionError(f"definition {file}: cannot be read: {error.strerror}") from error
+    return parse_definition(data, form="toml" if file.suffix == ".toml" else "json")
+
+
+def encode_definition(definition: Definition) -> bytes:
+    """Canonical JSON: the same definition always has the same bytes."""
+    return msgspec.json.encode(definition, order="sorted")
+
+
+def check_definition(definition: Definition) -> Definition:
+    """The same definition when its members fit together; else `BadDefinitionError`."""
+    try:
+        check_id(definition.name)
+    except BadIdError as error:
+        raise BadDefinitionError(f"name: {error}") from error
+    if not 0 < len(definition.columns) <= MAX_COLUMNS:
+        raise BadDefinitionError(f"columns: {len(definition.columns)} given, 1 to {MAX_COLUMNS} are accepted")
+    seen: set[str] = set()
+    for index, column in enumerate(definition.columns):
+        _check_column(index, column, seen, definition.label)
+        seen.add(column.name)
+    if definition.window_days < 1 or definition.label_delay_hours < 0:
+        raise BadDefinitionError("window_days must be at least 1 and label_delay_hours at least 0")
+    if not definition.recipes:
+        raise BadDefinitionError("recipes: at least one is needed, for example {'boosting': {}}")
+    return definition
+
+
+def _check_column(index: int, column: Column, seen: set[str], label: str) -> None:
+    where = f"columns[{index}] {column.name!r}"
+    if not column.name or len(column.name) > MAX_CATEGORY_CHARS:
+        raise BadDefinitionError(f"{where}: name must have 1 to {MAX_CATEGORY_CHARS} characters")
+    if column.name in seen:
+        raise BadDefinitionError(f"{where}: the name occurs twice")
+    if column.name == label:
+        raise BadDefinitionError(f"{where}: the label cannot be an input column")
+    if column.kind not in KINDS:
+        raise BadDefinitionError(f"{where}: kind {column.kind!r} is unknown; accepted are {', '.join(KINDS)}")
+    if column.low is not None and column.high is not None and column.low > column.high:
+        raise BadDefinitionError(f"{where}: low {column.low} is above high {column.high}")
+
+
+def check_row(definition: Definition, row: Mapping[str, object]) -> tuple[Problem, ...]:
+    """Everything wrong with a row, each problem naming its field; empty when the row is good.
+
+    A missing optional column, null and NaN all mean "unknown".
+
+    >>> d = Definition(name="m", purpose="", label="y", columns=(Column(name="a", kind="number", low=0),))
+    >>> [str(p) for p in check_row(d, {"a": -1, "b": 2})]
+    ['b: not a column of model m; known are a', 'a: -1 is below the lowest accepted value 0.0']
+    """
+    known = {column.name for column in definition.columns}
+    problems = [
+        Problem(str(name)[:80], f"not a column of model {definition.name}; known are {_listed(known)}")
+        for name in row
+        if name not in known
+    ]
+    for column in definition.columns:
+        reason = check_value(column, row.get(column.name))
+        if reason:
+            problems.append(Problem(column.name, reason))
+    return tuple(problems)
+
+
+def check_value(column: Column, value: object) -> str:
+    """What is wrong with one value of a column, or the empty text."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "is required" if column.required else ""
+    if column.kind == "category":
+        return _check_category(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"expected a number{_unit(column)}, got {type(value).__name__} {_short(value)}"
+    if isinstance(value, float) and math.isinf(value):
+        return "must be finite"
+    if column.low is not None and value < column.low:
+        return f"{_short(value)} is below the lowest accepted value {column.low}"
+    if column.high is not None and value > column.high:
+        return f"{_short(value)} is above the highest accepted value {column.high}"
+    return ""
+
+
+def check_label(value: object) -> str:
+    """What is wrong with a label (0 or 1), or the empty text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value not in (0, 1):
+        return f"a label is 0 or 1, got {_short(value)}"
+    return ""
+
+
+def _check_category(value: object) -> str:
+    if not isinstance(value, str):
+        return f"expected text, got {type(value).__name__} {_short(value)}"
+    if not 0 < len(value) <= MAX_CATEGORY_CHARS:
+        return f"text must have 1 to {MAX_CATEGORY_CHARS} characters, got {len(value)}"
+    return ""
+
+
+def _unit(column: Column) -> str:
+    return f" in {column.unit}" if column.unit else ""
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _listed(names: set[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")

@@ -1,0 +1,109 @@
+"""Which ONNX graphs may be loaded at all, decided from their bytes before any runtime sees them.
+
+Refused are external tensors (a path to read), operator domains outside the allow-list (code of somebody else),
+unknown opsets, graphs over the size limits, and graphs whose input or output is not the one every release has:
+``x`` float32 (n, width) in, float32 (n,) out.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from landreeve.release.manifest import BadReleaseError
+
+MAX_GRAPH_BYTES = 512 * 1024 * 1024
+MAX_NODES = 100_000
+MAX_DEPTH = 8
+MAX_WIDTH = 4096
+# Domain → newest opset the bundled runtimes are known to execute.
+ALLOWED_OPSETS = {"": 26, "ai.onnx": 26, "ai.onnx.ml": 5}
+INPUT_NAME = "x"
+
+
+def check(data: bytes, *, width: int | None = None) -> None:
+    """Return when the graph is acceptable; raise `BadReleaseError` saying what is wrong and what is accepted.
+
+    ``width`` is the number of columns the graph must take, when known. Parse hostile bytes under rlimits: protobuf
+    is native code.
+    """
+    if not 0 < len(data) <= MAX_GRAPH_BYTES:
+        raise BadReleaseError(f"model.onnx: {len(data)} bytes, 1 to {MAX_GRAPH_BYTES} are accepted")
+    model = _parse(data)
+    for opset in model.opset_import:
+        _check_domain(opset.domain, opset.version)
+    if model.functions:
+        raise BadReleaseError(f"model.onnx: {len(model.functions)} local functions; export with functions inlined")
+    if len(model.training_info):
+        raise BadReleaseError("model.onnx: carries training graphs; export for inference")
+    for count, node in enumerate(_nodes(model.graph, 0)):
+        if count >= MAX_NODES:
+            raise BadReleaseError(f"model.onnx: more than {MAX_NODES} nodes")
+        _check_domain(node.domain, 0)
+    _check_ends(model.graph, width)
+
+
+def _parse(data: bytes) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError) as error:
+        raise BadReleaseError(f"model.onnx: no ONNX graph: {error}") from error
+    if not model.graph.node:
+        raise BadReleaseError("model.onnx: no ONNX graph: it has no node")
+    return model
+
+
+def _check_domain(domain: str, version: int) -> None:
+    newest = ALLOWED_OPSETS.get(domain)
+    allowed = ", ".join(sorted(repr(name) for name in ALLOWED_OPSETS))
+    if newest is None:
+        raise BadReleaseError(f"model.onnx: operator domain {domain[:60]!r} is not accepted; accepted are {allowed}")
+    if version > newest:
+        raise BadReleaseError(f"model.onnx: opset {version} of {domain!r}; up to {newest} is accepted: export with it")
+
+
+def _nodes(graph: Any, depth: int) -> Iterator[Any]:
+    """Every node of a graph and of the graphs in its attributes; refuses external tensors on the way."""
+    if depth > MAX_DEPTH:
+        raise BadReleaseError(f"model.onnx: graphs nested deeper than {MAX_DEPTH}")
+    for tensor in graph.initializer:
+        _check_tensor(tensor)
+    for sparse in graph.sparse_initializer:
+        _check_tensor(sparse.values)
+        _check_tensor(sparse.indices)
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for tensor in (attribute.t, *attribute.tensors):
+                _check_tensor(tensor)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                _check_tensor(sparse.values)
+                _check_tensor(sparse.indices)
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g, depth + 1)
+            for inner in attribute.graphs:
+                yield from _nodes(inner, depth + 1)
+
+
+def _check_tensor(tensor: Any) -> None:
+    if tensor.data_location == 1 or len(tensor.external_data):
+        raise BadReleaseError(f"model.onnx: tensor {tensor.name[:60]!r} lies outside the file; store it inside")
+
+
+def _check_ends(graph: Any, width: int | None) -> None:
+    stored = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in stored]
+    if len(inputs) != 1 or inputs[0].name != INPUT_NAME or not _is_float(inputs[0], 2):
+        raise BadReleaseError(f"model.onnx: needs exactly one input {INPUT_NAME!r}, float32 of shape (n, width)")
+    columns = inputs[0].type.tensor_type.shape.dim[1].dim_value
+    if not 0 < columns <= MAX_WIDTH or (width is not None and columns != width):
+        wanted = f"{width}" if width is not None else f"1 to {MAX_WIDTH}"
+        raise BadReleaseError(f"model.onnx: input {INPUT_NAME!r} has width {columns}, expected {wanted}")
+    if len(graph.output) != 1 or not _is_float(graph.output[0], 1):
+        raise BadReleaseError("model.onnx: needs exactly one output, float32 of shape (n,)")
+
+
+def _is_float(value: Any, rank: int) -> bool:
+    tensor = value.type.tensor_type
+    return tensor.elem_type == 1 and tensor.HasField("shape") and len(tensor.shape.dim) == rank
