@@ -1,0 +1,386 @@
+"""The hub's tables, as SQLAlchemy Core sees them on SQLite and PostgreSQL.
+
+Times are text (`landreeve_hub.store.moment`), documents are JSON, and no table holds a raw row of a site.
+A change here needs a migration beside it; a test compares the two.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
+
+metadata = MetaData()
+
+# SQLite numbers rows by itself only for INTEGER; PostgreSQL should not run out at two thousand million.
+_Row = BigInteger().with_variant(Integer, "sqlite")
+_EMPTY = text("''")
+_ZERO = text("0")
+_OBJECT = text("'{}'")
+
+
+def _text(name: str) -> Column[str]:
+    return Column(name, Text, nullable=False, server_default=_EMPTY)
+
+
+def _count(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=_ZERO)
+
+
+def _document(name: str) -> Column[dict[str, object]]:
+    return Column(name, JSON, nullable=False, server_default=_OBJECT)
+
+
+def _numbered() -> Column[int]:
+    return Column("n", _Row, primary_key=True, autoincrement=True)
+
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _text("fleet"),
+    Column("site", Text, nullable=False, unique=True),
+    _text("state"),
+    _document("labels"),
+    _text("enrolled"),
+    _text("certificate_serial"),
+    _text("certificate_expires"),
+    Column("online", Boolean, nullable=False, server_default=false()),
+    _count("session"),
+    _text("last_seen"),
+    _count("generation"),
+    _document("hardware"),
+    _text("agent"),
+    _document("doc"),
+    Column("revoked", Boolean, nullable=False, server_default=false()),
+)
+
+enrolment_tokens = Table(
+    "enrolment_tokens",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    _text("site"),
+    _document("labels"),
+    Column("expires", Text, nullable=False),
+    _text("used_at"),
+    _text("device"),
+)
+
+# Every accepted fact, once. `body` is empty where the fact's effect holds all of it (metrics, drift windows).
+facts = Table(
+    "facts",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    _text("type"),
+    _text("at"),
+    _text("received"),
+    _document("body"),
+)
+
+highwater = Table(
+    "highwater",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    _count("seq"),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("device", Text, primary_key=True),
+    _count("facts"),
+    _count("duplicates"),
+    _count("rejected"),
+)
+
+gaps = Table(
+    "gaps",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    _count("first"),
+    _count("last"),
+    _count("count"),
+    _text("at"),
+)
+
+rejections = Table(
+    "rejections",
+    metadata,
+    _numbered(),
+    _text("device"),
+    _text("at"),
+    _text("reason"),
+    Column("bytes", LargeBinary, nullable=False, server_default=_EMPTY),
+)
+
+# What the columns of a device's metrics mean; announced at birth.
+metric_sets = Table(
+    "metric_sets",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("set", BigInteger, primary_key=True),
+    Column("names", JSON, nullable=False),
+)
+
+# One row for each device, metric set and minute (unix minutes); `values` is zstd of JSON rows.
+metrics = Table(
+    "metrics",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("minute", BigInteger, primary_key=True),
+    Column("set", BigInteger, primary_key=True),
+    Column("values", LargeBinary, nullable=False),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", Text, primary_key=True),
+    _document("definition"),
+    _text("created"),
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("manifest_bytes", Integer, nullable=False),
+    _document("config"),
+    _text("created"),
+    _text("created_by"),
+    _text("approved_by"),
+    _text("source_device"),
+    _text("source_run"),
+    UniqueConstraint("model", "version", name="releases_model_version"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("alias", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _text("model"),
+    _text("device"),
+    _document("request"),
+    _text("state"),
+    _document("metrics"),
+    _text("at"),
+    _text("digest"),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    _text("version"),
+    Column("state", Text, nullable=False),
+    _document("doc"),
+    _text("created"),
+    _text("created_by"),
+    _text("approved_by"),
+)
+
+rollout_log = Table(
+    "rollout_log",
+    metadata,
+    _numbered(),
+    Column("rollout", Text, nullable=False, index=True),
+    _text("at"),
+    _text("cause"),
+    _text("sentence"),
+    _document("data"),
+)
+
+assignments = Table(
+    "assignments",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    _text("version"),
+    _text("rollout"),
+    _text("action"),
+    _document("probation"),
+)
+
+desired = Table(
+    "desired",
+    metadata,
+    Column("device", Text, primary_key=True),
+    _count("generation"),
+    Column("document", LargeBinary, nullable=False),
+    _text("content_hash"),
+    _text("signed_at"),
+)
+
+updates = Table(
+    "updates",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    _count("generation"),
+    _text("state"),
+    _text("version"),
+    _text("release"),
+    _text("rollout"),
+    _text("cause"),
+    _text("sentence"),
+    _text("at"),
+)
+
+windows = Table(
+    "windows",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("window", BigInteger, primary_key=True),
+    _text("release"),
+    _text("version"),
+    _text("first"),
+    _text("last"),
+    _count("rows"),
+    _document("report"),
+)
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("key", Text, nullable=False, unique=True),
+    Column("state", Text, nullable=False),
+    _text("opened"),
+    _text("closed"),
+    _text("severity"),
+    _text("cause"),
+    _text("sentence"),
+    _document("subject"),
+)
+
+incident_log = Table(
+    "incident_log",
+    metadata,
+    _numbered(),
+    Column("incident", Text, nullable=False, index=True),
+    _text("at"),
+    _text("actor"),
+    _text("action"),
+    _text("sentence"),
+    _document("data"),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    _text("password_hash"),
+    _text("totp"),
+    _text("created"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("user", Text, nullable=False),
+    _text("name"),
+    Column("scopes", JSON, nullable=False),
+    _text("expires"),
+    _text("created"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("user", Text, nullable=False),
+    _text("created"),
+    _text("seen"),
+)
+
+setup_codes = Table(
+    "setup_codes",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    _text("expires"),
+    _text("used"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", _Row, primary_key=True, autoincrement=False),
+    _text("at"),
+    _text("actor"),
+    _text("action"),
+    _text("object"),
+    _text("decision"),
+    _document("data"),
+    _text("prev"),
+    _text("hash"),
+)
+
+commands = Table(
+    "commands",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("device", Text, nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    _document("args"),
+    _text("at"),
+    _text("expires"),
+    Column("answer", JSON(none_as_null=True), nullable=True),
+)
+
+events = Table(
+    "events",
+    metadata,
+    _numbered(),
+    _text("at"),
+    _text("device"),
+    _text("name"),
+    _text("subject"),
+    _text("severity"),
+    _text("sentence"),
+    _document("data"),
+    Index("events_device_n", "device", "n"),
+    Index("events_name_n", "name", "n"),
+)
+
+log_lines = Table(
+    "log_lines",
+    metadata,
+    _numbered(),
+    Column("device", Text, nullable=False, index=True),
+    _text("at"),
+    _text("line"),
+)
