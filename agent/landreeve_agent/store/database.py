@@ -1,0 +1,202 @@
+"""SQLite behind one writer thread and a few readers.
+
+Every write is a function of the connection; it runs whole or not at all. Writes that wait at the same time
+share one commit (an fsync takes about 4 ms, so single commits end near 250 a second), each inside its own
+savepoint: one that fails undoes itself and nobody else. A write has returned only when it is on the disk
+(WAL, ``synchronous=FULL``).
+"""
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from sqlite_utils import Database as SqliteDatabase
+
+from landreeve_agent.store.migrations import migrations
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+GROUP_LIMIT = 64
+BUSY_TIMEOUT_S = 30.0
+
+
+class StoreError(Exception):
+    """The store cannot be used as it is; the text says what is wrong and what to do."""
+
+
+@dataclass(slots=True)
+class _Write:
+    run: Callable[[SqliteDatabase], Any]
+    future: Future[Any] = field(default_factory=Future)
+
+
+class Database:
+    """The agent's database file, created and migrated when needed. Safe to use from any task of one loop."""
+
+    def __init__(self, path: Path, *, readers: int = 2) -> None:
+        """Raises `StoreError` when the file cannot be opened, written or migrated."""
+        self.path = path
+        self._writer_connection = _prepare(path)
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._after_commit: list[Callable[[], None]] = []
+        self._closing = threading.Lock()
+        self._closed = False
+        self._local = threading.local()
+        self._read_connections: list[SqliteDatabase] = []
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="store-read")
+        self._writer = threading.Thread(target=self._write_forever, name="store-write", daemon=True)
+        self._writer.start()
+
+    async def write(self, run: Callable[[SqliteDatabase], T]) -> T:
+        """What ``run(db)`` returns, after its changes are on the disk; its exception undoes them all.
+
+        A caller cancelled before its turn leaves no trace; one cancelled later does not stop the write.
+        """
+        item = _Write(run)
+        with self._closing:
+            if self._closed:
+                raise StoreError(f"{self.path} is closed: no write is possible any more")
+            self._queue.put(item)
+        return cast("T", await asyncio.wrap_future(item.future))
+
+    async def read(self, run: Callable[[SqliteDatabase], T]) -> T:
+        """What ``run(db)`` returns, seeing one moment of the database; a write inside it fails."""
+        if self._closed:
+            raise StoreError(f"{self.path} is closed: no read is possible any more")
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, run)
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Calls it in the writer's thread after each commit, before the writers of that commit go on."""
+        self._after_commit.append(callback)
+
+    def close(self) -> None:
+        """Finishes the writes that wait, then closes the file. Harmless when repeated."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._queue.put(None)
+        self._writer.join()
+        self._readers.shutdown(wait=True)
+        for db in (*self._read_connections, self._writer_connection):
+            db.conn.close()
+
+    def _write_forever(self) -> None:
+        more = True
+        while more:
+            group, more = self._next_group()
+            if group:
+                self._commit(group)
+
+    def _next_group(self) -> tuple[list[_Write], bool]:
+        """The writes that wait now, at least one unless the end was asked for."""
+        group: list[_Write] = []
+        item = self._queue.get()
+        while item is not None:
+            group.append(item)
+            if len(group) >= GROUP_LIMIT:
+                return group, True
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return group, True
+        return group, False
+
+    def _commit(self, group: list[_Write]) -> None:
+        live = [item for item in group if item.future.set_running_or_notify_cancel()]
+        if not live:
+            return
+        done: list[tuple[_Write, Any]] = []
+        try:
+            with _transaction(self._writer_connection) as db:
+                done = [(item, result) for item in live for result in _run(db, item)]
+        except BaseException as error:  # noqa: BLE001 - handed to every caller, whose write did not happen
+            for item in live:
+                if not item.future.done():
+                    item.future.set_exception(error)
+            return
+        self._tell()
+        for item, result in done:
+            item.future.set_result(result)
+
+    def _tell(self) -> None:
+        for callback in self._after_commit:
+            try:
+                callback()
+            except Exception:
+                logger.exception("after-commit callback %r failed", callback)
+
+    def _read(self, run: Callable[[SqliteDatabase], T]) -> T:
+        db = getattr(self._local, "db", None)
+        if db is None:
+            db = self._local.db = _connect(self.path)
+            db.conn.execute("PRAGMA query_only=ON")
+            self._read_connections.append(db)
+        db.conn.execute("BEGIN")
+        try:
+            return run(db)
+        finally:
+            db.conn.rollback()
+
+
+class _transaction:  # noqa: N801 - reads as a verb where it is used
+    """``BEGIN IMMEDIATE`` to ``COMMIT``; sqlite-utils' own `atomic` then nests as savepoints."""
+
+    def __init__(self, db: SqliteDatabase) -> None:
+        self._db = db
+
+    def __enter__(self) -> SqliteDatabase:
+        self._db.conn.execute("BEGIN IMMEDIATE")
+        return self._db
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._db.conn.rollback()
+            return
+        try:
+            self._db.conn.execute("COMMIT")
+        except BaseException:
+            self._db.conn.rollback()
+            raise
+
+
+def _run(db: SqliteDatabase, item: _Write) -> list[Any]:
+    """The result as a list of one; empty when it failed, its savepoint undone and its caller told."""
+    try:
+        with db.atomic():
+            result = item.run(db)
+    except BaseException as error:
+        if not db.conn.in_transaction:
+            raise  # the whole group is gone with it (disk full, a RAISE(ROLLBACK), a stray COMMIT)
+        item.future.set_exception(error)
+        return []
+    return [result]
+
+
+def _prepare(path: Path) -> SqliteDatabase:
+    try:
+        db = _connect(path)
+        db.conn.execute("PRAGMA journal_mode=WAL")
+        db.conn.execute("PRAGMA synchronous=FULL")
+        migrations.apply(db)
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"store {path}: {error}. Check that the folder is writable and the disk not full; a damaged file can be "
+            "moved away, and the agent then starts with an empty one"
+        ) from error
+    return db
+
+
+def _connect(path: Path) -> SqliteDatabase:
+    # Each connection is used by one thread at a time; closing happens in another.
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+    connection.execute("PRAGMA foreign_keys=ON")
+    return SqliteDatabase(connection)

@@ -1,0 +1,95 @@
+"""The agent's tables, as numbered steps that are applied once each and in order.
+
+A step that has been in the field is never edited: a change adds a step below it. Tables are STRICT, so a
+value of the wrong kind is refused where it is written and not found where it is read. Times are RFC 3339 UTC
+text of one width (`landreeve_agent.store.stamps`), so that text order is time order.
+"""
+
+from sqlite_utils import Database as SqliteDatabase
+from sqlite_utils import Migrations
+
+migrations = Migrations("agent")
+
+_LINK = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
+    # AUTOINCREMENT: a number is never used twice, even when its row is gone.
+    (
+        "CREATE TABLE outbox (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, body BLOB NOT NULL, "
+        "bytes INTEGER NOT NULL, at TEXT NOT NULL) STRICT"
+    ),
+    "CREATE INDEX outbox_kind ON outbox (kind, seq)",
+    (
+        "CREATE TABLE outbox_size (one INTEGER PRIMARY KEY CHECK (one = 1), facts INTEGER NOT NULL, "
+        "bytes INTEGER NOT NULL) STRICT"
+    ),
+    "INSERT INTO outbox_size VALUES (1, 0, 0)",
+    (
+        "CREATE TRIGGER outbox_insert AFTER INSERT ON outbox BEGIN "
+        "UPDATE outbox_size SET facts = facts + 1, bytes = bytes + new.bytes; END"
+    ),
+    (
+        "CREATE TRIGGER outbox_delete AFTER DELETE ON outbox BEGIN "
+        "UPDATE outbox_size SET facts = facts - 1, bytes = bytes - old.bytes; END"
+    ),
+    (
+        "CREATE TRIGGER outbox_update AFTER UPDATE OF bytes ON outbox BEGIN "
+        "UPDATE outbox_size SET bytes = bytes - old.bytes + new.bytes; END"
+    ),
+    "CREATE TABLE commands (id TEXT PRIMARY KEY, at TEXT NOT NULL, outcome TEXT NOT NULL) STRICT",
+    (
+        "CREATE TABLE events (n INTEGER PRIMARY KEY, at TEXT NOT NULL, name TEXT NOT NULL, subject TEXT NOT NULL, "
+        "severity TEXT NOT NULL, sentence TEXT NOT NULL, data TEXT NOT NULL DEFAULT '{}') STRICT"
+    ),
+)
+
+_DATA = (
+    (
+        "CREATE TABLE samples (model TEXT NOT NULL, id TEXT NOT NULL, at TEXT NOT NULL, version TEXT, release TEXT, "
+        '"row" TEXT NOT NULL, p REAL, shadow REAL, shadow_release TEXT, us INTEGER, err TEXT, captured TEXT NOT NULL, '
+        "PRIMARY KEY (model, id)) STRICT"
+    ),
+    "CREATE INDEX samples_at ON samples (model, at)",
+    "CREATE INDEX samples_release ON samples (model, release, captured)",
+    (
+        "CREATE TABLE labels (model TEXT NOT NULL, id TEXT NOT NULL, label REAL NOT NULL, at TEXT NOT NULL, "
+        "received TEXT NOT NULL, PRIMARY KEY (model, id)) STRICT, WITHOUT ROWID"
+    ),
+    (
+        "CREATE TABLE windows (model TEXT NOT NULL, window INTEGER NOT NULL, release TEXT, first TEXT NOT NULL, "
+        "last TEXT NOT NULL, rows INTEGER NOT NULL, report TEXT NOT NULL, PRIMARY KEY (model, window)) STRICT"
+    ),
+    "CREATE TABLE spool (file TEXT PRIMARY KEY, offset INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0) STRICT",
+    (
+        "CREATE TABLE counters (model TEXT NOT NULL, day TEXT NOT NULL, version TEXT NOT NULL, "
+        "predictions INTEGER NOT NULL DEFAULT 0, errors INTEGER NOT NULL DEFAULT 0, us_hist TEXT NOT NULL DEFAULT '{}', "
+        "PRIMARY KEY (model, day, version)) STRICT"
+    ),
+    (
+        "CREATE TABLE runs (id TEXT PRIMARY KEY, model TEXT NOT NULL, state TEXT NOT NULL, request TEXT NOT NULL, "
+        "result TEXT, at TEXT NOT NULL, finished TEXT) STRICT"
+    ),
+)
+
+_UPDATE = (
+    (
+        "CREATE TABLE updates (model TEXT PRIMARY KEY, generation INTEGER NOT NULL, state BLOB NOT NULL, "
+        "at TEXT NOT NULL) STRICT"
+    ),
+    (
+        "CREATE TABLE transitions (n INTEGER PRIMARY KEY, model TEXT NOT NULL, rollout TEXT NOT NULL, "
+        "generation INTEGER NOT NULL, previous TEXT NOT NULL, state TEXT NOT NULL, cause TEXT NOT NULL, "
+        "sentence TEXT NOT NULL, at TEXT NOT NULL) STRICT"
+    ),
+    "CREATE INDEX transitions_model ON transitions (model, n)",
+    (
+        "CREATE TABLE quarantine (digest TEXT PRIMARY KEY, model TEXT NOT NULL, rollout TEXT NOT NULL, "
+        "cause TEXT NOT NULL, sentence TEXT NOT NULL, at TEXT NOT NULL) STRICT"
+    ),
+)
+
+
+@migrations()
+def first_tables(db: SqliteDatabase) -> None:
+    """Everything version 0.1 keeps."""
+    for statement in (*_LINK, *_DATA, *_UPDATE):
+        db.conn.execute(statement)
