@@ -1,0 +1,192 @@
+"""The agent's settings and the layout of its state folder."""
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from landreeve.settings import Loaded, load
+from msgspec import Meta
+
+from landreeve_agent.errors import StateError
+
+SYSTEM_FILE = Path("/etc/landreeve/agent.toml")
+SYSTEM_FOLDER = Path("/etc/landreeve/conf.d")
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Site(msgspec.Struct, frozen=True):
+    name: Annotated[str, Meta(description="name of this site, shown to people")] = "this site"
+    labels: Annotated[dict[str, str], Meta(description="labels the fleet can be filtered by")] = {}
+
+
+class Serving(msgspec.Struct, frozen=True):
+    host: Annotated[str, Meta(description="address the inference server listens on")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="port of the inference server; 0 takes any free one")] = 8410
+    threads: Annotated[
+        int, Meta(ge=0, le=1024, description="threads one model may use; 0 asks the hardware probe and the tuner")
+    ] = 0
+
+
+class ConsoleSettings(msgspec.Struct, frozen=True):
+    host: Annotated[str, Meta(description="address the console and the local API listen on")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="port of the console and the local API; 0 takes any free one")] = 8411
+    hosts: Annotated[
+        tuple[str, ...], Meta(description="further host names under which the console may be asked for")
+    ] = ()
+    code_minutes: Annotated[int, Meta(ge=1, le=10_080, description="how long a one-time code stays valid")] = 60
+    session_hours: Annotated[int, Meta(ge=1, le=720, description="how long a signed-in browser stays signed in")] = 12
+
+
+class Telemetry(msgspec.Struct, frozen=True):
+    interval_s: Annotated[float, Meta(ge=0.2, le=86_400, description="seconds between two rows of metrics")] = 60.0
+    log_level: Annotated[str, Meta(description="lowest level that is logged: debug, info, warning, error")] = "info"
+
+
+class LinkSettings(msgspec.Struct, frozen=True):
+    reconnect_jitter_s: Annotated[
+        float, Meta(ge=0, le=600, description="upper bound of the random wait before reconnecting to the hub")
+    ] = 60.0
+    outbox_mb: Annotated[
+        float, Meta(gt=0, le=10_240, description="size of the outbox above which metrics are dropped, oldest first")
+    ] = 64.0
+
+
+class IntakeSettings(msgspec.Struct, frozen=True):
+    poll_s: Annotated[float, Meta(gt=0, le=60, description="seconds between two looks into the capture spool")] = 0.25
+    keep_days: Annotated[
+        float, Meta(ge=0, le=36_500, description="days of samples and labels kept, by their own time; 0 keeps all")
+    ] = 400.0
+    max_rows: Annotated[int, Meta(ge=1, le=100_000, description="most samples or labels in one request")] = 5000
+
+
+class DriftSettings(msgspec.Struct, frozen=True):
+    every_s: Annotated[float, Meta(ge=0.1, le=86_400, description="seconds between two looks for closed windows")] = (
+        30.0
+    )
+
+
+class TrainingSettings(msgspec.Struct, frozen=True):
+    cron: Annotated[str, Meta(description="when to train by itself, as five cron fields; empty never does")] = ""
+    lookback_days: Annotated[float, Meta(gt=0, description="days of samples a scheduled training looks back on")] = 90.0
+    threads: Annotated[int, Meta(ge=0, le=1024, description="threads of the trainer; 0 leaves one core free")] = 0
+
+
+class TuningSettings(msgspec.Struct, frozen=True):
+    budget_s: Annotated[float, Meta(gt=0, le=3600, description="seconds the tuner may spend on one release")] = 20.0
+    deadline_s: Annotated[float, Meta(gt=0, le=7200, description="seconds after which preflight is given up")] = 180.0
+
+
+class ScheduleSettings(msgspec.Struct, frozen=True):
+    retention_s: Annotated[float, Meta(ge=1, description="seconds between two runs of retention")] = 3600.0
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Everything that can be set on a box."""
+
+    site: Site = Site()
+    serving: Serving = Serving()
+    console: ConsoleSettings = ConsoleSettings()
+    telemetry: Telemetry = Telemetry()
+    link: LinkSettings = LinkSettings()
+    intake: IntakeSettings = IntakeSettings()
+    drift: DriftSettings = DriftSettings()
+    training: TrainingSettings = TrainingSettings()
+    tuning: TuningSettings = TuningSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+
+
+@dataclass(frozen=True)
+class StateFolder:
+    """Where everything of one site lives. The folder belongs to one user (0700)."""
+
+    root: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.root / "agent.toml"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "agent.db"
+
+    @property
+    def identity(self) -> Path:
+        return self.root / "identity.json"
+
+    @property
+    def certificate(self) -> Path:
+        return self.root / "keys" / "device.crt"
+
+    @property
+    def trust(self) -> Path:
+        return self.root / "trust"
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / "blobs"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def definitions(self) -> Path:
+        return self.root / "definitions"
+
+    @property
+    def spool(self) -> Path:
+        return self.root / "spool"
+
+    @property
+    def tokens(self) -> Path:
+        return self.root / "tokens"
+
+    @property
+    def training(self) -> Path:
+        return self.root / "training"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def ports(self) -> Path:
+        return self.run / "ports.json"
+
+    def prepare(self) -> None:
+        """Make the folders that are missing; `StateError` when the folder cannot be used."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if stat.S_IMODE(self.root.stat().st_mode) & 0o077:
+                self.root.chmod(0o700)
+            for name in ("keys", "trust", "blobs", "models", "definitions", "spool", "tokens", "training", "run"):
+                (self.root / name).mkdir(exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StateError(
+                f"state folder {self.root}: {error.strerror}; choose a folder this user owns with --state"
+            ) from error
+
+
+def default_state() -> Path:
+    """Where the state lives when nobody says: the service's folder for root, else the user's own."""
+    if os.environ.get("LANDREEVE_STATE"):
+        return Path(os.environ["LANDREEVE_STATE"])
+    if os.geteuid() == 0:
+        return Path("/var/lib/landreeve")
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "landreeve"
+
+
+def load_settings(state: StateFolder, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded[Settings]:
+    """The box's settings: defaults, system files, the state folder's file, environment, flags.
+
+    Raises `landreeve.settings.SettingsError`.
+    """
+    system = sorted(SYSTEM_FOLDER.glob("*.toml")) if SYSTEM_FOLDER.is_dir() else []
+    files = [SYSTEM_FILE, *system, state.settings_file]
+    return load(Settings, files=files, prefix="LANDREEVE", environ=environ, flags=flags)

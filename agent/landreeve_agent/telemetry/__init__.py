@@ -1,0 +1,1 @@
+"""Counters, latencies and the facts that carry them."""

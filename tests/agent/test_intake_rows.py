@@ -1,0 +1,115 @@
+"""Samples and labels from applications: a clear refusal naming the field, nothing lost, repeats harmless."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from landreeve.release.manifest import Column
+from landreeve_agent.intake.definitions import Definitions
+from landreeve_agent.intake.intake import Accepted, Intake, Refused, UnknownModel
+from landreeve_agent.intake.retention import Retention
+from landreeve_agent.intake.rows import Label, Sample
+from landreeve_agent.store.database import Database
+from landreeve_models.definition import Definition
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+DEFINITION = Definition(
+    name="m",
+    purpose="a test",
+    label="late",
+    columns=(Column(name="x", kind="number", low=0), Column(name="c", kind="category", required=False)),
+)
+
+
+@pytest.fixture
+def database(tmp_path: Path):
+    database = Database(tmp_path / "agent.db")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def intake(database: Database) -> Intake:
+    return Intake(database, {"m": DEFINITION})
+
+
+def sample(name: str = "a", at: str = "2026-02-01T00:00:00Z", **row: Any) -> Sample:
+    return Sample(id=name, at=at, row=row or {"x": 1.0})
+
+
+async def count(database: Database, table: str) -> int:
+    return await database.read(lambda tables: tables[table].count)
+
+
+async def test_known_ids_are_repeats_and_the_first_stays(intake: Intake, database: Database) -> None:
+    assert await intake.samples("m", [sample("a", x=1), sample("b")], NOW) == Accepted(2, 0)
+    assert await intake.samples("m", [sample("a", x=2), sample("c"), sample("c")], NOW) == Accepted(1, 2)
+    assert await count(database, "samples") == 3
+    row = await database.read(lambda t: t.conn.execute("SELECT row FROM samples WHERE id = 'a'").fetchone()[0])
+    assert row == '{"x":1}'
+
+
+@pytest.mark.parametrize(
+    ("bad", "where", "words"),
+    [
+        (sample(x=-1), "row.x", "below the lowest"),
+        (sample(x="1"), "row.x", "expected a number"),
+        (sample(x=1, y=2), "row.y", "not a column"),
+        (sample(c="k"), "row.x", "required"),
+        (sample(at="2026-02-01T00:00:00"), "at", "time zone"),
+        (sample(at="yesterday"), "at", "RFC 3339"),
+        (sample(at="2027-01-01T00:00:00Z"), "at", "ahead"),
+        (sample(name=""), "id", "1 to 128"),
+    ],
+)
+async def test_one_bad_row_refuses_the_request_by_index_and_field(
+    intake: Intake, database: Database, bad: Sample, where: str, words: str
+) -> None:
+    answer = await intake.samples("m", [sample("good"), bad], NOW)
+    assert isinstance(answer, Refused)
+    assert [(fault.index, fault.field) for fault in answer.faults] == [(1, where)]
+    assert words in answer.faults[0].reason
+    assert await count(database, "samples") == 0
+
+
+async def test_a_label_is_zero_or_one_and_may_come_before_its_sample(intake: Intake, database: Database) -> None:
+    at = "2026-02-01T00:00:00Z"
+    assert await intake.labels("m", [Label(id="a", label=1, at=at)], NOW) == Accepted(1, 0)
+    assert await intake.labels("m", [Label(id="a", label=0, at=at)], NOW) == Accepted(0, 1)
+    refused = await intake.labels("m", [Label(id="b", label=0.5, at=at)], NOW)
+    assert isinstance(refused, Refused)
+    assert str(refused.faults[0]).startswith("[0].label: a label is 0 or 1")
+    assert await count(database, "labels") == 1
+
+
+async def test_unknown_model_names_the_known_ones(intake: Intake) -> None:
+    assert await intake.samples("other", [sample()], NOW) == UnknownModel(("m",))
+
+
+async def test_times_of_any_offset_are_ordered_as_moments(intake: Intake, database: Database) -> None:
+    await intake.samples("m", [sample("b", at="2026-02-01T01:00:00+03:00"), sample("a", at="2026-01-31T23:00Z")], NOW)
+    ids = await database.read(lambda t: t.conn.execute("SELECT id FROM samples ORDER BY at").fetchall())
+    assert ids == [("b",), ("a",)]
+
+
+async def test_retention_measures_age_from_the_newest_sample(intake: Intake, database: Database) -> None:
+    year = datetime(2013, 1, 1, tzinfo=UTC)
+    days = [year + timedelta(days=n) for n in range(10)]
+    await intake.samples("m", [sample(str(n), at=day.isoformat()) for n, day in enumerate(days)], NOW)
+    await intake.labels("m", [Label(id="0", label=1, at=days[0].isoformat())], NOW)
+    assert await Retention(database, keep_days=0).run(NOW) == 0
+    assert await Retention(database, keep_days=4).run(NOW) == 6
+    assert await count(database, "samples") == 5
+    assert await count(database, "labels") == 0
+
+
+def test_damaged_definition_is_named_and_hides_no_other(tmp_path: Path) -> None:
+    definitions = Definitions(tmp_path)
+    definitions.put(DEFINITION)
+    (tmp_path / "bad.json").write_text('{"name": "bad"')
+    assert list(definitions) == ["m"]
+    assert "bad" in definitions.problems
+    assert definitions.get("../m") is None
+    (tmp_path / "m.json").unlink()
+    assert "m" not in definitions
