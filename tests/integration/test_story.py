@@ -1,0 +1,24 @@
+"""The whole story on a shortened year, as `make run` tells it, in a folder whose path has a space."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STORY = Path(__file__).resolve().parents[2] / "docs" / "examples" / "three_sites" / "story.py"
+
+
+@pytest.mark.story
+@pytest.mark.timeout(900)
+def test_every_chapter_happens(tmp_path: Path) -> None:
+    home = tmp_path / "a demo"
+    environ = {**os.environ, "SPEED": "0", "EXIT": "1", "EVERY": "6", "DEMO_DIR": str(home)}
+    told = subprocess.run([sys.executable, str(STORY)], env=environ, capture_output=True, text=True, timeout=880)
+    assert told.returncode == 0, told.stdout[-4000:] + told.stderr[-2000:]
+    report = json.loads((home / "report.json").read_text())
+    for site, told_of in report["sites"].items():
+        assert told_of["delivery"]["gaps"] == 0, site
+        assert told_of["months"], site
