@@ -1,0 +1,117 @@
+"""A blob on its way in: blocks in any order, each checked alone, resumable after a power cut.
+
+There is no bitmap to lose: which blocks are there is worked out from the data itself when the file is opened,
+by comparing each block's sha256 with the one it should have. A block half written by a crash is simply missing.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from landreeve.blobs.durable import sync_folder
+from landreeve.blobs.errors import CorruptBlobError
+from landreeve.wire.codec import BLOCK_BYTES
+
+MAX_UNLISTED_BYTES = 8 * 1024 * 1024
+
+
+class Partial:
+    """What has arrived of one blob. Made by `landreeve.blobs.store.BlobStore.begin`."""
+
+    def __init__(self, digest: str, size: int, block_digests: Sequence[str] | None, path: Path, whole: Path) -> None:
+        self.digest = digest
+        self.size = size
+        self._digests = None if block_digests is None else tuple(block_digests)
+        self._path = path
+        self._whole = whole
+        self._count = -(-size // BLOCK_BYTES)
+        self._check_plan()
+        _reserve(path, size)
+        self._missing = self._find_missing()
+
+    def missing(self) -> frozenset[int]:
+        """Numbers of the blocks still to come, from 0."""
+        return frozenset(self._missing)
+
+    def write(self, index: int, data: bytes) -> bool:
+        """Keep a block. False for a block that is not the right one: it is not kept and stays missing.
+
+        A repeat of a block that is here is True and changes nothing.
+        """
+        if not 0 <= index < self._count or len(data) != self._length(index):
+            return False
+        if self._digests is not None and hashlib.sha256(data).hexdigest() != self._digests[index]:
+            return False
+        if index in self._missing:
+            _write_at(self._path, index * BLOCK_BYTES, data)
+            self._missing.discard(index)
+        return True
+
+    def complete(self) -> Path:
+        """Verify the whole, sync it, and move it into the store in one rename.
+
+        `CorruptBlobError` when blocks are missing (the partial stays), or when the whole does not have its
+        digest: then the partial is dropped, since nobody can say which block is the wrong one.
+        """
+        if self._missing:
+            raise CorruptBlobError(f"blob {self.digest}: {len(self._missing)} of {self._count} blocks are missing")
+        with self._path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        if found != self.digest:
+            self.drop()
+            raise CorruptBlobError(f"blob {self.digest}: the {self.size} bytes received have sha256 {found}; dropped")
+        self._path.replace(self._whole)
+        sync_folder(self._whole.parent)
+        return self._whole
+
+    def drop(self) -> None:
+        """Forget what has arrived."""
+        self._path.unlink(missing_ok=True)
+
+    def _check_plan(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"blob {self.digest}: size {self.size}; a blob has at least one byte")
+        if self._digests is None and self.size > MAX_UNLISTED_BYTES:
+            raise ValueError(
+                f"blob {self.digest}: {self.size} bytes without block digests; "
+                f"at most {MAX_UNLISTED_BYTES} can be checked only as a whole"
+            )
+        if self._digests is not None and len(self._digests) != self._count:
+            raise ValueError(f"blob {self.digest}: {len(self._digests)} block digests for {self._count} blocks")
+
+    def _length(self, index: int) -> int:
+        return min(BLOCK_BYTES, self.size - index * BLOCK_BYTES)
+
+    def _find_missing(self) -> set[int]:
+        if self._digests is None:
+            return set(range(self._count))
+        with self._path.open("rb") as file:
+            return {
+                index
+                for index, digest in enumerate(self._digests)
+                if hashlib.sha256(file.read(BLOCK_BYTES)).hexdigest() != digest
+            }
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make the file exactly that long with its space taken, keeping what is in it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.ftruncate(handle, size)
+        if hasattr(os, "posix_fallocate"):  # absent on macOS, where a developer may run us without the promise
+            os.posix_fallocate(handle, 0, size)
+    finally:
+        os.close(handle)
+
+
+def _write_at(path: Path, offset: int, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY)
+    try:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(handle, view, offset)
+            view, offset = view[written:], offset + written
+    finally:
+        os.close(handle)
