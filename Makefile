@@ -21,6 +21,7 @@ check: dev-env
 	@$(BIN)/python -m mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m pytest -q tests/house
+	@$(BIN)/python tests/house/report.py
 
 bench: dev-env
 	@$(BIN)/python tests/bench/run.py

@@ -12,11 +12,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from three_sites import small_world  # noqa: E402
-
-import chapters  # noqa: E402
-from loop import settle  # noqa: E402
-from world import SITES, World  # noqa: E402
+import chapters
+from loop import settle
+from three_sites import small_world
+from world import SITES, World
 
 KILLS = 12
 VICTIMS = ("supervisor", "worker", "hub", "broker")
