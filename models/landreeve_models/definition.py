@@ -173,7 +173,7 @@ def check_row(definition: Definition, row: Mapping[str, object]) -> tuple[Proble
 
     >>> d = Definition(name="m", purpose="", label="y", columns=(Column(name="a", kind="number", low=0),))
     >>> [str(p) for p in check_row(d, {"a": -1, "b": 2})]
-    ['b: not a column of model m; known are a', 'a: -1 is below the lowest accepted value 0.0']
+    ['b: not a column of model m; known are a', 'a: -1 is below the lowest accepted value 0']
     """
     known = {column.name for column in definition.columns}
     problems = [

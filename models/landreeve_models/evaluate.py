@@ -1,0 +1,147 @@
+"""The figures a candidate is judged by, and the gate it must pass; numpy alone.
+
+Rows are in order of time: neighbours in time are alike (one storm delays a hundred departures), so standard errors
+come from the means of contiguous blocks and not from single rows.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+CLIP = 1e-6
+BLOCKS = 40
+
+
+def losses(probability: ArrayLike, truth: ArrayLike) -> Array:
+    """Each row's log loss in nats, shape (n,); probabilities are clipped to [1e-6, 1 - 1e-6]."""
+    p = np.clip(np.asarray(probability, dtype=np.float64), CLIP, 1 - CLIP)
+    y = np.asarray(truth, dtype=np.float64)
+    result: Array = -(y * np.log(p) + (1 - y) * np.log1p(-p))
+    return result
+
+
+def log_loss(probability: ArrayLike, truth: ArrayLike) -> float:
+    """Mean log loss in nats.
+
+    >>> round(log_loss([0.5, 0.5], [0, 1]), 4)
+    0.6931
+    """
+    return float(losses(probability, truth).mean())
+
+
+def entropy(probability: ArrayLike) -> Array:
+    """The log loss a row would have on average were its probability true: the model's own entropy, shape (n,)."""
+    p = np.clip(np.asarray(probability, dtype=np.float64), CLIP, 1 - CLIP)
+    result: Array = -(p * np.log(p) + (1 - p) * np.log1p(-p))
+    return result
+
+
+def auc(probability: ArrayLike, truth: ArrayLike) -> float:
+    """Area under the ROC curve by ranks (Mann-Whitney), ties counted half; NaN when only one label occurs.
+
+    >>> auc([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1])
+    0.75
+    """
+    p, y = np.asarray(probability, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    positives = float(y.sum())
+    negatives = len(y) - positives
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    _, inverse, counts = np.unique(p, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks = (last - (counts - 1) / 2)[inverse]
+    return float((ranks[y == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def ece(probability: ArrayLike, truth: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error over bins of equal count (Naeini et al. 2015, adaptive form).
+
+    >>> ece([0.25] * 4, [0, 0, 0, 1], bins=1)
+    0.0
+    """
+    p, y = np.asarray(probability, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    parts = np.array_split(order, min(bins, max(len(p), 1)))
+    gaps = [len(part) * abs(float(p[part].mean() - y[part].mean())) for part in parts if len(part)]
+    return sum(gaps) / max(len(p), 1)
+
+
+def summary(probability: ArrayLike, truth: ArrayLike) -> dict[str, float]:
+    """``log_loss``, ``auc``, ``calibration``, ``entropy``, ``label_mean``, ``rows``; AUC is left out where unknown."""
+    figures = {
+        "log_loss": log_loss(probability, truth),
+        "auc": auc(probability, truth),
+        "calibration": ece(probability, truth),
+        "entropy": float(entropy(probability).mean()),
+        "label_mean": float(np.asarray(truth, dtype=np.float64).mean()),
+        "rows": float(len(np.asarray(truth))),
+    }
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A mean difference in nats and its standard error over time blocks."""
+
+    mean: float
+    standard_error: float
+
+    @property
+    def z(self) -> float:
+        """The mean in standard errors."""
+        return self.mean / self.standard_error if self.standard_error > 0 else math.copysign(math.inf, self.mean)
+
+
+def paired(values: ArrayLike, blocks: int = BLOCKS) -> Difference:
+    """Mean of time-ordered values, with the standard error of non-overlapping block means (Carlstein 1986)."""
+    array = np.asarray(values, dtype=np.float64)
+    parts = np.array_split(array, min(blocks, len(array)))
+    means = np.array([part.mean() for part in parts])
+    error = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.inf
+    return Difference(float(array.mean()), error)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a challenger passes, why in a word and a sentence, and the figures it was decided by."""
+
+    passed: bool
+    cause: str
+    sentence: str
+    figures: dict[str, Any]
+
+
+def gate(
+    truth: ArrayLike, challenger: ArrayLike, champion: ArrayLike | None, base_rate: float, min_z: float = 1.645
+) -> Verdict:
+    """Judge a challenger on held-out, time-ordered rows.
+
+    It must beat the champion — or, where there is none, the constant ``base_rate`` of the training rows — by more
+    than noise: a paired mean difference above ``min_z`` standard errors (1.645: one-sided 5 %).
+    """
+    p = np.asarray(challenger, dtype=np.float64)
+    if not np.isfinite(p).all() or float(np.ptp(p)) < CLIP:
+        return Verdict(False, "degenerate_output", "the challenger's outputs are constant or not numbers", {})
+    other = np.full(len(p), base_rate) if champion is None else np.asarray(champion, dtype=np.float64)
+    gain = paired(losses(other, truth) - losses(p, truth))
+    rival = "the base rate" if champion is None else "the model in use"
+    figures: dict[str, Any] = {
+        "challenger": summary(p, truth),
+        "rival": rival,
+        "rival_log_loss": log_loss(other, truth),
+        "gain": gain.mean,
+        "gain_standard_error": gain.standard_error,
+        "needed_z": min_z,
+    }
+    if champion is not None:
+        figures["champion"] = summary(other, truth)
+    told = f"{figures['challenger']['log_loss']:.4f} against {figures['rival_log_loss']:.4f} nats of {rival}"
+    noise = f"gain {gain.mean:+.4f} ± {gain.standard_error:.4f} on {len(p)} held-out rows"
+    if gain.z > min_z:
+        return Verdict(True, "better", f"better: {told}; {noise}", figures)
+    cause = "not_better" if gain.mean <= 0 else "within_noise"
+    return Verdict(False, cause, f"not clearly better: {told}; {noise}", figures)
