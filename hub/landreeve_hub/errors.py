@@ -1,0 +1,51 @@
+"""What can go wrong at the hub, split by who can act.
+
+HubError
+├── OperatorError          the person who runs the hub can mend it: settings, folders, permissions, programs
+│   ├── AlreadyRunningError    another hub holds this state folder
+│   ├── StateError             the state folder, or a file in it, cannot be used
+│   └── BrokerError            the broker is missing, did not start, or cannot be reached
+├── PeerError              a device sent, or failed to send, what it should
+│   ├── QuotaError             it wants to upload more than it may
+│   └── TransferError          an upload did not arrive whole
+└── NotFoundError          the thing asked for does not exist
+
+A release that must not be used is `landreeve.release.manifest.BadReleaseError`; bytes that are no message are
+`landreeve.wire.codec.BadMessageError`.
+"""
+
+
+class HubError(Exception):
+    """Base of the hub's own errors; the text says what, where and what to do."""
+
+
+class OperatorError(HubError):
+    """Something the operator of the hub can mend."""
+
+
+class AlreadyRunningError(OperatorError):
+    """Another hub runs on the same state folder."""
+
+
+class StateError(OperatorError):
+    """The state folder, or a file in it, cannot be used."""
+
+
+class BrokerError(OperatorError):
+    """The broker is missing, did not start, or cannot be reached."""
+
+
+class PeerError(HubError):
+    """A device did not do what the contract says."""
+
+
+class QuotaError(PeerError):
+    """A device would upload more than it may."""
+
+
+class TransferError(PeerError):
+    """An upload did not arrive whole in time."""
+
+
+class NotFoundError(HubError):
+    """The thing asked for does not exist."""
