@@ -17,7 +17,7 @@ from landreeve_hub.store.moment import rfc3339
 
 DEFAULT_DAYS = 90
 MAX_DAYS = 366
-STATE_FOLDER_USER = "local-admin"
+STATE_FOLDER_USER = identity.SETUP_USER  # whoever owns the folder is the one person the setup code lets in
 
 
 def check_scopes(scopes: list[str]) -> list[str]:

@@ -1,0 +1,85 @@
+"""Which facts of a device are an incident, in plain words. Pure."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from landreeve.wire.messages import Body, DriftReport, Event, UpdateReport
+
+UNTRUSTED_CAUSES = ("signature", "untrusted", "expired", "metadata", "digest_mismatch", "wrong_device")
+
+
+@dataclass(frozen=True, slots=True)
+class Raise:
+    """An incident to open; ``key`` makes a repeat harmless."""
+
+    key: str
+    kind: str
+    severity: str
+    cause: str
+    sentence: str
+    subject: dict[str, Any] = field(default_factory=dict)
+
+
+def incident_of(body: Body, device: str, site: str) -> Raise | None:
+    """The incident a fact amounts to, or None. A failed update within a rollout is the rollout's own incident."""
+    match body:
+        case DriftReport() if body.verdict == "quality_lost":
+            return _quality(body, device, site)
+        case UpdateReport() if body.state == "ROLLBACK_FAILED":
+            return _stuck(body, device, site)
+        case UpdateReport() if body.state == "REJECTED" and _untrusted(body.cause):
+            return _signature(_Doubt(body.model, body.rollout, body.cause, body.sentence), device, site)
+        case Event() if body.name == "worker.crash_loop":
+            return _crash_loop(body, device, site)
+        case Event() if body.name in {"desired.rejected", "trust.rejected"}:
+            order = str(body.data.get("generation", ""))
+            return _signature(_Doubt(body.subject, order, body.cause, body.sentence), device, site)
+        case _:
+            return None
+
+
+def _untrusted(cause: str) -> bool:
+    return any(word in cause for word in UNTRUSTED_CAUSES)
+
+
+def _quality(body: DriftReport, device: str, site: str) -> Raise:
+    text = (
+        f"{body.model} {body.version} predicts worse at {site} than it promised: {body.sentence} "
+        "It keeps serving; the hub decides whether to train a challenger."
+    )
+    subject = {"device": device, "site": site, "model": body.model, "version": body.version, "window": body.window}
+    return Raise(
+        f"quality:{device}:{body.model}:{body.release}", "quality_lost", "warning", "quality_lost", text, subject
+    )
+
+
+def _stuck(body: UpdateReport, device: str, site: str) -> Raise:
+    text = (
+        f"{site} could neither take {body.model} {body.version} nor go back: {body.sentence} Someone must look at it."
+    )
+    subject = {"device": device, "site": site, "model": body.model, "rollout": body.rollout}
+    return Raise(f"stuck:{device}:{body.model}:{body.rollout}", "rollback_failed", "error", body.cause, text, subject)
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    model: str
+    order: str
+    cause: str
+    sentence: str
+
+
+def _signature(doubt: _Doubt, device: str, site: str) -> Raise:
+    text = (
+        f"{site} refused an order because it could not believe it: {doubt.sentence} It goes on with what it has. "
+        "If this is no expired signature, someone may have tampered with the order on its way."
+    )
+    subject = {"device": device, "site": site, "model": doubt.model}
+    key = f"signature:{device}:{doubt.model}:{doubt.order}:{doubt.cause}"
+    return Raise(key, "signature_rejected", "error", doubt.cause, text, subject)
+
+
+def _crash_loop(body: Event, device: str, site: str) -> Raise:
+    text = f"The inference worker at {site} crashes again and again: {body.sentence}"
+    subject = {"device": device, "site": site, "model": body.subject}
+    return Raise(f"crash-loop:{device}:{body.subject}", "crash_loop", "error", body.cause, text, subject)
