@@ -61,7 +61,8 @@ _DATA = (
     "CREATE TABLE spool (file TEXT PRIMARY KEY, offset INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0) STRICT",
     (
         "CREATE TABLE counters (model TEXT NOT NULL, day TEXT NOT NULL, version TEXT NOT NULL, "
-        "predictions INTEGER NOT NULL DEFAULT 0, errors INTEGER NOT NULL DEFAULT 0, us_hist TEXT NOT NULL DEFAULT '{}', "
+        "predictions INTEGER NOT NULL DEFAULT 0, errors INTEGER NOT NULL DEFAULT 0, "
+        "us_hist TEXT NOT NULL DEFAULT '{}', "
         "PRIMARY KEY (model, day, version)) STRICT"
     ),
     (

@@ -1,0 +1,214 @@
+"""Facts on their way to the hub, kept until the hub itself has acknowledged them.
+
+A fact gets its ``(epoch, seq)`` in the very transaction that makes it true, so there is no moment at which
+something happened but will not be reported, or the reverse. Rows go when the *hub* says they are committed; a
+broker's PUBACK means nothing here (measured with kill -9: deleting on PUBACK lost 520 to 1,230 of 3,000 facts).
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from landreeve.wire.codec import decode, encode
+from landreeve.wire.messages import (
+    AnyBody,
+    Audit,
+    Birth,
+    Candidate,
+    DriftReport,
+    Event,
+    Fact,
+    Gap,
+    LogLines,
+    Metrics,
+    UpdateReport,
+)
+from landreeve.wire.topics import Up
+from sqlite_utils import Database as SqliteDatabase
+
+from landreeve_agent.store.database import Database
+from landreeve_agent.store.stamps import stamp
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 64 * 1024 * 1024
+_EPOCH = "outbox.epoch"
+_DROPPABLE = "metric"
+_GAP = "gap"
+_CHANNELS: dict[type[AnyBody], Up] = {
+    Birth: Up.BIRTH,
+    Event: Up.EVENT,
+    UpdateReport: Up.EVENT,
+    Metrics: Up.METRIC,
+    Gap: Up.EVENT,
+    DriftReport: Up.DRIFT,
+    Candidate: Up.EVENT,
+    Audit: Up.AUDIT,
+    LogLines: Up.LOG,
+}
+_CHANNEL_OF_KIND = {str(body.__struct_config__.tag): channel for body, channel in _CHANNELS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A fact that waits: its number, where it goes, and its bytes as they travel."""
+
+    seq: int
+    channel: Up
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much waits."""
+
+    facts: int
+    bytes: int
+
+
+class Outbox:
+    """The queue to the hub. Bounded in bytes: when full, the oldest metrics are replaced by a `Gap`; nothing
+    else is ever dropped, even past the bound."""
+
+    def __init__(self, database: Database, *, max_bytes: int = MAX_BYTES) -> None:
+        self.database = database
+        self.wake = asyncio.Event()
+        self._max_bytes = max_bytes
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._born = False
+        database.after_commit(self._committed)
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on `wake` is set in this loop whenever new facts are on the disk."""
+        self._loop = loop
+
+    def enqueue(self, db: SqliteDatabase, body: AnyBody, now: datetime) -> int:
+        """Adds a fact inside a write and returns its number; it exists exactly if that write commits."""
+        epoch, seq = _epoch(db, now), _next_seq(db)
+        data = encode(Fact(epoch=epoch, seq=seq, at=stamp(now), body=body))
+        kind = str(body.__struct_config__.tag)
+        db.conn.execute("INSERT INTO outbox VALUES (?, ?, ?, ?, ?)", (seq, kind, data, len(data), stamp(now)))
+        self._born = True
+        if _bytes(db) > self._max_bytes:
+            _make_room(db, self._max_bytes, epoch, now)
+        return seq
+
+    async def pending(self, after: int, limit: int) -> list[Pending]:
+        """Waiting facts with numbers above ``after``, lowest first."""
+        return await self.database.read(lambda db: _pending(db, after, limit))
+
+    async def epoch(self, now: datetime) -> int:
+        """This outbox's incarnation: unix nanoseconds of its creation."""
+        return await self.database.write(lambda db: _epoch(db, now))
+
+    async def acknowledge(self, epoch: int, seq: int) -> int:
+        """Forgets every fact up to ``seq`` of that incarnation; returns how many those were."""
+        return await self.database.write(lambda db: _forget(db, epoch, seq))
+
+    async def size(self) -> Size:
+        """How much waits now."""
+        return await self.database.read(_size)
+
+    def _committed(self) -> None:
+        """Runs in the store's writer thread, which alone also sets ``_born``."""
+        if self._born and self._loop is not None and not self._loop.is_closed():
+            self._born = False
+            self._loop.call_soon_threadsafe(self.wake.set)
+
+
+def _epoch(db: SqliteDatabase, now: datetime) -> int:
+    row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_EPOCH,)).fetchone()
+    if row is not None:
+        return int(row[0])
+    epoch = int(now.timestamp() * 1_000_000) * 1000
+    db.conn.execute("INSERT INTO meta VALUES (?, ?)", (_EPOCH, str(epoch)))
+    return epoch
+
+
+def _next_seq(db: SqliteDatabase) -> int:
+    """One above the highest number ever used; sqlite_sequence rolls back with its transaction, so no number is
+    skipped."""
+    row = db.conn.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
+    return 1 if row is None else int(row[0]) + 1
+
+
+def _pending(db: SqliteDatabase, after: int, limit: int) -> list[Pending]:
+    rows = db.conn.execute("SELECT seq, kind, body FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
+    return [Pending(seq, _CHANNEL_OF_KIND[kind], body) for seq, kind, body in rows]
+
+
+def _forget(db: SqliteDatabase, epoch: int, seq: int) -> int:
+    row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_EPOCH,)).fetchone()
+    if row is None or int(row[0]) != epoch:
+        return 0
+    return int(db.conn.execute("DELETE FROM outbox WHERE seq <= ?", (seq,)).rowcount)
+
+
+def _size(db: SqliteDatabase) -> Size:
+    facts, size = db.conn.execute("SELECT facts, bytes FROM outbox_size").fetchone()
+    return Size(facts, size)
+
+
+def _bytes(db: SqliteDatabase) -> int:
+    return _size(db).bytes
+
+
+def _make_room(db: SqliteDatabase, max_bytes: int, epoch: int, now: datetime) -> None:
+    """Replaces the oldest metrics by gaps until a tenth is free, so that a full outbox is swept seldom.
+
+    A gap takes the number of the last fact it stands for, and neighbouring gaps become one: the numbers the hub
+    sees stay complete.
+    """
+    surplus = _bytes(db) - max_bytes * 9 // 10
+    dropped: list[int] = []
+    for seq, size in db.conn.execute("SELECT seq, bytes FROM outbox WHERE kind = ? ORDER BY seq", (_DROPPABLE,)):
+        if surplus <= 0:
+            break
+        dropped.append(seq)
+        surplus -= size
+    for first, last in _runs(dropped):
+        _replace_by_gap(db, first, last, epoch, now)
+    if dropped:
+        logger.warning("outbox full: %d metrics from %d to %d dropped", len(dropped), dropped[0], dropped[-1])
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as ranges.
+
+    >>> _runs([1, 2, 3, 7, 9, 10])
+    [(1, 3), (7, 7), (9, 10)]
+    """
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def _replace_by_gap(db: SqliteDatabase, first: int, last: int, epoch: int, now: datetime) -> None:
+    first = _absorb_earlier_gap(db, first)
+    last = _absorb_later_gap(db, last)
+    gap = Gap(first=first, last=last, count=last - first + 1)
+    data = encode(Fact(epoch=epoch, seq=last, at=stamp(now), body=gap))
+    db.conn.execute("DELETE FROM outbox WHERE seq BETWEEN ? AND ?", (first, last))
+    db.conn.execute("INSERT INTO outbox VALUES (?, ?, ?, ?, ?)", (last, _GAP, data, len(data), stamp(now)))
+
+
+def _absorb_earlier_gap(db: SqliteDatabase, first: int) -> int:
+    gap = _gap(db, "SELECT body FROM outbox WHERE seq = ? AND kind = ?", first - 1)
+    return gap.first if gap else first
+
+
+def _absorb_later_gap(db: SqliteDatabase, last: int) -> int:
+    gap = _gap(db, "SELECT body FROM outbox WHERE seq > ? AND kind = ? ORDER BY seq LIMIT 1", last)
+    return gap.last if gap and gap.first == last + 1 else last
+
+
+def _gap(db: SqliteDatabase, select: str, seq: int) -> Gap | None:
+    row = db.conn.execute(select, (seq, _GAP)).fetchone()
+    body = decode(row[0], Fact).body if row else None
+    return body if isinstance(body, Gap) else None

@@ -1,0 +1,407 @@
+"""The session with the hub: facts out, orders in, over whatever connections the network allows.
+
+`Session.run` connects, and connects again, for ever. Of a connection nothing is kept: what must not be lost is
+in the outbox, and what the hub wants of us is retained at the broker. Losing the hub changes nothing on site.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from landreeve.wire.codec import BadMessageError, Block, decode, decode_block, encode
+from landreeve.wire.messages import Ack, Command, DeviceState, SignedDesired, Want
+from landreeve.wire.topics import (
+    BadTopicError,
+    Down,
+    DownTopic,
+    DownWantTopic,
+    SharedBlocksTopic,
+    Topic,
+    Up,
+    UpTopic,
+    device_filters,
+    format_topic,
+    parse_topic,
+)
+from sqlite_utils import Database as SqliteDatabase
+
+from landreeve_agent.link.carrier import Carrier, CarrierError, Connect, Endpoint, Message, PahoCarrier, Will
+from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.link.window import Window
+from landreeve_agent.store.stamps import stamp
+
+logger = logging.getLogger(__name__)
+
+_SESSION = "link.session"
+_GOODBYE_S = 2.0
+
+
+class Identity(Protocol):
+    """Who this device is and where its hub's broker is (`landreeve_agent.link.identity`)."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def fleet(self) -> str: ...
+    @property
+    def broker_host(self) -> str: ...
+    @property
+    def broker_port(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``reconnect_jitter_s`` bounds the random wait before a connection is tried again, so that a fleet does not
+    return at one moment (an mTLS handshake costs the broker about a millisecond)."""
+
+    reconnect_jitter_s: float = 60.0
+    window: int = 50
+    resend_s: float = 3.0
+    keepalive_s: int = 30
+    state_every_s: float = 60.0
+    persistent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What to do with what the hub says. The first two are awaited one after another and must bear repeats."""
+
+    on_desired: Callable[[SignedDesired], Awaitable[None]]
+    on_command: Callable[[Command], Awaitable[None]]
+    on_want: Callable[[str, Want], None]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this session did since the supervisor started; shown in the console."""
+
+    connections: int = 0
+    sent: int = 0
+    resent: int = 0
+    acknowledged: int = 0
+    rejected: int = 0
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class Contact:
+    """How the link stands."""
+
+    connected: bool = False
+    last_contact: datetime | None = None
+    problem: str = ""
+    counts: Counts = field(default_factory=Counts)
+
+
+class Session:
+    """One device's link. Build it once and keep `run` going as a task; cancelling that says goodbye."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        keys: Path | None,
+        outbox: Outbox,
+        handlers: Handlers,
+        state: Callable[[], DeviceState],
+        *,
+        clock: Callable[[], datetime],
+        options: Options = Options(),
+        connect: Connect = PahoCarrier.open,
+    ) -> None:
+        self.identity = identity
+        self.contact = Contact()
+        self.connected = asyncio.Event()
+        self.on_block: Callable[[Block], bool] | None = None
+        self._keys = keys
+        self._outbox = outbox
+        self._handlers = handlers
+        self._state = state
+        self._clock = clock
+        self._options = options
+        self._connect = connect
+        self._carrier: Carrier | None = None
+        self._number = 0
+        self._window = Window(options.window, options.resend_s)
+        self._shared: set[str] = set()
+        self._state_changed = asyncio.Event()
+        self._acks: asyncio.Queue[Message] = asyncio.Queue()
+        self._orders: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Keeps the link up until cancelled."""
+        self._outbox.bind(asyncio.get_running_loop())
+        while True:
+            try:
+                await self._one_connection()
+            except CarrierError as error:
+                self._note(str(error))
+            except Exception as error:
+                self.contact.counts.failures += 1
+                logger.exception("the link failed and starts again")
+                self._note(f"internal error: {error}")
+            await asyncio.sleep(random.uniform(0, self._options.reconnect_jitter_s))  # noqa: S311 - only spreads load
+
+    def state_changed(self) -> None:
+        """Says that `state` would now answer differently: it is published anew."""
+        self._state_changed.set()
+
+    def limit_rate(self, facts_per_s: float | None) -> None:
+        """At most that many facts a second from now on, as the hub asked; None lifts the limit."""
+        self._window.limit(facts_per_s)
+        self._outbox.wake.set()
+
+    async def settle(self, backlog: int) -> None:
+        """Waits until no more than that many messages wait to leave, for who sends in bulk."""
+        if self._carrier is not None:
+            await self._carrier.settle(backlog)
+
+    def publish(self, topic: Topic, payload: bytes, *, qos: int) -> bool:
+        """Sends outside the outbox, for what is repeated anyway; False when there is no connection."""
+        if self._carrier is None or self._carrier.lost.is_set():
+            return False
+        self._carrier.publish(format_topic(topic), payload, qos=qos)
+        return True
+
+    def share(self, digest: str) -> None:
+        """Also listens to the blocks of that artifact that are sent to all devices."""
+        self._shared.add(digest)
+        if self._carrier is not None:
+            self._carrier.subscribe(self._shared_topic(digest), qos=0)
+
+    def unshare(self, digest: str) -> None:
+        """Listens no longer: blocks meant for others would use up the site's line."""
+        self._shared.discard(digest)
+        if self._carrier is not None:
+            self._carrier.unsubscribe(self._shared_topic(digest))
+
+    async def _one_connection(self) -> None:
+        self._number = await self._outbox.database.write(_next_session)
+        self._window.restart(await self._outbox.epoch(self._clock()))
+        self._empty_queues()
+        carrier = await self._connect(self._endpoint(), self._will(), self._receive)
+        self._carrier = carrier
+        try:
+            await self._greet(carrier)
+            await self._live(carrier)
+        finally:
+            self.connected.clear()
+            self.contact.connected = False
+            await self._part(carrier)
+            self._carrier = None
+
+    async def _greet(self, carrier: Carrier) -> None:
+        orders, _blocks = device_filters(self.identity.fleet, self.identity.device)
+        carrier.subscribe(orders, qos=1)
+        for digest in self._shared:
+            carrier.subscribe(self._shared_topic(digest), qos=0)
+        await self._publish_state(carrier)
+        self.contact.counts.connections += 1
+        self.contact.connected = True
+        self.contact.problem = ""
+        self.contact.last_contact = self._clock()
+        self.connected.set()
+        logger.info("connected to %s as %s", self.identity.broker_host, self.identity.device)
+
+    async def _live(self, carrier: Carrier) -> None:
+        """Ends with `CarrierError` when the connection is lost."""
+        work = (self._drain(carrier), self._take_acks(), self._take_orders(), self._tell_state(carrier))
+        tasks = [asyncio.create_task(job) for job in (*work, carrier.lost.wait())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        raise CarrierError(f"the connection to {self.identity.broker_host} was lost")
+
+    async def _part(self, carrier: Carrier) -> None:
+        if carrier.lost.is_set():
+            await carrier.close(abrupt=True)
+            return
+        carrier.publish(self._topic(Up.STATE), self._will().payload, qos=1, retain=True)
+        try:
+            async with asyncio.timeout(_GOODBYE_S):
+                await carrier.settle(0)
+        except TimeoutError:
+            logger.info("the broker did not take our goodbye in %s s", _GOODBYE_S)
+        await carrier.close()
+
+    def _receive(self, message: Message) -> None:
+        """Sorts what arrives; runs in the event loop."""
+        self.contact.last_contact = self._clock()
+        try:
+            self._sort(parse_topic(message.topic), message)
+        except (BadTopicError, BadMessageError) as error:
+            self._reject(message, str(error))
+        except Exception:
+            self.contact.counts.failures += 1
+            logger.exception("message on %s failed", message.topic)
+
+    def _sort(self, topic: Topic, message: Message) -> None:
+        match topic:
+            case DownTopic(fleet, device, channel) if self._is_me(fleet, device):
+                self._sort_down(channel, message)
+            case DownWantTopic(fleet, device, digest) if self._is_me(fleet, device):
+                self._handlers.on_want(digest, decode(message.payload, Want))
+                message.done()
+            case SharedBlocksTopic(_, digest):
+                self._take_shared(digest, message)
+            case _:
+                self._reject(message, "not addressed to this device")
+
+    def _sort_down(self, channel: Down, message: Message) -> None:
+        match channel:
+            case Down.ACK:
+                self._acks.put_nowait(message)
+            case Down.DESIRED | Down.COMMAND:
+                self._orders.put_nowait(message)
+            case Down.BLOCKS:
+                self._take_block(decode_block(message.payload))
+                message.done()
+
+    def _take_shared(self, digest: str, message: Message) -> None:
+        block = decode_block(message.payload)
+        if block.digest != digest:
+            raise BadMessageError(f"a block of {block.digest[:12]} on the topic of {digest[:12]}")
+        # A subscription may outlive the process that made it, in a persistent session at the broker.
+        if not self._take_block(block) and digest not in self._shared and self._carrier is not None:
+            self._carrier.unsubscribe(message.topic)
+        message.done()
+
+    def _take_block(self, block: Block) -> bool:
+        return self.on_block is not None and self.on_block(block)
+
+    def _reject(self, message: Message, reason: str) -> None:
+        self.contact.counts.rejected += 1
+        logger.warning("message on %.120s (%d bytes) rejected: %s", message.topic, len(message.payload), reason)
+        message.done()
+
+    async def _take_acks(self) -> None:
+        while True:
+            message = await self._acks.get()
+            try:
+                ack = decode(message.payload, Ack)
+            except BadMessageError as error:
+                self._reject(message, str(error))
+                continue
+            if not self._acks.empty():
+                message.done()  # a later one says the same and more
+                continue
+            if self._window.acknowledge(ack.epoch, ack.seq):
+                self.contact.counts.acknowledged += await self._outbox.acknowledge(ack.epoch, ack.seq)
+                self._outbox.wake.set()
+            message.done()
+
+    async def _take_orders(self) -> None:
+        while True:
+            message = await self._orders.get()
+            try:
+                await self._take_order(message)
+            except (BadTopicError, BadMessageError) as error:
+                self._reject(message, str(error))
+            except Exception:
+                # Not acknowledged: it comes again with the next connection, and `desired` is retained anyway.
+                self.contact.counts.failures += 1
+                logger.exception("order on %s failed", message.topic)
+
+    async def _take_order(self, message: Message) -> None:
+        if not message.payload:
+            message.done()  # an emptied retained topic
+            return
+        if message.topic == self._down(Down.DESIRED):
+            await self._handlers.on_desired(decode(message.payload, SignedDesired))
+        else:
+            await self._handlers.on_command(decode(message.payload, Command))
+        message.done()
+
+    async def _drain(self, carrier: Carrier) -> None:
+        """Sends new facts within the window and old ones again, and sleeps until there is something to do."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._outbox.wake.clear()
+            room = self._window.room(loop.time())
+            fresh = await self._outbox.pending(self._window.last, room) if room else []
+            for fact in fresh:
+                self._window.sent(fact, loop.time())
+                carrier.publish(self._topic(fact.channel), fact.body, qos=1)
+            overdue = self._window.overdue(loop.time())
+            for fact in overdue:
+                carrier.publish(self._topic(fact.channel), fact.body, qos=1)
+            self.contact.counts.sent += len(fresh)
+            self.contact.counts.resent += len(overdue)
+            await self._sleep_until_woken(self._window.next_due(loop.time(), full=len(fresh) == room))
+
+    async def _sleep_until_woken(self, timeout_s: float | None) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._outbox.wake.wait()
+        except TimeoutError:
+            return
+
+    async def _tell_state(self, carrier: Carrier) -> None:
+        """Publishes the state when it changed, and now and then in any case."""
+        while True:
+            try:
+                async with asyncio.timeout(self._options.state_every_s):
+                    await self._state_changed.wait()
+            except TimeoutError:
+                logger.debug("state published without a change")
+            await self._publish_state(carrier)
+
+    async def _publish_state(self, carrier: Carrier) -> None:
+        self._state_changed.clear()
+        size = await self._outbox.size()
+        state = msgspec.structs.replace(
+            self._state(), session=self._number, online=True, at=stamp(self._clock()), outbox=size.facts
+        )
+        carrier.publish(self._topic(Up.STATE), encode(state), qos=1, retain=True)
+
+    def _will(self) -> Will:
+        state = msgspec.structs.replace(self._state(), session=self._number, online=False, at=stamp(self._clock()))
+        return Will(self._topic(Up.STATE), encode(state))
+
+    def _endpoint(self) -> Endpoint:
+        who, options = self.identity, self._options
+        return Endpoint(
+            who.broker_host, who.broker_port, who.device, self._keys, options.keepalive_s, options.persistent
+        )
+
+    def _empty_queues(self) -> None:
+        """What an old connection delivered cannot be acknowledged on the new one; the broker repeats it."""
+        self._acks = asyncio.Queue()
+        self._orders = asyncio.Queue()
+
+    def _note(self, problem: str) -> None:
+        if problem != self.contact.problem:
+            logger.warning("%s", problem)
+        self.contact.problem = problem
+
+    def _is_me(self, fleet: str, device: str) -> bool:
+        return fleet == self.identity.fleet and device == self.identity.device
+
+    def _topic(self, channel: Up) -> str:
+        return format_topic(UpTopic(self.identity.fleet, self.identity.device, channel))
+
+    def _down(self, channel: Down) -> str:
+        return format_topic(DownTopic(self.identity.fleet, self.identity.device, channel))
+
+    def _shared_topic(self, digest: str) -> str:
+        return format_topic(SharedBlocksTopic(self.identity.fleet, digest))
+
+
+def _next_session(db: SqliteDatabase) -> int:
+    """Grows with every connection and is never used twice, also across restarts."""
+    row = db.conn.execute(
+        "INSERT INTO meta VALUES (?, '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1 "
+        "RETURNING value",
+        (_SESSION,),
+    ).fetchone()
+    return int(row[0])

@@ -1,0 +1,139 @@
+"""The outbox: born with its cause, complete in its numbers, bounded without losing what counts."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from landreeve.wire.codec import decode
+from landreeve.wire.messages import Event, Fact, Gap, Metrics
+from landreeve.wire.topics import Up
+from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.store.database import Database
+from sqlite_utils import Database as SqliteDatabase
+
+NOW = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(tmp_path / "agent.db")
+    yield database
+    database.close()
+
+
+def event(name: str = "e") -> Event:
+    return Event(name=name, subject="s", cause="c", sentence="It happened.")
+
+
+def metrics(values: int = 50) -> Metrics:
+    return Metrics(metric_set=1, rows=((1.0, *(n * 1.5 for n in range(values))),))
+
+
+async def add(outbox: Outbox, *bodies: Event | Metrics) -> list[int]:
+    return await outbox.database.write(lambda db: [outbox.enqueue(db, body, NOW) for body in bodies])
+
+
+async def facts(outbox: Outbox) -> list[Fact]:
+    return [decode(row.body, Fact) for row in await outbox.pending(0, 10_000)]
+
+
+async def test_fact_exists_exactly_when_its_cause_does(database: Database) -> None:
+    outbox = Outbox(database)
+
+    def failing(db: SqliteDatabase) -> None:
+        outbox.enqueue(db, event(), NOW)
+        raise RuntimeError("the cause did not happen")
+
+    with pytest.raises(RuntimeError):
+        await database.write(failing)
+    assert await add(outbox, event()) == [1]
+    assert [fact.seq for fact in await facts(outbox)] == [1]
+
+
+async def test_numbers_are_never_used_twice(database: Database) -> None:
+    outbox = Outbox(database)
+    await add(outbox, event(), event())
+    epoch = (await facts(outbox))[0].epoch
+    await outbox.acknowledge(epoch, 2)
+    assert await outbox.pending(0, 10) == []
+    assert await add(outbox, event()) == [3]
+
+
+async def test_epoch_survives_restarts(tmp_path: Path) -> None:
+    epochs = []
+    for _ in range(2):
+        database = Database(tmp_path / "agent.db")
+        outbox = Outbox(database)
+        await add(outbox, event())
+        epochs.append(await outbox.epoch(NOW))
+        database.close()
+    assert epochs[0] == epochs[1]
+
+
+async def test_acknowledgement_of_another_epoch_forgets_nothing(database: Database) -> None:
+    outbox = Outbox(database)
+    await add(outbox, event())
+    assert await outbox.acknowledge(12345, 99) == 0
+    assert len(await outbox.pending(0, 10)) == 1
+
+
+async def test_pending_is_in_order_and_limited(database: Database) -> None:
+    outbox = Outbox(database)
+    await add(outbox, *(event(str(n)) for n in range(5)))
+    assert [row.seq for row in await outbox.pending(2, 2)] == [3, 4]
+    assert (await outbox.pending(0, 1))[0].channel is Up.EVENT
+
+
+async def test_full_outbox_drops_oldest_metrics_and_leaves_a_gap(database: Database) -> None:
+    outbox = Outbox(database, max_bytes=8_000)
+    await add(outbox, event("first"))
+    for _ in range(60):
+        await add(outbox, metrics())
+    kept = await facts(outbox)
+    assert [fact.seq for fact in kept][:1] == [1]
+    gaps = [fact for fact in kept if isinstance(fact.body, Gap)]
+    assert len(gaps) == 1
+    assert kept.index(gaps[0]) == 1
+    gap = gaps[0].body
+    assert (gap.first, gap.last, gap.count) == (2, gaps[0].seq, gaps[0].seq - 1)
+    assert kept[-1].seq == 61
+    assert (await outbox.size()).bytes <= 8_000
+
+
+async def test_every_number_is_a_fact_or_in_a_gap(database: Database) -> None:
+    outbox = Outbox(database, max_bytes=6_000)
+    for n in range(80):
+        await add(outbox, event() if n % 7 == 0 else metrics())
+    seen: list[int] = []
+    for fact in await facts(outbox):
+        seen += range(fact.body.first, fact.body.last + 1) if isinstance(fact.body, Gap) else [fact.seq]
+    assert seen == list(range(1, 81))
+
+
+async def test_events_are_never_dropped_even_past_the_bound(database: Database) -> None:
+    outbox = Outbox(database, max_bytes=1_000)
+    await add(outbox, *(event(str(n)) for n in range(50)))
+    assert (await outbox.size()).facts == 50
+    assert (await outbox.size()).bytes > 1_000
+
+
+async def test_size_follows_every_change(database: Database) -> None:
+    outbox = Outbox(database)
+    await add(outbox, event(), metrics())
+    rows = await outbox.pending(0, 10)
+    assert (await outbox.size()).bytes == sum(len(row.body) for row in rows)
+    await outbox.acknowledge(await outbox.epoch(NOW), 2)
+    size = await outbox.size()
+    assert (size.facts, size.bytes) == (0, 0)
+
+
+async def test_new_fact_wakes_the_session_once_it_is_on_the_disk(database: Database) -> None:
+    outbox = Outbox(database)
+    outbox.bind(asyncio.get_running_loop())
+    await database.write(lambda db: db.conn.execute("INSERT INTO meta VALUES ('k', 'v')"))
+    assert not outbox.wake.is_set()
+    await add(outbox, event())
+    async with asyncio.timeout(5):
+        await outbox.wake.wait()
