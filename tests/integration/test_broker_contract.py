@@ -6,6 +6,7 @@ mosquitto grants subscriptions it will not serve, so every read is judged by wha
 import asyncio
 import os
 import queue
+import secrets
 import signal
 import ssl
 import time
@@ -278,7 +279,7 @@ def test_a_device_reads_nothing_of_another(yard: Yard, topic: str, silent: Calla
     silent(spy, hub)
 
 
-def test_another_client_id_takes_over_no_session(yard: Yard) -> None:
+def test_a_stolen_client_id_reads_nothing(yard: Yard) -> None:
     hub = yard.inside("hub")
     victim = yard.inside("d-one", f"{DOWN}/d-one/#", client_id="d-one", clean_session=False)
     thief = yard.inside("d-two", f"{DOWN}/d-two/#", client_id="d-one", clean_session=False)
@@ -286,6 +287,16 @@ def test_another_client_id_takes_over_no_session(yard: Yard) -> None:
     hub.publish(f"{DOWN}/d-two/command", b"marker")
     assert thief.next() == (f"{DOWN}/d-two/command", b"marker")
     assert thief.got.empty()
+    if yard.broker.kind is Kind.MOSQUITTO:  # it replaces the id by the certificate's name; NATS evicts the victim
+        assert victim.next() == (f"{DOWN}/d-one/desired", b"secret")
+
+
+def test_nobody_evicts_a_client_whose_id_cannot_be_guessed(yard: Yard) -> None:
+    hub = yard.inside("hub", client_id=f"hub-{secrets.token_hex(8)}")
+    victim = yard.inside("d-one", f"{DOWN}/d-one/#", client_id=f"d-one-{secrets.token_hex(8)}")
+    for guess in ("d-one", "hub"):
+        yard.inside("d-two", client_id=guess)
+    hub.publish(f"{DOWN}/d-one/desired", b"secret")
     assert victim.next() == (f"{DOWN}/d-one/desired", b"secret")
 
 

@@ -2,6 +2,9 @@
 
 Identity is the certificate's common name: a device writes ``up/<CN>/#`` and reads ``dn/<CN>/#`` and ``art/#``,
 the hub the reverse. Both brokers demand a client certificate of the hub's CA.
+
+mosquitto replaces every client id by the certificate's name. NATS cannot: whoever knows a client id can evict
+its owner (and reads nothing by it), so hub and agents use client ids with a random part.
 """
 
 from dataclasses import dataclass
