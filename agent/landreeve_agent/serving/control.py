@@ -1,0 +1,167 @@
+"""What supervisor and worker say to each other over the worker's own pipes.
+
+A frame is 4 bytes big-endian length, then msgspec JSON. No port, no shared state: it works on every OS, and a
+worker whose pipe closes knows that its supervisor is gone. This module is imported by the supervisor, so it
+knows no runtime.
+"""
+
+import asyncio
+from typing import TypeVar
+
+import msgspec
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+_LENGTH_BYTES = 4
+T = TypeVar("T")
+
+
+class BadFrameError(ValueError):
+    """Bytes on a pipe that are no frame of ours."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How a graph runs on this box: chosen by `landreeve_agent.tuning`, carried out by the worker's session.
+
+    ``backend`` is ``onnxruntime`` or ``openvino``; ``device`` ``cpu``, ``gpu`` or ``npu``; ``precision``
+    ``fp32``, ``bf16`` or ``int8``. ``batch`` is how many waiting rows may be joined into one run (1 = none).
+    ``wanted`` is what was asked for (``auto``, ``npu``, ``gpu``, ``cpu``) and ``reason`` why the plan is not that.
+    """
+
+    backend: str = "onnxruntime"
+    device: str = "cpu"
+    precision: str = "fp32"
+    threads: int = 1
+    batch: int = 1
+    graph: str = "model.onnx"
+    wanted: str = "auto"
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """The plan in words, unique among the candidates of one box."""
+        threads = f"{self.threads} thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.backend} {self.device} {self.precision} {threads}"
+
+
+class Version(msgspec.Struct, frozen=True):
+    """One release of a model, materialised in ``folder``, with the plan to run it by."""
+
+    model: str
+    version: str
+    release: str
+    folder: str
+    plan: Plan = Plan()
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Who answers for a model. The shadow sees the same rows; its answers are captured, never returned."""
+
+    model: str
+    active: Version
+    shadow: Version | None = None
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker does for one model: what was wanted, what is used, and why they differ."""
+
+    model: str
+    version: str
+    release: str
+    wanted: str
+    used: str
+    reason: str
+    ready: bool
+    precision: str = ""
+    shadow: str = ""
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """Totals since the worker started."""
+
+    requests: int = 0
+    rows: int = 0
+    errors: int = 0
+    shadow_failures: int = 0
+    capture_failures: int = 0
+
+
+class Apply(msgspec.Struct, frozen=True, kw_only=True, tag="apply"):
+    """Serve exactly these routes. ``lenient`` (after a restart): serve what loads and report the rest."""
+
+    seq: int
+    routes: tuple[Route, ...]
+    lenient: bool = False
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):
+    """Say how you are."""
+
+    seq: int
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """The worker is up and waits for its routes."""
+
+    pid: int
+
+
+class Applied(msgspec.Struct, frozen=True, kw_only=True, tag="applied"):
+    """The routes serve."""
+
+    seq: int
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """The routes do not serve; those before go on."""
+
+    seq: int
+    cause: str
+    sentence: str
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True, tag="told"):
+    """How the worker is."""
+
+    seq: int
+    rss_mb: float
+    models: tuple[ModelStatus, ...]
+    counts: Counts
+
+
+ToWorker = Apply | Ask
+FromWorker = Hello | Applied | Refused | Told
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The supervisor's view of the worker. ``pid`` is 0 and ``rss_mb`` 0 while it is being restarted."""
+
+    pid: int
+    rss_mb: float
+    restarts: int
+    models: tuple[ModelStatus, ...]
+    last_exit: str
+    counts: Counts = Counts()
+
+
+def frame(message: object) -> bytes:
+    """The message as one frame."""
+    body = msgspec.json.encode(message)
+    if len(body) > MAX_FRAME_BYTES:
+        raise BadFrameError(f"a frame of {len(body)} bytes is above the limit of {MAX_FRAME_BYTES}")
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+async def read_frame(reader: asyncio.StreamReader, decoder: msgspec.json.Decoder[T]) -> T | None:
+    """The next message, or None at the end of the stream (also inside a frame: its writer died)."""
+    try:
+        head = await reader.readexactly(_LENGTH_BYTES)
+        length = int.from_bytes(head, "big")
+        if length > MAX_FRAME_BYTES:
+            raise BadFrameError(f"a frame of {length} bytes is above the limit of {MAX_FRAME_BYTES}")
+        body = await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, ConnectionResetError):
+        return None
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise BadFrameError(f"no message of ours: {error}") from error

@@ -1,0 +1,31 @@
+"""Children that never outlive their parent, on Linux; elsewhere the closed pipe must do.
+
+A child of ours exits when its stdin ends. That covers a parent that dies, but not a child that hangs in native
+code and reads nothing: the kernel's own signal does.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_OOM_PREFERRED = "500"
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent ends; exit at once if that has happened already."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(f"parent {parent} is gone")
+
+
+def prefer_for_oom() -> None:
+    """Let the kernel take this process before the supervisor when memory runs out."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text(_OOM_PREFERRED)
+    except OSError:
+        return  # not Linux, or forbidden: the supervisor is then as likely a victim as anybody

@@ -1,0 +1,50 @@
+"""Is this graph one that may be loaded? Asked of a child process under resource limits, before any runtime sees it.
+
+A child, because parsing hostile protobuf is native code, and because the parser's memory then leaves with it:
+the worker stays small. ``python -m landreeve_agent.serving.policy FILE`` prints nothing and exits 0, or prints the
+reason and exits 3.
+"""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from landreeve_agent.serving.errors import LoadFailedError
+
+DEADLINE_S = 60.0
+REFUSED = 3
+_MAX_ADDRESS_SPACE_BYTES = 4 * 1024**3
+
+
+def require_accepted(path: Path) -> None:
+    """Return when the policy accepts the graph; else `LoadFailedError` with its reason."""
+    command = [sys.executable, "-m", "landreeve_agent.serving.policy", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise LoadFailedError("bad_graph", f"{path.name}: not checked within {DEADLINE_S:g} s") from error
+    if done.returncode == REFUSED:
+        raise LoadFailedError("bad_graph", done.stdout.strip())
+    if done.returncode != 0:
+        words = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        raise LoadFailedError("unchecked_graph", f"{path.name}: the check itself failed: {words[:300]}")
+
+
+def main(path: str) -> int:
+    """Check one file and exit."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_ADDRESS_SPACE_BYTES, _MAX_ADDRESS_SPACE_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    from landreeve.release.manifest import BadReleaseError
+    from landreeve_models.onnx_policy import check
+
+    try:
+        check(Path(path).read_bytes())
+    except BadReleaseError as error:
+        sys.stdout.write(str(error))
+        return REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))

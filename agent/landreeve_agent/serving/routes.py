@@ -1,0 +1,248 @@
+"""Who answers for which model, and the walk of one request: decode, run, shadow, capture, answer.
+
+The table is replaced by one assignment, so a request sees the old routes or the new ones, never a mixture; what
+the old ones had begun they finish.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from landreeve_agent.serving import oip
+from landreeve_agent.serving.batcher import Batcher
+from landreeve_agent.serving.capture import Line, Spool, SpoolError
+from landreeve_agent.serving.control import ModelStatus, Route
+from landreeve_agent.serving.errors import (
+    BadRequestError,
+    BusyError,
+    LoadFailedError,
+    NotReadyError,
+    RunFailedError,
+    ServingError,
+    UnknownError,
+)
+from landreeve_agent.serving.metrics import Metrics, ModelCounts
+from landreeve_agent.serving.model import LoadedModel
+from landreeve_agent.serving.oip import Infer
+from landreeve_agent.serving.session import Tensor
+
+SHADOW_EXTRA_S = 0.05  # how much longer than the active model a slow shadow may hold an answer back
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A body; ``json_bytes`` is the length of its JSON part when a binary tensor follows."""
+
+    body: bytes
+    json_bytes: int | None
+
+
+Respond = Callable[[Answer | ServingError], None]
+
+
+class Lane:
+    """A loaded version with its queue."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.batcher = Batcher(model.run, batch_rows=model.version.plan.batch, quick=model.quick)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """One model's lanes, or why it has none."""
+
+    route: Route
+    active: Lane | None
+    shadow: Lane | None
+    problem: LoadFailedError | None = None
+
+    def status(self) -> ModelStatus:
+        """What is wanted and what is used."""
+        version, opened = self.route.active, self.active.model.opened if self.active else None
+        problem = self.problem.sentence if self.problem else ""
+        return ModelStatus(
+            model=version.model,
+            version=version.version,
+            release=version.release,
+            wanted=version.plan.wanted,
+            used=opened.used if opened else "",
+            precision=opened.plan.precision if opened else "",
+            reason=opened.reason if opened else problem,
+            ready=self.active is not None,
+            shadow=self.shadow.model.version.version if self.shadow else "",
+        )
+
+
+class Routes:
+    """The table and the walk. Owned by the event loop."""
+
+    def __init__(self, spool: Spool, metrics: Metrics) -> None:
+        self._spool = spool
+        self._metrics = metrics
+        self._table: Mapping[str, Serving] = {}
+        self._encode = msgspec.json.Encoder().encode
+        self._prefix = f"{time.time_ns():x}"
+        self._count = 0
+
+    @property
+    def table(self) -> Mapping[str, Serving]:
+        """The routes that serve now."""
+        return self._table
+
+    def replace(self, table: Mapping[str, Serving]) -> None:
+        """Serve by the new table from the next request on; retire lanes that only the old one had."""
+        old, self._table = self._table, table
+        kept = {id(lane) for serving in table.values() for lane in (serving.active, serving.shadow)}
+        for serving in old.values():
+            for lane in (serving.active, serving.shadow):
+                if lane is not None and id(lane) not in kept:
+                    lane.batcher.retire()
+
+    def serving(self, model: str, version: str | None) -> Serving:
+        """Who serves that model; `UnknownError` lists what there is."""
+        found = self._table.get(model)
+        if found is None:
+            known = ", ".join(sorted(self._table)) or "none yet"
+            raise UnknownError(f"model {model[:80]!r} is not served here; there are: {known}")
+        serves = found.route.active.version
+        if version is not None and version != serves:
+            raise UnknownError(f"version {version[:40]!r} of model {model!r} is not served here; there is: {serves}")
+        return found
+
+    def infer(self, model: str, version: str | None, body: bytes, json_bytes: int | None, respond: Respond) -> None:
+        """Answer one request through ``respond``, at once or later; raises what refuses it."""
+        began = time.perf_counter_ns()
+        serving = self.serving(model, version)
+        lane = serving.active
+        counts = self._metrics.of(model)
+        if lane is None:
+            raise NotReadyError(f"model {model!r} is not ready: {serving.problem.sentence if serving.problem else ''}")
+        try:
+            request = oip.decode(body, json_bytes, lane.model.columns, lane.model.definition.output)
+        except BadRequestError:
+            counts.refused += 1
+            raise
+        if not request.id:
+            self._count += 1
+            request.id = f"{self._prefix}-{self._count:x}"
+        walk = _Walk(self, serving, lane, request, counts=counts, began=began, respond=respond)
+        lane.batcher.submit(lane.model.tensor(request), walk.answered)
+
+    def capture(self, lines: list[Line]) -> None:
+        """Put the rows on file; a failure is counted and shown, and costs no answer."""
+        try:
+            self._spool.append(b"".join(self._encode(line) + b"\n" for line in lines))
+        except SpoolError:
+            # A full disk must not stop the site's predictions; status and metrics carry the count.
+            self._metrics.capture_failures += 1
+
+
+class _Walk:
+    """One request between its run and its answer."""
+
+    __slots__ = ("_began", "_counts", "_model", "_p", "_request", "_respond", "_routes", "_serving", "_timer", "_us")
+
+    def __init__(
+        self,
+        routes: Routes,
+        serving: Serving,
+        lane: Lane,
+        request: Infer,
+        *,
+        counts: ModelCounts,
+        began: int,
+        respond: Respond,
+    ) -> None:
+        self._routes = routes
+        self._serving = serving
+        self._model = lane.model
+        self._request = request
+        self._counts = counts
+        self._began = began
+        self._respond: Respond | None = respond
+        self._p: Tensor | RunFailedError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._us = 0
+
+    def answered(self, p: Tensor | RunFailedError) -> None:
+        """The active version has answered; ask the shadow, if there is one."""
+        self._p = p
+        self._us = (time.perf_counter_ns() - self._began) // 1000
+        shadow = self._serving.shadow
+        if shadow is None:
+            self._finish(None)
+            return
+        try:
+            x = shadow.model.tensor(self._request)
+        except Exception as error:  # noqa: BLE001 - whatever a shadow's pipeline raises, the answer must go out
+            self.shadowed(RunFailedError(str(error)))
+            return
+        if not shadow.model.quick:
+            wait_s = SHADOW_EXTRA_S + 2e-6 * self._us
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self.shadowed, RunFailedError("too slow"))
+        try:
+            shadow.batcher.submit(x, self.shadowed)
+        except BusyError as error:
+            self.shadowed(RunFailedError(str(error)))
+
+    def shadowed(self, p: Tensor | RunFailedError) -> None:
+        """The shadow has answered, failed, or taken too long."""
+        if self._respond is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        if isinstance(p, RunFailedError):
+            self._counts.shadow_failures += 1
+            self._finish(None)
+        else:
+            self._finish(p)
+
+    def _finish(self, shadow: Tensor | None) -> None:
+        respond, self._respond = self._respond, None
+        p, request = self._p, self._request
+        if respond is None or p is None:
+            return
+        ids = request.ids or _row_ids(request)
+        self._routes.capture(self._lines(ids, p, shadow))
+        if isinstance(p, RunFailedError):
+            self._counts.failed += 1
+            respond(p)
+            return
+        self._counts.answered(request.rows, self._us)
+        respond(Answer(*oip.encode(self._model.answering, request, ids, p)))
+
+    def _lines(self, ids: list[str], p: Tensor | RunFailedError, shadow: Tensor | None) -> list[Line]:
+        version = self._model.version
+        failed = isinstance(p, RunFailedError)
+        values = [None] * len(ids) if isinstance(p, RunFailedError) else p.tolist()
+        shadows = [None] * len(ids) if shadow is None else shadow.tolist()
+        lane = self._serving.shadow
+        columns = self._request.columns
+        now = time.time()
+        return [
+            Line(
+                id=ids[i],
+                at=self._request.ats[i],
+                model=version.model,
+                version=version.version,
+                release=version.release,
+                row={name: value[i] for name, value in columns.items()},
+                p=values[i],
+                shadow=shadows[i],
+                shadow_release=lane.model.version.release if lane else None,
+                us=self._us,
+                t=now,
+                err=str(p) if failed else None,
+            )
+            for i in range(len(ids))
+        ]
+
+
+def _row_ids(request: Infer) -> list[str]:
+    if request.rows == 1:
+        return [request.id]
+    return [f"{request.id}/{i}" for i in range(request.rows)]

@@ -1,0 +1,169 @@
+"""A graph, ready to run by its plan: onnxruntime or OpenVINO behind one small interface.
+
+Both runtimes fall back silently: onnxruntime to its CPU provider with a warning, OpenVINO to bf16 by default.
+So devices and precision are asked for explicitly and read back after the load; what differs becomes a reason.
+Threads come from the plan, because neither runtime sees a cgroup quota, and their spinning is off: it costs
+half the CPU of a small box.
+"""
+
+import io
+import sys
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from landreeve_agent.serving.control import Plan
+from landreeve_agent.serving.errors import LoadFailedError, RunFailedError
+
+Tensor = NDArray[np.float32]
+
+_ORT_PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "gpu": ("CUDAExecutionProvider", "MIGraphXExecutionProvider", "ROCMExecutionProvider", "DmlExecutionProvider"),
+    "npu": ("QNNExecutionProvider", "VitisAIExecutionProvider"),
+}
+_OV_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8 stands in the graph; the rest of it stays f32
+
+
+class Session(Protocol):
+    """Runs a graph: float32 (rows, width) in, float32 (rows,) out. Raises `RunFailedError`."""
+
+    def run(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session and the truth about it: the plan really used, its text, and why it is not the plan asked for."""
+
+    session: Session
+    plan: Plan
+    reason: str
+
+    @property
+    def used(self) -> str:
+        """Device first, then how.
+
+        >>> Opened(None, Plan(), "").used
+        'CPU · onnxruntime · fp32 · 1 thread'
+        """
+        threads = f"{self.plan.threads} thread" + ("" if self.plan.threads == 1 else "s")
+        return f"{self.plan.device.upper()} · {self.plan.backend} · {self.plan.precision} · {threads}"
+
+
+def open_session(plan: Plan, graph: bytes) -> Opened:
+    """The graph opened by its plan; on a device that fails, by onnxruntime on the CPU, with the reason.
+
+    Raises `LoadFailedError` when the graph cannot be loaded at all.
+    """
+    reason = plan.reason
+    if plan.backend != "onnxruntime" or plan.device != "cpu":
+        try:
+            return Opened(_open(plan, graph), plan, reason)
+        except Exception as error:  # noqa: BLE001 - a runtime or driver may raise anything; the CPU must still serve
+            reason = f"{plan.device.upper()} with {plan.backend} failed: {_first_line(error)}"
+    cpu = msgspec.structs.replace(plan, backend="onnxruntime", device="cpu")
+    if cpu.precision == "bf16":
+        cpu = msgspec.structs.replace(cpu, precision="fp32")
+    try:
+        return Opened(OnnxRuntime(cpu, graph), cpu, reason)
+    except Exception as error:  # the runtime's own errors share no base besides Exception
+        raise LoadFailedError("bad_graph", f"onnxruntime cannot load {plan.graph}: {_first_line(error)}") from error
+
+
+def _open(plan: Plan, graph: bytes) -> Session:
+    if plan.backend == "openvino":
+        return OpenVino(plan, graph)
+    return OnnxRuntime(plan, graph)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+class OnnxRuntime:
+    """onnxruntime on the plan's device; raises when the device is not what the runtime really uses."""
+
+    def __init__(self, plan: Plan, graph: bytes) -> None:
+        import onnxruntime as ort
+
+        ort.disable_telemetry_events()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = plan.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        provider = _provider(ort.get_available_providers(), plan.device)
+        self._session = ort.InferenceSession(graph, options, providers=[provider])
+        _assert_used(self._session.get_providers(), provider)
+        self._input = self._session.get_inputs()[0].name
+        self._outputs = [self._session.get_outputs()[0].name]
+
+    def run(self, x: Tensor) -> Tensor:
+        """Probabilities, float32 (rows,)."""
+        try:
+            answer = self._session.run(self._outputs, {self._input: x})[0]
+        except Exception as error:  # onnxruntime raises its own classes, which share no base
+            raise RunFailedError(_first_line(error)) from error
+        return np.asarray(answer, np.float32).reshape(-1)
+
+
+def _provider(available: list[str], device: str) -> str:
+    for provider in _ORT_PROVIDERS.get(device, ()):
+        if provider in available:
+            return provider
+    known = ", ".join(p.removesuffix("ExecutionProvider") for p in available)
+    raise LoadFailedError("no_provider", f"this onnxruntime has no provider for {device} (it has {known})")
+
+
+def _assert_used(providers: list[str], wanted: str) -> None:
+    if not providers or providers[0] != wanted:
+        raise LoadFailedError("silent_fallback", f"{wanted} was asked for and {providers} is used")
+
+
+def import_openvino() -> Any:
+    """The openvino module, its telemetry switched off for this process before it can start."""
+    # The package reports usage unless a consent file says no. We cannot write into the user's home, so the
+    # module is made unimportable: openvino then takes its own telemetry stub.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+class OpenVino:
+    """OpenVINO on the plan's device and precision; raises when it is another than asked for."""
+
+    def __init__(self, plan: Plan, graph: bytes) -> None:
+        openvino = import_openvino()
+        core = openvino.Core()
+        hints = {"INFERENCE_PRECISION_HINT": _OV_PRECISIONS[plan.precision], "PERFORMANCE_HINT": "LATENCY"}
+        if plan.device == "cpu":
+            hints |= {"INFERENCE_NUM_THREADS": str(plan.threads), "NUM_STREAMS": "1"}
+        model = core.read_model(io.BytesIO(graph))
+        compiled = core.compile_model(model, plan.device.upper(), hints)
+        _assert_device(compiled.get_property("EXECUTION_DEVICES"), plan.device)
+        _assert_precision(compiled.get_property("INFERENCE_PRECISION_HINT").to_string(), plan.precision)
+        self._request = compiled.create_infer_request()
+
+    def run(self, x: Tensor) -> Tensor:
+        """Probabilities, float32 (rows,)."""
+        try:
+            answer = self._request.infer([x], share_inputs=True)[0]
+        except Exception as error:  # the binding raises RuntimeError and its own classes
+            raise RunFailedError(_first_line(error)) from error
+        return np.array(answer, np.float32).reshape(-1)
+
+
+def _assert_device(devices: list[str], wanted: str) -> None:
+    if not all(device.upper().startswith(wanted.upper()) for device in devices):
+        raise LoadFailedError("silent_fallback", f"{wanted} was asked for and {', '.join(devices)} is used")
+
+
+def _assert_precision(got: str, wanted: str) -> None:
+    if got not in {_OV_PRECISIONS[wanted], {"fp32": "f32", "float32": "f32", "bfloat16": "bf16"}.get(got, got)}:
+        raise LoadFailedError("silent_precision", f"{wanted} was asked for and {got} is used")

@@ -1,0 +1,172 @@
+"""The worker process: ``python -m landreeve_agent.serving.worker --fd N --spool DIR --parent PID``.
+
+Its stdin and stdout are the supervisor's pipe (`landreeve_agent.serving.control`); the listening socket is
+inherited. It exits when stdin ends. Everything that may crash in native code lives here and in its kin, never in
+the supervisor.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import faulthandler
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from landreeve_agent.serving.capture import Spool
+from landreeve_agent.serving.control import (
+    Applied,
+    Apply,
+    Ask,
+    FromWorker,
+    Hello,
+    Refused,
+    Route,
+    Told,
+    ToWorker,
+    Version,
+    frame,
+    read_frame,
+)
+from landreeve_agent.serving.deathsig import die_with_parent, prefer_for_oom
+from landreeve_agent.serving.errors import LoadFailedError
+from landreeve_agent.serving.http import DEFAULT_BODY_BYTES
+from landreeve_agent.serving.metrics import Metrics
+from landreeve_agent.serving.model import load
+from landreeve_agent.serving.routes import Lane, Routes, Serving
+from landreeve_agent.serving.server import InferenceServer, rss_bytes
+
+_DRAIN_S = 2.0
+
+
+class Worker:
+    """Carries out what the supervisor says."""
+
+    def __init__(self, routes: Routes, metrics: Metrics, server: InferenceServer, listening: socket.socket) -> None:
+        self._routes = routes
+        self._metrics = metrics
+        self._server = server
+        self._listening: socket.socket | None = listening
+        self._applying = asyncio.Lock()
+
+    async def obey(self, message: ToWorker) -> FromWorker:
+        """Carry out one message; the answer to it."""
+        if isinstance(message, Ask):
+            return self._tell(message.seq)
+        async with self._applying:
+            try:
+                await self._apply(message)
+            except LoadFailedError as error:
+                return Refused(seq=message.seq, cause=error.cause, sentence=error.sentence)
+        return Applied(seq=message.seq)
+
+    def _tell(self, seq: int) -> Told:
+        models = tuple(serving.status() for _, serving in sorted(self._routes.table.items()))
+        return Told(seq=seq, rss_mb=round(rss_bytes() / 1e6, 1), models=models, counts=self._metrics.counts())
+
+    async def _apply(self, message: Apply) -> None:
+        """Load and warm what is missing while the old routes serve, then swap. A lenient apply refuses nothing."""
+        have = {lane.model.version: lane for s in self._routes.table.values() for lane in (s.active, s.shadow) if lane}
+        table = {route.model: await _serving(route, have, lenient=message.lenient) for route in message.routes}
+        self._routes.replace(table)
+        if self._listening is not None:
+            # Only now: until the first routes stand, callers wait in the socket's backlog instead of failing.
+            listening, self._listening = self._listening, None
+            await self._server.start(listening)
+
+
+async def _serving(route: Route, have: dict[Version, Lane], *, lenient: bool) -> Serving:
+    try:
+        active = await _lane(route.active, have, checked=lenient)
+    except LoadFailedError as error:
+        if not lenient:
+            raise
+        return Serving(route, None, None, error)
+    if route.shadow is None:
+        return Serving(route, active, None)
+    try:
+        return Serving(route, active, await _lane(route.shadow, have, checked=lenient))
+    except LoadFailedError as error:
+        return Serving(route, active, None, error)  # a shadow that does not load never hurts the answer
+
+
+async def _lane(version: Version, have: dict[Version, Lane], *, checked: bool) -> Lane:
+    lane = have.get(version)
+    if lane is None:
+        lane = have[version] = Lane(await asyncio.to_thread(load, version, checked=checked))
+    return lane
+
+
+async def _pipe(stdin: int, stdout: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(stdin, "rb", 0))
+    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(stdout, "wb", 0))
+    return reader, asyncio.StreamWriter(transport, protocol, None, loop)
+
+
+async def _serve(options: argparse.Namespace, stdin: int, stdout: int) -> None:
+    reader, writer = await _pipe(stdin, stdout)
+    metrics = Metrics()
+    spool = Spool(Path(options.spool), time.time_ns())
+    routes = Routes(spool, metrics)
+    server = InferenceServer(routes, metrics, options.max_body_bytes)
+    worker = Worker(routes, metrics, server, socket.socket(fileno=options.fd))
+    writer.write(frame(Hello(pid=os.getpid())))
+    decoder: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def answer(message: ToWorker) -> None:
+        writer.write(frame(await worker.obey(message)))
+
+    while (message := await read_frame(reader, decoder)) is not None:
+        task = asyncio.create_task(answer(message))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await server.stop(_DRAIN_S)
+    spool.close()
+
+
+def _own_stdout() -> int:
+    """A private copy of stdout for frames; what a library prints goes to stderr and cannot break a frame."""
+    private = os.dup(1)
+    os.dup2(2, 1)
+    return private
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop
+    except ImportError:  # no uvloop on this system: the standard loop serves as well, slower
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+def main() -> None:
+    """Run until stdin ends."""
+    parser = argparse.ArgumentParser(prog="landreeve-worker")
+    parser.add_argument("--fd", type=int, required=True, help="the inherited listening socket")
+    parser.add_argument("--spool", required=True, help="folder for captured rows")
+    parser.add_argument("--parent", type=int, required=True, help="the supervisor's process id")
+    parser.add_argument("--max-body-bytes", type=int, default=DEFAULT_BODY_BYTES)
+    options = parser.parse_args()
+    die_with_parent(options.parent)
+    prefer_for_oom()
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the site's rows
+    stdout = _own_stdout()
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the supervisor ends us in order
+        _run(_serve(options, os.dup(0), stdout))
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main()
