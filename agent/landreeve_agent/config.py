@@ -85,7 +85,7 @@ class ScheduleSettings(msgspec.Struct, frozen=True):
     retention_s: Annotated[float, Meta(ge=1, description="seconds between two runs of retention")] = 3600.0
 
 
-class Settings(msgspec.Struct, frozen=True):
+class AgentSettings(msgspec.Struct, frozen=True):
     """Everything that can be set on a box."""
 
     site: Site = Site()
@@ -182,11 +182,11 @@ def default_state() -> Path:
     return Path(data) / "landreeve"
 
 
-def load_settings(state: StateFolder, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded[Settings]:
+def load_settings(state: StateFolder, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded[AgentSettings]:
     """The box's settings: defaults, system files, the state folder's file, environment, flags.
 
     Raises `landreeve.settings.SettingsError`.
     """
     system = sorted(SYSTEM_FOLDER.glob("*.toml")) if SYSTEM_FOLDER.is_dir() else []
     files = [SYSTEM_FILE, *system, state.settings_file]
-    return load(Settings, files=files, prefix="LANDREEVE", environ=environ, flags=flags)
+    return load(AgentSettings, files=files, prefix="LANDREEVE", environ=environ, flags=flags)

@@ -1,0 +1,324 @@
+"""What the box is doing, as one document: made from the store and the living rooms, for pages, API and CLI."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from landreeve_models.definition import Definition
+from sqlite_utils import Database as Tables
+
+from landreeve_agent.console.verdict import Finding, Verdict, verdict_of
+from landreeve_agent.rooms import Trouble
+from landreeve_agent.serving.control import ModelStatus, WorkerStatus
+from landreeve_agent.store.database import Database
+from landreeve_agent.store.stamps import stamp
+from landreeve_agent.telemetry.machine import Machine, MachineProbe
+from landreeve_agent.telemetry.recent import Recent, Series
+from landreeve_agent.telemetry.totals import ModelTotals, Totals, read_totals
+
+FRESH_S = 0.9
+LATENCY_SPAN_S = 60.0
+_EXPIRES_SOON_DAYS = 14
+_DISK_FULL_PERCENT = 92
+
+HubState = Literal["in_sync", "waiting", "unreachable", "not_joined"]
+Health = Literal["working", "data_changed", "probation", "collecting", "failing"]
+
+
+class HubView(msgspec.Struct, frozen=True, kw_only=True):
+    """The link to the hub: how many facts wait, when it was last heard of."""
+
+    state: HubState = "not_joined"
+    waiting: int = 0
+    last_contact: str | None = None
+    certificate_days: float | None = None
+
+
+class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
+    """The inference process; ``pid`` is 0 while none is wanted or one is being restarted."""
+
+    pid: int = 0
+    rss_mb: float = 0.0
+    restarts: int = 0
+    ready: bool = False
+
+
+class UpdateView(msgspec.Struct, frozen=True):
+    """The latest transition of a model's update and its plain sentence."""
+
+    state: str
+    sentence: str
+
+
+class ModelView(msgspec.Struct, frozen=True, kw_only=True):
+    """One model on this box."""
+
+    name: str
+    purpose: str = ""
+    version: str = ""
+    release: str = ""
+    health: Health = "collecting"
+    wanted: str = ""
+    used: str = ""
+    reason: str = ""
+    precision: str = ""
+    p95_ms: float | None = None
+    today: int = 0
+    total: int = 0
+    samples: int = 0
+    labels: int = 0
+    update: UpdateView | None = None
+    drift: str = ""
+
+
+class Happened(msgspec.Struct, frozen=True):
+    """One line of the log."""
+
+    at: str
+    name: str
+    sentence: str
+    severity: str
+
+
+class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole status document of a box."""
+
+    site: str
+    device: str
+    version: str
+    time: str
+    verdict: Verdict
+    predictions_today: int
+    predictions_total: int
+    errors_total: int
+    repeats_total: int
+    p50_ms: float | None
+    p95_ms: float | None
+    runs_on: str
+    serving: str
+    hub: HubView
+    worker: WorkerView
+    machine: Machine
+    models: tuple[ModelView, ...]
+    series: Series
+    happened: tuple[Happened, ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the status needs from the store, read in one moment."""
+
+    totals: Totals
+    updates: Mapping[str, UpdateView]
+    drift: Mapping[str, tuple[str, str]]
+    happened: tuple[Happened, ...]
+    waiting: int
+
+
+@dataclass(frozen=True)
+class Active:
+    """The release a model's pointer names."""
+
+    version: str
+    release: str
+
+
+@dataclass
+class StatusSource:
+    """Makes the status at most once a second, however many look.
+
+    ``worker`` and ``hub`` ask the living rooms; ``active`` reads the pointers; ``findings`` adds what the
+    supervisor knows (settings that cannot be used, a busy port).
+    """
+
+    site: str
+    device: str
+    version: str
+    serving: str
+    database: Database
+    definitions: Mapping[str, Definition]
+    recent: Recent
+    machine: MachineProbe
+    worker: Callable[[], Awaitable[WorkerStatus | None]]
+    hub: Callable[[int], HubView]
+    active: Callable[[], Mapping[str, Active]]
+    troubles: Callable[[], tuple[Trouble, ...]]
+    findings: Callable[[], tuple[Finding, ...]] = field(default=lambda: ())
+    _made: AgentStatus | None = None
+    _made_at: float = -1e9
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def status(self) -> AgentStatus:
+        """The status, at most 0.9 s old."""
+        async with self._lock:
+            if self._made is None or time.monotonic() - self._made_at > FRESH_S:
+                self._made = await self._make(datetime.now(UTC))
+                self._made_at = time.monotonic()
+            return self._made
+
+    async def _make(self, now: datetime) -> AgentStatus:
+        stored = await self.database.read(lambda tables: read_stored(tables, now))
+        worker = await self.worker()
+        models = self._models(stored, worker, now)
+        hub = self.hub(stored.waiting)
+        machine = self.machine.read()
+        findings = (*self.findings(), *findings_of(models, hub, worker, machine, self.troubles()))
+        now_s = now.timestamp()
+        return AgentStatus(
+            site=self.site,
+            device=self.device,
+            version=self.version,
+            time=stamp(now),
+            verdict=verdict_of(findings, _quiet(models, hub)),
+            predictions_today=stored.totals.today,
+            predictions_total=stored.totals.predictions,
+            errors_total=stored.totals.errors,
+            repeats_total=stored.totals.repeats,
+            p50_ms=self.recent.quantile_ms(0.5, now_s=now_s, over_s=LATENCY_SPAN_S),
+            p95_ms=self.recent.quantile_ms(0.95, now_s=now_s, over_s=LATENCY_SPAN_S),
+            runs_on=_runs_on(models),
+            serving=self.serving,
+            hub=hub,
+            worker=_worker_view(worker),
+            machine=machine,
+            models=models,
+            series=self.recent.series(now_s),
+            happened=stored.happened,
+        )
+
+    def _models(self, stored: Stored, worker: WorkerStatus | None, now: datetime) -> tuple[ModelView, ...]:
+        running = {model.model: model for model in worker.models} if worker else {}
+        active = self.active()
+        names = sorted({*self.definitions, *active, *stored.totals.models})
+        return tuple(self._model(name, stored, running.get(name), active.get(name), now) for name in names)
+
+    def _model(
+        self, name: str, stored: Stored, running: ModelStatus | None, active: Active | None, now: datetime
+    ) -> ModelView:
+        totals = stored.totals.models.get(name, ModelTotals())
+        definition = self.definitions.get(name)
+        update = stored.updates.get(name)
+        verdict, sentence = stored.drift.get(name, ("", ""))
+        return ModelView(
+            name=name,
+            purpose=definition.purpose if definition else "",
+            version=active.version if active else "",
+            release=active.release if active else "",
+            health=health_of(active, running, update, verdict),
+            wanted=running.wanted if running else "",
+            used=running.used if running else "",
+            reason=running.reason if running else "",
+            precision=running.precision if running else "",
+            p95_ms=self.recent.quantile_ms(0.95, now_s=now.timestamp(), over_s=LATENCY_SPAN_S, model=name),
+            today=totals.today,
+            total=totals.predictions,
+            samples=totals.samples,
+            labels=totals.labels,
+            update=update,
+            drift=sentence,
+        )
+
+
+def health_of(active: Active | None, running: ModelStatus | None, update: UpdateView | None, drift: str) -> Health:
+    """One word for a model: what matters most about it now."""
+    if active is None:
+        return "collecting"
+    if running is None or not running.ready or (update and update.state == "ROLLBACK_FAILED"):
+        return "failing"
+    if update and update.state == "PROBATION":
+        return "probation"
+    return "data_changed" if drift in {"drifted", "quality_lost"} else "working"
+
+
+def findings_of(
+    models: tuple[ModelView, ...],
+    hub: HubView,
+    worker: WorkerStatus | None,
+    machine: Machine,
+    troubles: tuple[Trouble, ...],
+) -> tuple[Finding, ...]:
+    """Everything that deserves a look."""
+    found = [
+        Finding("error", f"{trouble.room} does not work: {trouble.sentence}. It is tried again by itself.", "/")
+        for trouble in troubles
+    ]
+    for model in models:
+        if model.health == "failing":
+            why = model.reason or (worker.last_exit if worker else "") or "the inference server is not running"
+            found.append(Finding("error", f"{model.name} does not answer: {why}.", "/models"))
+        elif model.health == "data_changed":
+            found.append(Finding("warning", f"{model.name}: {model.drift}", "/models"))
+        elif model.update and model.update.state in {"ROLLED_BACK", "REJECTED"}:
+            found.append(Finding("warning", f"{model.name}: {model.update.sentence}", "/updates"))
+    if hub.state == "unreachable":
+        last = f"last heard of {hub.last_contact}" if hub.last_contact else "not reached since the start"
+        found.append(Finding("warning", f"The hub is out of reach ({last}); {hub.waiting} facts wait for it.", "/"))
+    if hub.certificate_days is not None and hub.certificate_days < _EXPIRES_SOON_DAYS:
+        found.append(
+            Finding("warning", f"The device's certificate ends in {hub.certificate_days:.0f} days: join again.", "/")
+        )
+    if machine.disk_percent > _DISK_FULL_PERCENT:
+        found.append(Finding("warning", f"The disk is {machine.disk_percent:.0f} % full.", "/"))
+    return tuple(found)
+
+
+def read_stored(tables: Tables, now: datetime) -> Stored:
+    """Everything the status needs from the store."""
+    updates = tables.conn.execute(
+        "SELECT model, state, sentence FROM transitions WHERE n IN (SELECT max(n) FROM transitions GROUP BY model)"
+    )
+    windows = tables.conn.execute(
+        "SELECT model, report FROM windows AS w WHERE window = (SELECT max(window) FROM windows WHERE model = w.model)"
+    )
+    happened = tables.conn.execute("SELECT at, name, sentence, severity FROM events ORDER BY n DESC LIMIT 20")
+    return Stored(
+        totals=read_totals(tables, now),
+        updates={str(model): UpdateView(state, sentence) for model, state, sentence in updates},
+        drift={str(model): _drift(report) for model, report in windows},
+        happened=tuple(Happened(*row) for row in happened),
+        waiting=int(tables.conn.execute("SELECT facts FROM outbox_size").fetchone()[0]),
+    )
+
+
+def read_active(models: Path) -> dict[str, Active]:
+    """The release each model's pointer names; a pointer that cannot be read counts as none."""
+    found: dict[str, Active] = {}
+    for pointer in sorted(models.glob("*/active.json")):
+        try:
+            document: dict[str, Any] = msgspec.json.decode(pointer.read_bytes(), type=dict[str, Any])
+        except (OSError, msgspec.DecodeError):
+            continue  # recovery names it; the model shows as collecting until then
+        found[pointer.parent.name] = Active(str(document.get("version", "")), str(document.get("release", "")))
+    return found
+
+
+def _drift(report: str) -> tuple[str, str]:
+    document = msgspec.json.decode(report, type=dict[str, Any])
+    return str(document.get("verdict", "")), str(document.get("sentence", ""))
+
+
+def _worker_view(worker: WorkerStatus | None) -> WorkerView:
+    if worker is None:
+        return WorkerView()
+    ready = worker.pid > 0 and all(model.ready for model in worker.models)
+    return WorkerView(pid=worker.pid, rss_mb=worker.rss_mb, restarts=worker.restarts, ready=ready)
+
+
+def _runs_on(models: tuple[ModelView, ...]) -> str:
+    return ", ".join(sorted({model.used for model in models if model.used}))
+
+
+def _quiet(models: tuple[ModelView, ...], hub: HubView) -> str:
+    if not models:
+        return "There is no model yet. Next: landreeve model add FOLDER, or wait for the hub to send one."
+    collecting = [model.name for model in models if model.health == "collecting"]
+    if collecting:
+        return f"Collecting data for {', '.join(collecting)}; there is no release of it yet."
+    if hub.state == "not_joined":
+        return "This box works alone. Next: landreeve join TOKEN, if there is a hub."
+    return ""
