@@ -9,11 +9,10 @@ import msgspec
 
 
 class RetrainPolicy(msgspec.Struct, frozen=True):
-    """The ``retrain`` member of a model's definition."""
+    """The part of a definition's ``retrain`` member that the hub judges; the site judges its number of labels."""
 
     lookback_days: float = 60.0
     cooldown_days: float = 21.0
-    min_labelled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,6 @@ class WindowSeen:
     last: datetime
     verdict: str
     sentence: str
-    labelled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +74,4 @@ def decide(
     newest = max((run.last for run in runs), default=None)
     if newest is not None and worst.last - newest < timedelta(days=policy.cooldown_days):
         return Wait(f"Trained on data up to {newest:%Y-%m-%d}; the next training waits {policy.cooldown_days:g} days.")
-    if worst.labelled < policy.min_labelled:
-        return Wait(f"Only {worst.labelled} of {policy.min_labelled} labels are known.")
     return Train(worst.device, worst.last - timedelta(days=policy.lookback_days), worst.last, worst.sentence)

@@ -107,7 +107,9 @@ class RolloutRunner:
         for device in sorted(left):
             try:
                 await self._publisher.publish_device(device)
-            except Exception:
+            except LookupError:  # revoked meanwhile: nobody would read it
+                left.discard(device)
+            except Exception:  # noqa: BLE001  judged below
                 # One device's trouble must not keep the others from their orders; the next tick tries again.
                 _LOG.exception("the desired document of %s could not be published; it is tried again", device)
             else:

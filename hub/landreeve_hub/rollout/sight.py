@@ -45,7 +45,7 @@ def _fact(device: Row[Any], model: str, assigned: Row[Any] | None, report: Repor
         running_version=str(served.get("version", "")),
         assigned=assigned.digest if assigned else "",
         assigned_version=assigned.version if assigned else "",
-        generation=device.generation,
+        generation=int(device.doc.get("generation", 0)),
         desired=desired,
         report=report,
     )

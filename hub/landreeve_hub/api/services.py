@@ -1,0 +1,69 @@
+"""What the API is built from: the hub's rooms, as the API needs them."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from landreeve.release.layout import Packed
+
+from landreeve_hub.access.limiter import Limiter
+from landreeve_hub.api.changes import Changes
+from landreeve_hub.audit.log import AuditLog
+from landreeve_hub.incidents.incidents import Incidents
+from landreeve_hub.learning.commands import Commands
+from landreeve_hub.rollout.runner import RolloutRunner
+from landreeve_hub.store.database import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    digest: str
+    version: str
+
+
+class Releases(Protocol):
+    """The registry. Errors: `BadReleaseError` for a release that must not be used, `LookupError` when there is
+    none of that digest, `ValueError` when its state does not allow it."""
+
+    async def register(self, packed: Packed, by: str, now: datetime) -> Registered: ...
+
+    async def approve(self, digest: str, by: str, now: datetime) -> None: ...
+
+    async def withdraw(self, digest: str, by: str, now: datetime) -> None: ...
+
+    def pull(self, digest: str) -> Packed: ...
+
+
+class Delivery(Protocol):
+    """Per device: facts, highwater, gaps, duplicates_suppressed, rejected."""
+
+    async def view(self) -> list[dict[str, Any]]: ...
+
+
+Mint = Callable[[str, dict[str, str], datetime], Any]
+"""(site, labels, now) → awaitable text of a single-use enrolment token."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """Wired once in the hub's ``app.py``."""
+
+    store: Store
+    releases: Releases
+    runner: RolloutRunner
+    incidents: Incidents
+    audit: AuditLog
+    commands: Commands
+    delivery: Delivery
+    mint: Mint
+    clock: Callable[[], datetime]
+    version: str
+    work: Path
+    """A folder for uploads under way."""
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    changes: Changes = field(default_factory=Changes)
+    limiter: Limiter = field(default_factory=Limiter)
+    hosts: frozenset[str] = frozenset({"127.0.0.1", "localhost", "[::1]"})

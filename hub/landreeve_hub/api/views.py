@@ -1,0 +1,181 @@
+"""The fleet and its devices as the API shows them."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select
+
+from landreeve_hub.api.rollout_views import active_rows, waiting_by_device
+from landreeve_hub.incidents.incidents import CLOSED
+from landreeve_hub.ingest.minutes import decode_minute
+from landreeve_hub.store import tables
+from landreeve_hub.store.moment import parse_rfc3339
+
+STATES = ("healthy", "drift", "failing", "offline")
+_BAD_STATES = frozenset({"ROLLBACK_FAILED", "failing", "crash_loop"})
+
+
+def fleet(connection: Connection, now: datetime, version: str) -> dict[str, Any]:
+    """Counts, what is waited for, one row for each device, and the rollouts under way."""
+    rows = devices(connection, now)
+    counts = {state: sum(row["state"] == state for row in rows) for state in STATES}
+    running = active_rows(connection, now)
+    waiting = [sentence for rollout in running for sentence in rollout["waiting"]]
+    return {
+        "counts": {**counts, "total": len(rows)},
+        "waiting": waiting,
+        "devices": rows,
+        "rollouts": running,
+        "hub": {"version": version, "time": now.isoformat()},
+    }
+
+
+def devices(connection: Connection, now: datetime) -> list[dict[str, Any]]:
+    """A `DeviceRow` for each device of the fleet, by site."""
+    table = tables.devices
+    waiting = waiting_by_device(connection, now)
+    found = connection.execute(select(table).where(~table.c.revoked).order_by(table.c.site)).all()
+    return [_device(connection, row, waiting.get(row.id, ""), now) for row in found]
+
+
+def device(connection: Connection, name: str, now: datetime) -> dict[str, Any] | None:
+    """One device by id or site name, with its updates, windows and events; None when there is none."""
+    table = tables.devices
+    row = connection.execute(select(table).where((table.c.id == name) | (table.c.site == name))).first()
+    if row is None:
+        return None
+    waiting = waiting_by_device(connection, now)
+    return {
+        **_device(connection, row, waiting.get(row.id, ""), now),
+        "labels": row.labels,
+        "enrolled": row.enrolled,
+        "revoked": row.revoked,
+        "hardware_full": row.hardware,
+        "updates": _plain(connection, tables.updates, row.id),
+        "windows": _windows(connection, row.id),
+        "events": events(connection, device=row.id, limit=50),
+        "metrics": metrics(connection, row.id, 60),
+    }
+
+
+def _device(connection: Connection, row: Row[Any], waiting: str, now: datetime) -> dict[str, Any]:
+    latest = latest_metrics(connection, row.id)
+    windows = _newest_windows(connection, row.id)
+    models = list(row.doc.get("models") or ())
+    expires = row.certificate_expires
+    days = (parse_rfc3339(expires) - now).total_seconds() / 86_400 if expires else None
+    return {
+        "id": row.id,
+        "site": row.site,
+        "state": _state(connection, row, models, windows),
+        "online": row.online,
+        "last_seen": row.last_seen,
+        "agent": row.agent,
+        "hardware": _hardware(row.hardware),
+        "models": models,
+        "p95_ms": latest.get("p95_ms"),
+        "psi": max((s for w in windows for s in _scores(w)), default=None),
+        "waiting": waiting,
+        "certificate_days": days,
+        "predictions": latest.get("predictions"),
+        "generation": row.generation,
+    }
+
+
+def _state(connection: Connection, row: Row[Any], models: list[dict[str, Any]], windows: list[Row[Any]]) -> str:
+    if not row.online:
+        return "offline"
+    updates = tables.updates
+    stuck = select(func.count()).where(updates.c.device == row.id, updates.c.state.in_(_BAD_STATES))
+    if connection.execute(stuck).scalar_one() or any(m.get("state") in _BAD_STATES for m in models):
+        return "failing"
+    if _open_errors(connection, row.id):
+        return "failing"
+    serving = {m.get("model"): m.get("release") for m in models}
+    lost = any(
+        w.report.get("verdict") in {"drifted", "quality_lost"} and serving.get(w.model) == w.release for w in windows
+    )
+    return "drift" if lost else "healthy"
+
+
+def _open_errors(connection: Connection, device: str) -> bool:
+    incidents = tables.incidents
+    query = select(incidents.c.subject).where(incidents.c.state != CLOSED, incidents.c.severity == "error")
+    return any(subject.get("device") == device for subject in connection.execute(query).scalars())
+
+
+def _hardware(hardware: dict[str, Any]) -> dict[str, str]:
+    """The box in a word and in a line, from whatever the agent's inventory holds."""
+    kind = "NPU" if hardware.get("npus") else "GPU" if hardware.get("gpus") else "CPU"
+    cpu = hardware.get("cpu")
+    model = cpu.get("model", "") if isinstance(cpu, dict) else cpu or hardware.get("cpu_model", "")
+    return {"kind": kind, "text": str(hardware.get("text") or model or "unknown")}
+
+
+def _scores(window: Row[Any]) -> list[float]:
+    return [float(score) for score in (window.report.get("scores") or {}).values()]
+
+
+def _newest_windows(connection: Connection, device: str) -> list[Row[Any]]:
+    windows = tables.windows
+    newest = (
+        select(windows.c.model, func.max(windows.c.window).label("window"))
+        .where(windows.c.device == device)
+        .group_by(windows.c.model)
+        .subquery()
+    )
+    on = (windows.c.model == newest.c.model) & (windows.c.window == newest.c.window) & (windows.c.device == device)
+    return list(connection.execute(select(windows).join(newest, on)).all())
+
+
+def _windows(connection: Connection, device: str) -> list[dict[str, Any]]:
+    windows = tables.windows
+    query = select(windows).where(windows.c.device == device).order_by(windows.c.window.desc()).limit(60)
+    return [window_row(row) for row in connection.execute(query)]
+
+
+def window_row(row: Row[Any]) -> dict[str, Any]:
+    """A closed window without its sketches."""
+    report = {k: v for k, v in row.report.items() if k not in {"sketches", "type"}}
+    return {**report, "device": row.device, "window": row.window, "release": row.release, "version": row.version}
+
+
+def _plain(connection: Connection, table: Any, device: str) -> list[dict[str, Any]]:
+    return [dict(row) for row in connection.execute(select(table).where(table.c.device == device)).mappings()]
+
+
+def events(connection: Connection, *, device: str = "", before: int = 0, limit: int = 100) -> list[dict[str, Any]]:
+    """What happened, newest first; ``before`` pages on by ``n``."""
+    table = tables.events
+    query = select(table).order_by(table.c.n.desc()).limit(limit)
+    if device:
+        query = query.where(table.c.device == device)
+    if before:
+        query = query.where(table.c.n < before)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+# --- metrics ---
+
+
+def latest_metrics(connection: Connection, device: str) -> dict[str, float | None]:
+    """The newest value of each metric by name; empty before the first."""
+    points = metrics(connection, device, 1)
+    return {name: values[-1] for name, values in points.items() if values}
+
+
+def metrics(connection: Connection, device: str, minutes: int) -> dict[str, list[float | None]]:
+    """The last minutes of a device's metrics as columns, ``t`` (unix seconds) first."""
+    table = tables.metrics
+    query = select(table).where(table.c.device == device).order_by(table.c.minute.desc()).limit(minutes)
+    rows = list(connection.execute(query).mappings())[::-1]
+    if not rows:
+        return {}
+    newest = rows[-1]["set"]
+    sets = tables.metric_sets
+    names = connection.execute(
+        select(sets.c.names).where(sets.c.device == device, sets.c.set == newest)
+    ).scalar_one_or_none()
+    points = [point for row in rows if row["set"] == newest for point in decode_minute(row["values"])]
+    heads = ["t", *(names or [])]
+    return {name: [p[i] if i < len(p) else None for p in points] for i, name in enumerate(heads)}
