@@ -1,0 +1,30 @@
+"""What a device should run, as a value: composed from its assignments, compared by content."""
+
+import hashlib
+from collections.abc import Iterable
+from datetime import datetime
+
+import msgspec
+from landreeve.wire.messages import Desired, DesiredModel
+
+
+def compose(
+    device: str, generation: int, assignments: Iterable[DesiredModel], rate: float | None, now: datetime
+) -> Desired:
+    """The document of that generation; models are ordered by name, so equal content gives equal bytes.
+
+    ``rate`` is the most facts per second the device may send, None for no limit.
+    """
+    return Desired(
+        device=device,
+        generation=generation,
+        issued=now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        models=tuple(sorted(assignments, key=lambda model: model.model)),
+        max_facts_per_s=rate,
+    )
+
+
+def content_hash(assignments: Iterable[DesiredModel], rate: float | None) -> str:
+    """A digest of everything a device acts on; a new generation is due exactly when it changes."""
+    content = (tuple(sorted(assignments, key=lambda model: model.model)), rate)
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()

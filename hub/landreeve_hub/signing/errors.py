@@ -1,0 +1,18 @@
+"""What can go wrong with signing.
+
+SigningError
+├── KeyMissingError         the key is not on this machine       (operator)
+└── UnapprovedReleaseError  the director may not choose this     (operator: approve it first)
+"""
+
+
+class SigningError(Exception):
+    """Base of what signing raises."""
+
+
+class KeyMissingError(SigningError):
+    """A private key is needed that is not in the key folder."""
+
+
+class UnapprovedReleaseError(SigningError):
+    """A release was to be ordered that no approver has signed, or with another length."""
