@@ -254,6 +254,8 @@ updates = Table(
     _text("cause"),
     _text("sentence"),
     _text("at"),
+    _count("epoch"),
+    _count("seq"),
 )
 
 windows = Table(

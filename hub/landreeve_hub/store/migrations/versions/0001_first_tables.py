@@ -312,6 +312,8 @@ def upgrade() -> None:
         sa.Column("cause", sa.Text(), server_default=sa.text("('')"), nullable=False),
         sa.Column("sentence", sa.Text(), server_default=sa.text("('')"), nullable=False),
         sa.Column("at", sa.Text(), server_default=sa.text("('')"), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("seq", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("device", "model"),
     )
     op.create_table(

@@ -1,0 +1,154 @@
+"""What each kind of fact changes in the hub's tables, inside the transaction that counts it.
+
+Facts of one device may arrive out of order within its window, so an applier that replaces a row first asks
+whether what it has is newer.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from landreeve.wire.messages import (
+    Audit,
+    Birth,
+    Body,
+    DriftReport,
+    Event,
+    Fact,
+    Gap,
+    LogLines,
+    Metrics,
+    UpdateReport,
+)
+from sqlalchemy import Connection, insert, select, update
+
+from landreeve_hub.ingest.minutes import merge_rows
+from landreeve_hub.store import tables
+from landreeve_hub.store.upsert import upsert
+
+Applier = Callable[[Connection, str, Fact], None]
+K = TypeVar("K", bound=Body)
+_FAILED = {"REJECTED", "ROLLED_BACK", "ROLLBACK_FAILED", "ROLLING_BACK"}
+_ANSWERS = {"command.done", "command.refused"}
+
+
+class UnfitFactError(ValueError):
+    """A fact that is well formed but cannot be applied; the text says why. It is recorded as rejected."""
+
+
+def standard_appliers(audit: Callable[[Connection, str, Fact], None]) -> dict[type[Body], Applier]:
+    """An applier for each kind but `Candidate`, which learning brings; ``audit`` appends to the audit log."""
+    return {
+        Birth: apply_birth,
+        Event: apply_event,
+        UpdateReport: apply_update,
+        Metrics: apply_metrics,
+        Gap: apply_gap,
+        DriftReport: apply_drift,
+        Audit: audit,
+        LogLines: apply_log,
+    }
+
+
+def applier_for(appliers: Mapping[type[Body], Applier], body: Body) -> Applier:
+    """The applier of a body's kind; `UnfitFactError` when nobody here handles it."""
+    found = appliers.get(type(body))
+    if found is None:
+        raise UnfitFactError(f"no room of this hub handles facts of type {body.__struct_config__.tag!r}")
+    return found
+
+
+def apply_birth(connection: Connection, device: str, fact: Fact) -> None:
+    """Who the device is now; labels given at the hub win over the box's own."""
+    body = _of(fact, Birth)
+    row = connection.execute(select(tables.devices.c.labels).where(tables.devices.c.id == device)).one()
+    changes = {
+        "agent": body.agent,
+        "hardware": body.hardware,
+        "certificate_expires": body.certificate_expires,
+        "labels": {**body.labels, **row.labels},
+    }
+    connection.execute(update(tables.devices).where(tables.devices.c.id == device).values(changes))
+    names = {"device": device, "set": body.metric_set, "names": list(body.metric_names)}
+    upsert(connection, tables.metric_sets, names)
+    sentence = f"{body.site}: agent {body.agent} started."
+    data = {"started": body.started}
+    started = Event(name="agent.started", subject=body.site, cause="agent_started", sentence=sentence, data=data)
+    _keep_event(connection, device, fact.at, started)
+
+
+def apply_event(connection: Connection, device: str, fact: Fact) -> None:
+    """Keep the event; the answer to a command also closes that command."""
+    body = _of(fact, Event)
+    _keep_event(connection, device, fact.at, body)
+    if body.name in _ANSWERS:
+        answer = {"name": body.name, "cause": body.cause, "sentence": body.sentence, "at": fact.at, "data": body.data}
+        own = (tables.commands.c.id == body.subject) & (tables.commands.c.device == device)
+        connection.execute(update(tables.commands).where(own).values(answer=answer))
+
+
+def apply_update(connection: Connection, device: str, fact: Fact) -> None:
+    """The newest transition of a model on the device, and each one as an event."""
+    body = _of(fact, UpdateReport)
+    table = tables.updates
+    own = (table.c.device == device) & (table.c.model == body.model)
+    newest = connection.execute(select(table.c.epoch, table.c.seq).where(own)).first()
+    if newest is None or (newest.epoch, newest.seq) < (fact.epoch, fact.seq):
+        upsert(connection, table, {"device": device, **_update_row(fact, body)})
+    _keep_event(connection, device, fact.at, _transition(body))
+
+
+def _transition(body: UpdateReport) -> Event:
+    names = ("state", "previous", "rollout", "release", "version", "generation")
+    return Event(
+        name="update.transition",
+        subject=body.model,
+        cause=body.cause,
+        sentence=body.sentence,
+        severity="warning" if body.state in _FAILED else "info",
+        data={**body.data, **{name: getattr(body, name) for name in names}},
+    )
+
+
+def _update_row(fact: Fact, body: UpdateReport) -> dict[str, Any]:
+    names = ("model", "generation", "state", "version", "release", "rollout", "cause", "sentence")
+    return {**{name: getattr(body, name) for name in names}, "at": fact.at, "epoch": fact.epoch, "seq": fact.seq}
+
+
+def apply_metrics(connection: Connection, device: str, fact: Fact) -> None:
+    """Add the rows to their device-minutes."""
+    body = _of(fact, Metrics)
+    merge_rows(connection, device, body.metric_set, body.rows)
+
+
+def apply_gap(connection: Connection, device: str, fact: Fact) -> None:
+    """Keep which metrics the device had to drop."""
+    body = _of(fact, Gap)
+    row = {"device": device, "epoch": fact.epoch, "seq": fact.seq, "at": fact.at}
+    upsert(connection, tables.gaps, {**row, "first": body.first, "last": body.last, "count": body.count})
+
+
+def apply_drift(connection: Connection, device: str, fact: Fact) -> None:
+    """Keep the closed window; a window reported again (a site restored from a backup) is replaced."""
+    body = _of(fact, DriftReport)
+    row = {name: getattr(body, name) for name in ("model", "window", "release", "version", "first", "last", "rows")}
+    upsert(connection, tables.windows, {"device": device, **row, "report": msgspec.to_builtins(body)})
+
+
+def apply_log(connection: Connection, device: str, fact: Fact) -> None:
+    """Keep the log lines."""
+    rows = [{"device": device, "at": fact.at, "line": line} for line in _of(fact, LogLines).lines]
+    if rows:
+        connection.execute(insert(tables.log_lines), rows)
+
+
+def _keep_event(connection: Connection, device: str, at: str, event: Event) -> None:
+    row = {"at": at, "device": device, "name": event.name, "subject": event.subject, "severity": event.severity}
+    data = {**event.data, "cause": event.cause}
+    connection.execute(insert(tables.events).values({**row, "sentence": event.sentence, "data": data}))
+
+
+def _of(fact: Fact, kind: type[K]) -> K:
+    if not isinstance(fact.body, kind):
+        raise TypeError(f"applier of {kind.__name__} was given {type(fact.body).__name__}")
+    return fact.body

@@ -1,0 +1,208 @@
+"""From the broker to the tables: messages are queued, taken in batches, committed, and only then acknowledged.
+
+The order is the promise: commit, then the broker's acknowledgement, then the hub's own (`Ack`, cumulative). A hub
+killed between any two of them is told again and counts nothing twice.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from landreeve.wire.codec import BadMessageError, Block, decode, decode_block, encode
+from landreeve.wire.messages import Body, Want
+from landreeve.wire.topics import (
+    BadTopicError,
+    Down,
+    DownTopic,
+    Topic,
+    Up,
+    UpTopic,
+    UpWantTopic,
+    format_topic,
+    parse_topic,
+)
+from sqlalchemy import Connection
+
+from landreeve_hub.ingest.appliers import Applier
+from landreeve_hub.ingest.commit import Arrival, Outcome, Refusal, commit_batch
+from landreeve_hub.ingest.line import Message
+from landreeve_hub.store.database import Store
+
+log = logging.getLogger(__name__)
+MAX_BATCH = 1000
+MAX_WAITING = 20_000
+GATHER_S = 0.01
+RETRY_S = (0.2, 1.0, 5.0)
+
+
+class Blocks(Protocol):
+    """What takes part in moving artifacts (`landreeve_hub.registry`)."""
+
+    def on_want(self, device: str, digest: str, want: Want) -> None: ...
+    def on_block(self, device: str, block: Block) -> None: ...
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """A batch by what has to be done with it."""
+
+    arrivals: list[Arrival] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    wants: list[tuple[str, str, Want]] = field(default_factory=list)
+    blocks: list[tuple[str, Block]] = field(default_factory=list)
+
+
+class Receiver:
+    """Takes messages from a `Line` (or a test) and turns them into rows.
+
+    ``publish`` sends the acknowledgements. ``listeners`` are called in the batch thread with what a committed
+    batch did; they must return at once.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        fleet: str,
+        appliers: Mapping[type[Body], Applier],
+        publish: Callable[[str, bytes, bool], None],
+        clock: Callable[[], datetime],
+        *,
+        blocks: Blocks | None = None,
+        listeners: Sequence[Callable[[Outcome], None]] = (),
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._appliers = appliers
+        self._publish = publish
+        self._clock = clock
+        self._blocks = blocks
+        self._listeners = listeners
+        self._waiting: queue.Queue[Message] = queue.Queue(MAX_WAITING)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="ingest", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the batch in hand; what waits is not acknowledged and comes again."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def take(self, message: Message) -> None:
+        """Queue a message; blocks while too many wait, which slows the broker down rather than losing any."""
+        while not self._stopping.is_set():
+            try:
+                self._waiting.put(message, timeout=0.5)
+            except queue.Full:
+                continue
+            return
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            batch = self._gather()
+            if not batch:
+                continue
+            try:
+                self._process(batch)
+            except Exception:
+                log.exception("a batch of %d messages failed; their senders repeat them", len(batch))
+
+    def _gather(self) -> list[Message]:
+        """What waits, after a moment in which more may come: one commit serves all of it."""
+        try:
+            batch = [self._waiting.get(timeout=0.2)]
+        except queue.Empty:
+            return []
+        time.sleep(GATHER_S)
+        while len(batch) < MAX_BATCH:
+            try:
+                batch.append(self._waiting.get_nowait())
+            except queue.Empty:
+                break
+        return batch
+
+    def _process(self, batch: Sequence[Message]) -> None:
+        found = self._sort(batch)
+        outcome = self._commit(found) if found.arrivals or found.refusals else Outcome()
+        if outcome is None:
+            return
+        for message in batch:
+            message.acknowledge()
+        for device, ack in outcome.acks:
+            self._publish(format_topic(DownTopic(self._fleet, device, Down.ACK)), encode(ack), False)
+        self._move_blocks(found)
+        self._tell(outcome)
+
+    def _sort(self, batch: Sequence[Message]) -> _Sorted:
+        found = _Sorted()
+        for message in batch:
+            device = ""
+            try:
+                topic = parse_topic(message.topic)
+                device = _device(topic, self._fleet)
+                _file(found, topic, device, message)
+            except (BadTopicError, BadMessageError) as error:
+                found.refusals.append(Refusal(device, str(error), message.payload))
+        return found
+
+    def _commit(self, found: _Sorted) -> Outcome | None:
+        """Until it is on disk, however long the disk is full; None when the hub stops first."""
+        attempt = 0
+        while not self._stopping.is_set():
+            now = self._clock()
+
+            def run(connection: Connection, now: datetime = now) -> Outcome:
+                return commit_batch(connection, found.arrivals, found.refusals, self._appliers, now)
+
+            done: Future[Outcome] = self._store.submit(run)
+            try:
+                return done.result()
+            except Exception:
+                log.exception("%d messages could not be stored; trying again", len(found.arrivals))
+            self._stopping.wait(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+            attempt += 1
+        return None
+
+    def _move_blocks(self, found: _Sorted) -> None:
+        if self._blocks is None:
+            return
+        for device, digest, want in found.wants:
+            self._blocks.on_want(device, digest, want)
+        for device, block in found.blocks:
+            self._blocks.on_block(device, block)
+
+    def _tell(self, outcome: Outcome) -> None:
+        if not (outcome.accepted or outcome.changed or outcome.refused):
+            return
+        for listener in self._listeners:
+            try:
+                listener(outcome)
+            except Exception:
+                log.exception("a room failed when told about %d facts", len(outcome.accepted))
+
+
+def _device(topic: Topic, fleet: str) -> str:
+    """Whose topic it is: the only identity a message has, since the broker holds it to the certificate."""
+    if not isinstance(topic, UpTopic | UpWantTopic) or topic.fleet != fleet:
+        raise BadTopicError(f"topic {format_topic(topic)!r} is not for the hub of fleet {fleet!r}")
+    return topic.device
+
+
+def _file(found: _Sorted, topic: Topic, device: str, message: Message) -> None:
+    match topic:
+        case UpWantTopic(digest=digest):
+            found.wants.append((device, digest, decode(message.payload, Want)))
+        case UpTopic(channel=Up.BLOCKS):
+            found.blocks.append((device, decode_block(message.payload)))
+        case UpTopic(channel=Up.STATE):
+            found.arrivals.append(Arrival(device, message.payload, is_state=True, retained=message.retained))
+        case _:
+            found.arrivals.append(Arrival(device, message.payload))
