@@ -116,7 +116,7 @@ def _natural(reference: Reference, values: Any, windows: NDArray[np.int64]) -> t
     """The PSI of each whole window against all the others; empty when there are fewer than three."""
     numbers, counts = np.unique(windows, return_counts=True)
     # The first and last window are cut by the training range: a few hours are no typical week.
-    whole = numbers[counts >= 0.5 * np.median(counts)]
+    whole = numbers[counts >= 0.8 * np.median(counts)]
     if len(whole) < 3:
         return ()
     parts = [_of(reference, values, windows == number) for number in whole]

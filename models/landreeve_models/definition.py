@@ -27,14 +27,15 @@ class BadDefinitionError(ValueError):
 class Retrain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When and on what a challenger is trained.
 
-    ``first_rows`` labelled rows must exist before the first model, ``lookback_days`` is how far back a later one
-    looks, ``cooldown_days`` the shortest time between two, ``min_labelled`` the fewest labelled rows it may use.
+    The first model is trained on ``first_days`` of data; a later one on ``lookback_days`` before the window that lost
+    quality, ``cooldown_days`` at the earliest after the one before (event time). ``min_labelled`` labels must be known
+    in that window.
     """
 
     first_days: int = 59
     lookback_days: int = 60
     cooldown_days: int = 28
-    min_labelled: int = 5000
+    min_labelled: int = 0
 
 
 class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

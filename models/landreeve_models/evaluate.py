@@ -93,7 +93,9 @@ class Difference:
     @property
     def z(self) -> float:
         """The mean in standard errors."""
-        return self.mean / self.standard_error if self.standard_error > 0 else math.copysign(math.inf, self.mean)
+        if self.standard_error > 0:
+            return self.mean / self.standard_error
+        return math.copysign(math.inf, self.mean) if self.mean else 0.0
 
 
 def paired(values: ArrayLike, blocks: int = BLOCKS) -> Difference:
