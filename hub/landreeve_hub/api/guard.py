@@ -1,6 +1,7 @@
 """Who may call a route: one dependency, and a rule that every route declares one."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.routing import APIRoute
@@ -47,10 +48,9 @@ class Open:
         """Nothing to check."""
 
 
-def may(permission: Permission) -> Person:
-    """For a route's signature: ``person: Person = may(Permission.VIEW)``."""
-    found: Person = Depends(Require(permission))
-    return found
+def may(permission: Permission) -> Any:
+    """For a route's signature: ``person: Annotated[Person, may(Permission.VIEW)]``."""
+    return Depends(Require(permission))
 
 
 async def whoever(request: HTTPConnection, services: Services) -> Person | None:

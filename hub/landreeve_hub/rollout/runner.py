@@ -204,7 +204,8 @@ def review_later(
         f"{actor} approved their own proposal {subject} in an emergency: {reason} "
         f"A second person must review it before {rfc3339(verdict.review_by)}."
     )
-    raised = Raise(f"review:{subject}", "emergency_review", "warning", "emergency", text, {"object": subject})
+    about = {"object": subject, "approved_by": actor}
+    raised = Raise(f"review:{subject}", "emergency_review", "warning", "emergency", text, about)
     incidents.open_in(connection, now, raised)
 
 

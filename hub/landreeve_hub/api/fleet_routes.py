@@ -1,0 +1,136 @@
+"""Fleet, devices, enrolment, delivery, drift, learning."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Query, Request
+from landreeve.wire.ids import check_id
+from sqlalchemy import Connection, select
+
+from landreeve_hub.access.identity import Person
+from landreeve_hub.access.roles import Permission
+from landreeve_hub.api import drift_views, views
+from landreeve_hub.api.body import read, text_of
+from landreeve_hub.api.guard import may
+from landreeve_hub.api.problems import Problem
+from landreeve_hub.api.services import Services
+from landreeve_hub.audit.entry import Act
+from landreeve_hub.learning.retrain import Train
+from landreeve_hub.learning.runner import why
+from landreeve_hub.store import tables
+
+
+class NewEnrolment(msgspec.Struct, forbid_unknown_fields=True):
+    site: str
+    labels: dict[str, str] = {}
+
+
+class NewCommand(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    args: dict[str, Any] = {}
+
+
+def router(services: Services) -> APIRouter:
+    """The routes, over these services."""
+    routes, store = APIRouter(), services.store
+
+    @routes.get("/fleet")
+    async def fleet(_: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
+        """The verdict over the fleet: counts, devices, what runs and what is waited for."""
+        now = services.clock()
+        return await store.read(lambda c: views.fleet(c, now, services.version))
+
+    @routes.get("/devices")
+    async def devices(_: Annotated[Person, may(Permission.VIEW)]) -> list[dict[str, Any]]:
+        now = services.clock()
+        return await store.read(lambda c: views.devices(c, now))
+
+    @routes.get("/devices/{device}")
+    async def device(device: str, _: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
+        """One device by id or site name."""
+        now = services.clock()
+        found = await store.read(lambda c: views.device(c, device, now))
+        if found is None:
+            raise Problem(404, f"There is no device or site {text_of(device)}.")
+        return found
+
+    @routes.post("/devices/{device}/commands", status_code=202)
+    async def command(
+        device: str, request: Request, person: Annotated[Person, may(Permission.DEVICES)]
+    ) -> dict[str, str]:
+        """A one-off command; its answer is an event."""
+        asked, now = await read(request, NewCommand), services.clock()
+
+        def issue(connection: Connection) -> str:
+            own = _device_id(connection, device)
+            if own is None:
+                raise Problem(404, f"There is no device or site {text_of(device)}.")
+            act = Act(person.name, "device.command", own, data={"name": asked.name})
+            services.audit.record_in(connection, now, act)
+            return services.commands.issue_in(connection, now, own, check_id(asked.name), asked.args)
+
+        issued = await store.write(issue)
+        await services.commands.resend(now)
+        return {"id": issued}
+
+    @routes.get("/commands/{command_id}")
+    async def command_answer(command_id: str, _: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
+        """A command and, once the device gave it, its answer."""
+        table = tables.commands
+        found = await store.read(lambda c: c.execute(select(table).where(table.c.id == command_id)).mappings().first())
+        if found is None:
+            raise Problem(404, f"There is no command {text_of(command_id)}.")
+        return dict(found)
+
+    @routes.post("/enrolment-tokens", status_code=201)
+    async def enrol(request: Request, person: Annotated[Person, may(Permission.ENROL)]) -> dict[str, str]:
+        """A single-use token that lets one box of that site join within 24 h."""
+        asked, now = await read(request, NewEnrolment), services.clock()
+        token = await services.mint(check_id(asked.site), asked.labels, now)
+        await services.audit.record(now, Act(person.name, "enrolment.mint", asked.site))
+        return {"site": asked.site, "token": str(token)}
+
+    @routes.get("/happened")
+    async def happened(
+        _: Annotated[Person, may(Permission.VIEW)],
+        before: int = 0,
+        limit: Annotated[int, Query(ge=1, le=500)] = 100,
+        device: str = "",
+    ) -> dict[str, Any]:
+        """What happened on the devices, newest first; ``next`` is the cursor of the following page."""
+        found = await store.read(lambda c: views.events(c, device=device, before=before, limit=limit))
+        return {"items": found, "next": found[-1]["n"] if len(found) == limit else None}
+
+    @routes.get("/delivery")
+    async def delivery(_: Annotated[Person, may(Permission.VIEW)]) -> list[dict[str, Any]]:
+        """Facts received, high-water marks, gaps and suppressed repeats of each device."""
+        return await services.delivery.view()
+
+    @routes.get("/drift/{model}")
+    async def drift(model: str, _: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
+        """Features by site, and the fleet's merged sketches."""
+        return await store.read(lambda c: drift_views.drift(c, model))
+
+    @routes.get("/retrains")
+    async def retrains(_: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
+        """Trainings asked for and offered, and what learning does about each model now, in words."""
+        return await store.read(_retrains)
+
+    return routes
+
+
+def _device_id(connection: Connection, name: str) -> str | None:
+    table = tables.devices
+    where = ((table.c.id == name) | (table.c.site == name)) & ~table.c.revoked
+    return connection.execute(select(table.c.id).where(where)).scalar_one_or_none()
+
+
+def _retrains(connection: Connection) -> dict[str, Any]:
+    devices = tables.devices
+    sites = dict(connection.execute(select(devices.c.id, devices.c.site)).tuples().all())
+    runs = connection.execute(select(tables.runs).order_by(tables.runs.c.at.desc())).mappings()
+    waiting = {}
+    for model in connection.execute(select(tables.models)):
+        answer = why(connection, model.name, model.definition)
+        waiting[model.name] = f"Training is due: {answer.reason}" if isinstance(answer, Train) else answer.words
+    return {"runs": [{**run, "site": sites.get(run["device"], "")} for run in runs], "waiting": waiting}

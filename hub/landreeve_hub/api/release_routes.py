@@ -1,0 +1,235 @@
+"""Models and releases: list, push, pull, approve, withdraw."""
+
+import asyncio
+import io
+import tarfile
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from landreeve.release.layout import CONFIG_FILE, MANIFEST_FILE, Packed, read_folder, write_folder
+from landreeve.release.manifest import BadReleaseError, check_path
+from sqlalchemy import Connection, select
+
+from landreeve_hub.access.identity import Person
+from landreeve_hub.access.roles import Permission
+from landreeve_hub.access.separation import Denied, judge
+from landreeve_hub.api.body import read, text_of
+from landreeve_hub.api.guard import may
+from landreeve_hub.api.problems import Problem
+from landreeve_hub.api.services import Services
+from landreeve_hub.audit.entry import Act
+from landreeve_hub.rollout.runner import review_later
+from landreeve_hub.store import tables
+
+MAX_ARCHIVE_BYTES = 1024**3
+_MAX_FILES = 200
+
+
+class Approval(msgspec.Struct, forbid_unknown_fields=True):
+    """``emergency``: the reason to approve one's own proposal, admins only."""
+
+    emergency: str = ""
+
+
+def router(services: Services) -> APIRouter:
+    """The routes, over these services."""
+    routes, store = APIRouter(), services.store
+
+    @routes.get("/models")
+    async def models(_: Annotated[Person, may(Permission.VIEW)]) -> list[dict[str, Any]]:
+        """Every model with its releases, newest first."""
+        return await store.read(_models)
+
+    @routes.get("/releases")
+    async def releases(
+        _: Annotated[Person, may(Permission.VIEW)], model: str = "", state: str = ""
+    ) -> list[dict[str, Any]]:
+        """Releases, newest first; ``state=draft`` are those awaiting approval."""
+        return await store.read(lambda c: release_rows(c, model=model, state=state))
+
+    @routes.get("/releases/{digest}")
+    async def release(digest: str, _: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
+        """One release by digest (or its beginning) or ``MODEL@VERSION``."""
+        return await store.read(lambda c: _shown(c, find(c, digest)))
+
+    @routes.get("/releases/{digest}/archive")
+    async def archive(digest: str, _: Annotated[Person, may(Permission.VIEW)]) -> Response:
+        """The whole release as a tar of its folder."""
+        row = await store.read(lambda c: find(c, digest))
+        packed = await asyncio.to_thread(services.releases.pull, row["digest"])
+        name = f"{row['model']}-{row['version']}.tar"
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(await asyncio.to_thread(to_tar, packed), media_type="application/x-tar", headers=headers)
+
+    @routes.post("/releases", status_code=201)
+    async def push(request: Request, person: Annotated[Person, may(Permission.PROPOSE)]) -> dict[str, str]:
+        """A release folder as a tar (``application/x-tar``): it becomes a draft awaiting approval."""
+        if request.headers.get("content-type", "").partition(";")[0] != "application/x-tar":
+            raise Problem(415, "content-type: send the release folder as application/x-tar")
+        with tempfile.TemporaryDirectory(dir=services.work) as folder:
+            await _receive(request.stream(), Path(folder) / "upload.tar")
+            packed = await asyncio.to_thread(from_tar, Path(folder))
+        registered = await services.releases.register(packed, person.name, services.clock())
+        await services.audit.record(services.clock(), Act(person.name, "release.push", registered.digest))
+        services.changes.say("releases")
+        return {"digest": registered.digest, "version": registered.version}
+
+    @routes.post("/releases/{digest}/approve")
+    async def approve(
+        digest: str, request: Request, person: Annotated[Person, may(Permission.APPROVE)]
+    ) -> dict[str, Any]:
+        """Sign the release; whoever proposed it cannot (`landreeve_hub.access.separation`)."""
+        asked, now = await read(request, Approval), services.clock()
+        row = await store.read(lambda c: find(c, digest))
+        verdict = judge(row["created_by"], person.name, person.role, now, asked.emergency)
+        if isinstance(verdict, Denied):
+            raise Problem(403, verdict.sentence)
+        if row["state"] == "quarantined":
+            raise Problem(409, f"{row['model']} {row['version']} is quarantined; push a mended release instead")
+        await services.releases.approve(row["digest"], person.name, now)
+
+        def note(connection: Connection) -> None:
+            data = {"emergency": asked.emergency} if asked.emergency else {}
+            services.audit.record_in(connection, now, Act(person.name, "release.approve", row["digest"], data=data))
+            subject = f"{row['model']} {row['version']}"
+            review_later(connection, services.incidents, verdict, (subject, person.name, asked.emergency), now)
+
+        await store.write(note)
+        services.changes.say("releases")
+        return await store.read(lambda c: _shown(c, find(c, row["digest"])))
+
+    @routes.post("/releases/{digest}/withdraw")
+    async def withdraw(digest: str, person: Annotated[Person, may(Permission.APPROVE)]) -> dict[str, Any]:
+        """No new rollout takes this release any more."""
+        row, now = await store.read(lambda c: find(c, digest)), services.clock()
+        await services.releases.withdraw(row["digest"], person.name, now)
+        await services.audit.record(now, Act(person.name, "release.withdraw", row["digest"]))
+        services.changes.say("releases")
+        return await store.read(lambda c: _shown(c, find(c, row["digest"])))
+
+    return routes
+
+
+# --- reading ---
+
+
+def find(connection: Connection, name: str) -> dict[str, Any]:
+    """The release of a digest, of the beginning of one (8 or more), or of ``MODEL@VERSION``."""
+    table = tables.releases
+    model, at, version = name.partition("@")
+    if at:
+        query = select(table).where(table.c.model == model, table.c.version == version)
+    elif len(name) >= 8:
+        query = select(table).where(table.c.digest.startswith(name, autoescape=True))
+    else:
+        raise Problem(
+            422, f"release: {text_of(name)} is too short; use 8 or more digits of the digest or MODEL@VERSION"
+        )
+    found = connection.execute(query).mappings().all()
+    if len(found) != 1:
+        raise Problem(404, f"release: {len(found) or 'none'} found for {text_of(name)}")
+    return dict(found[0])
+
+
+def release_rows(connection: Connection, *, model: str = "", state: str = "") -> list[dict[str, Any]]:
+    """Releases without their whole config, newest first."""
+    table = tables.releases
+    query = select(table).order_by(table.c.created.desc(), table.c.version.desc())
+    if model:
+        query = query.where(table.c.model == model)
+    if state:
+        query = query.where(table.c.state == state)
+    return [_brief(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _brief(row: dict[str, Any]) -> dict[str, Any]:
+    config = row.pop("config") or {}
+    gates, lineage = config.get("gates") or {}, config.get("lineage") or {}
+    return {**row, "metrics": gates.get("metrics") or {}, "lineage": lineage, "family": config.get("family", "")}
+
+
+def _shown(connection: Connection, row: dict[str, Any]) -> dict[str, Any]:
+    devices, held = tables.devices, tables.assignments
+    joined = select(devices.c.site).join(held, held.c.device == devices.c.id).where(held.c.digest == row["digest"])
+    sites = sorted(connection.execute(joined).scalars())
+    return {**_brief(dict(row)), "config": row["config"], "sites": sites}
+
+
+def _models(connection: Connection) -> list[dict[str, Any]]:
+    aliases = connection.execute(select(tables.aliases)).all()
+    shown = []
+    for model in connection.execute(select(tables.models).order_by(tables.models.c.name)):
+        named = {row.alias: row.digest for row in aliases if row.model == model.name}
+        rows = release_rows(connection, model=model.name)
+        shown.append(
+            {
+                "name": model.name,
+                "created": model.created,
+                "purpose": model.definition.get("purpose", ""),
+                "aliases": named,
+                "fleet_version": next((r["version"] for r in rows if r["digest"] == named.get("fleet")), ""),
+                "releases": rows,
+            }
+        )
+    return shown
+
+
+# --- archives ---
+
+
+async def _receive(chunks: AsyncIterator[bytes], file: Path) -> None:
+    size = 0
+    with file.open("wb") as out:
+        async for chunk in chunks:
+            size += len(chunk)
+            if size > MAX_ARCHIVE_BYTES:
+                raise Problem(413, f"body: a release of at most {MAX_ARCHIVE_BYTES} bytes is accepted")
+            await asyncio.to_thread(out.write, chunk)
+
+
+def from_tar(folder: Path) -> Packed:
+    """The release in ``folder/upload.tar``, every name and digest checked; `BadReleaseError` says what is wrong."""
+    release = folder / "release"
+    release.mkdir()
+    try:
+        with tarfile.open(folder / "upload.tar") as archive:
+            for number, member in enumerate(archive):
+                _take(archive, member, release, number)
+    except (tarfile.TarError, EOFError) as error:
+        raise BadReleaseError(f"archive: not readable as tar: {error}") from error
+    return read_folder(release)
+
+
+def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, release: Path, number: int) -> None:
+    name = member.name.removeprefix("./").strip("/")
+    if member.isdir():
+        return
+    if not member.isreg() or number > _MAX_FILES:
+        raise BadReleaseError(f"archive: {name[:120]!r} is no plain file, or there are more than {_MAX_FILES}")
+    path = release / (name if name in {MANIFEST_FILE, CONFIG_FILE} else check_path(name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = archive.extractfile(member)
+    path.write_bytes(source.read() if source else b"")
+
+
+def to_tar(packed: Packed) -> bytes:
+    """A tar of the release's folder; the same release gives the same bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(packed, Path(folder) / "release")
+        return folder_tar(Path(folder) / "release")
+
+
+def folder_tar(folder: Path) -> bytes:
+    """Every plain file under the folder, sorted, without owners or times."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            info = tarfile.TarInfo(path.relative_to(folder).as_posix())
+            info.size, info.mode = path.stat().st_size, 0o644
+            with path.open("rb") as file:
+                archive.addfile(info, file)
+    return out.getvalue()
