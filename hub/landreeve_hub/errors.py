@@ -39,11 +39,11 @@ class PeerError(HubError):
     """A device did not do what the contract says."""
 
 
-class QuotaError(PeerError):
+class QuotaError(PeerError, PermissionError):
     """A device would upload more than it may."""
 
 
-class TransferError(PeerError):
+class TransferError(PeerError, TimeoutError):
     """An upload did not arrive whole in time."""
 
 

@@ -125,7 +125,7 @@ class _Batch:
         changes = {"session": state.session, "online": state.online}
         # A will is made at the start of its session: it says that the device left, and nothing of what it runs.
         if state.online:
-            changes |= {"doc": msgspec.to_builtins(state)}
+            changes |= {"doc": msgspec.to_builtins(state), "generation": state.generation}
         self._connection.execute(update(table).where(table.c.id == device).values(changes))
         if not arrival.retained:
             self._heard.add(device)

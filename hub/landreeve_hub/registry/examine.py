@@ -1,0 +1,94 @@
+"""Whether a release may enter the registry: its manifest, its files, and each graph judged away from the hub."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from landreeve.release.manifest import (
+    BadReleaseError,
+    Manifest,
+    ReleaseConfig,
+    block_digests,
+    digest_of,
+    parse_config,
+    parse_manifest,
+)
+from landreeve.wire.codec import BLOCK_BYTES
+
+DEADLINE_S = 120.0
+DEFINITION_FILE = "definition.json"
+Read = Callable[[str], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A release fit for the registry."""
+
+    digest: str
+    manifest_bytes: bytes
+    manifest: Manifest
+    config: ReleaseConfig
+    definition: dict[str, Any]
+
+
+async def examine(manifest_bytes: bytes, read: Read) -> Examined:
+    """Check everything that can be checked without running the model.
+
+    ``read`` gives a blob by its sha256. `BadReleaseError` says what is wrong, where, and what is accepted.
+    """
+    examined = await asyncio.to_thread(_read_parts, manifest_bytes, read)
+    for layer in examined.manifest.layers:
+        if layer.path.endswith(".onnx"):
+            await _judge_graph(read(layer.sha256), examined.config.signature.width, layer.path)
+    return examined
+
+
+def _read_parts(manifest_bytes: bytes, read: Read) -> Examined:
+    manifest = parse_manifest(manifest_bytes)
+    config = parse_config(_blob(read, manifest.config.sha256, manifest.config.size, "config"))
+    definition: dict[str, Any] = {}
+    for layer in manifest.layers:
+        data = _blob(read, layer.sha256, layer.size, layer.path)
+        if config.blocks.get(layer.sha256) != block_digests(data, BLOCK_BYTES):
+            raise BadReleaseError(f"config: blocks of {layer.path!r} are missing or wrong; pack the release again")
+        if layer.path == DEFINITION_FILE:
+            definition = _definition(data)
+    return Examined(digest_of(manifest_bytes), manifest_bytes, manifest, config, definition)
+
+
+def _blob(read: Read, digest: str, size: int, name: str) -> bytes:
+    try:
+        data = read(digest)
+    except LookupError:
+        raise BadReleaseError(f"{name}: blob {digest[:12]} is missing; send the whole release") from None
+    if len(data) != size or digest_of(data) != digest:
+        raise BadReleaseError(f"{name}: {len(data)} bytes that are not the {size} the manifest names; pack it again")
+    return data
+
+
+def _definition(data: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadReleaseError(f"{DEFINITION_FILE}: {error}") from error
+
+
+async def _judge_graph(graph: bytes, width: int, path: str) -> None:
+    pipe = asyncio.subprocess.PIPE
+    arguments = [sys.executable, "-m", "landreeve_hub.registry.inspect", str(width)]
+    process = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe, stderr=pipe)
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            said, complaints = await process.communicate(graph)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise BadReleaseError(f"{path}: could not be judged within {DEADLINE_S:.0f} s; it is refused") from None
+    if process.returncode == 1 and said:
+        raise BadReleaseError(said.decode(errors="replace").replace("model.onnx", path, 1))
+    if process.returncode != 0:
+        last = complaints.decode(errors="replace").strip().rpartition("\n")[2]
+        raise BadReleaseError(f"{path}: judging it ended with code {process.returncode} ({last[:200]}); it is refused")

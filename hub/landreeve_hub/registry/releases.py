@@ -1,0 +1,162 @@
+"""The registry: releases from draft to approved, withdrawn or quarantined.
+
+A release is in the tables only when all its blobs are in the blob store; it is *approved* only when the targets
+repository has signed it, since that signature is what devices believe.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+import msgspec
+from landreeve.blobs.errors import MissingBlobError
+from landreeve.blobs.store import BlobStore
+from landreeve.release.layout import Packed
+from landreeve.release.manifest import parse_manifest
+from sqlalchemy import Connection, func, insert, select, update
+
+from landreeve_hub.errors import NotFoundError
+from landreeve_hub.registry.examine import Examined, examine
+from landreeve_hub.store import tables
+from landreeve_hub.store.database import Store
+from landreeve_hub.store.moment import rfc3339
+from landreeve_hub.store.upsert import upsert
+
+DRAFT, APPROVED, WITHDRAWN, QUARANTINED = "draft", "approved", "withdrawn", "quarantined"
+
+
+class Targets(Protocol):
+    """Where approvals are signed (`landreeve_hub.signing.targets.TargetsRepository`)."""
+
+    def add_release(  # noqa: PLR0917  the order in which a release is spoken of everywhere
+        self, digest: str, length: int, model: str, version: str, approved_by: str, now: datetime
+    ) -> None: ...
+    def remove_release(self, digest: str, now: datetime) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A release by its digest, and the version the registry gave it within its model."""
+
+    digest: str
+    version: str
+
+
+class WrongStateError(ValueError):
+    """A release is not in a state that allows what was asked; the text says which it is in."""
+
+
+class NoSuchReleaseError(NotFoundError, LookupError):
+    """No release, or no blob, of that digest is here."""
+
+
+class Registry:
+    """Releases and their blobs. Who may call what, and that it is recorded, is the API's care."""
+
+    def __init__(self, store: Store, blobs: BlobStore, targets: Targets) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._targets = targets
+
+    async def register(self, packed: Packed, by: str, now: datetime) -> Registered:
+        """Take a release in as a draft; the same release again answers its first version.
+
+        `landreeve.release.manifest.BadReleaseError` when it must not be used.
+        """
+        found = await examine(packed.manifest_bytes, packed.blobs.__getitem__)
+        await asyncio.to_thread(self._keep, packed)
+        return await self._store.write(lambda c: _add(c, found, {"created_by": by, "created": rfc3339(now)}))
+
+    async def register_stored(self, digest: str, *, by: str, device: str, run: str, now: datetime) -> str:
+        """Make the release whose blobs have arrived a draft; its version. Errors as `register`."""
+        found = await examine(self._read(digest), self._read)
+        source = {"created_by": by, "created": rfc3339(now), "source_device": device, "source_run": run}
+        return (await self._store.write(lambda c: _add(c, found, source))).version
+
+    async def approve(self, digest: str, by: str, now: datetime) -> None:
+        """Sign a draft (or a withdrawn release, anew) so that devices may install it."""
+        row = await self._row(digest)
+        if row.state not in {DRAFT, WITHDRAWN, APPROVED}:
+            raise WrongStateError(f"{row.model} {row.version} is {row.state}: only a draft can be approved")
+        sign = self._targets.add_release
+        await asyncio.to_thread(sign, digest, row.manifest_bytes, row.model, row.version, by, now)
+        await self._set_state(digest, APPROVED, approved_by=by)
+
+    async def withdraw(self, digest: str, by: str, now: datetime) -> None:
+        """Take the signature back: no device installs it from now on; those that run it keep serving."""
+        await self._row(digest)
+        await asyncio.to_thread(self._targets.remove_release, digest, now)
+        await self._set_state(digest, WITHDRAWN, approved_by=by)
+
+    def pull(self, digest: str) -> Packed:
+        """The whole release, every blob verified again; `LookupError` when it is not here."""
+        manifest_bytes = self._read(digest)
+        blobs = {blob.sha256: self._read(blob.sha256) for blob in parse_manifest(manifest_bytes).blobs()}
+        return Packed(manifest_bytes, digest, blobs)
+
+    async def list(self, model: str = "") -> list[dict[str, Any]]:
+        """The releases, newest version first within each model."""
+        return await self._store.read(lambda c: _list(c, model))
+
+    async def find(self, model: str, version: str) -> str:
+        """The digest of a version; `NotFoundError` names what there is."""
+        rows = await self.list(model)
+        for row in rows:
+            if row["version"] == version:
+                return str(row["digest"])
+        known = ", ".join(str(row["version"]) for row in rows) or "none"
+        raise NotFoundError(f"model {model!r} has no version {version!r}; known: {known}")
+
+    def _keep(self, packed: Packed) -> None:
+        self._blobs.reserve(sum(len(data) for data in packed.blobs.values()))
+        for data in (*packed.blobs.values(), packed.manifest_bytes):
+            self._blobs.put(data)
+
+    def _read(self, digest: str) -> bytes:
+        try:
+            return self._blobs.read(digest)
+        except MissingBlobError as error:
+            raise NoSuchReleaseError(str(error)) from error
+
+    async def _row(self, digest: str) -> Any:
+        row = await self._store.read(
+            lambda c: c.execute(select(tables.releases).where(tables.releases.c.digest == digest)).first()
+        )
+        if row is None:
+            raise NoSuchReleaseError(f"release {digest[:12]} is not in the registry; push it first")
+        return row
+
+    async def _set_state(self, digest: str, state: str, *, approved_by: str) -> None:
+        change = update(tables.releases).where(tables.releases.c.digest == digest)
+        await self._store.write(lambda c: c.execute(change.values(state=state, approved_by=approved_by)) and None)
+
+
+def _add(connection: Connection, found: Examined, source: Mapping[str, str]) -> Registered:
+    table, model = tables.releases, found.config.model
+    known = connection.execute(select(table.c.version).where(table.c.digest == found.digest)).scalar()
+    if known is not None:
+        return Registered(found.digest, known)
+    count = connection.execute(select(func.count()).select_from(table).where(table.c.model == model)).scalar() or 0
+    row = {"digest": found.digest, "model": model, "version": f"v{count + 1}", "state": DRAFT}
+    config = msgspec.to_builtins(msgspec.structs.replace(found.config, blocks={}))
+    connection.execute(
+        insert(table).values({**row, **source, "manifest_bytes": len(found.manifest_bytes), "config": config})
+    )
+    if found.definition:
+        upsert(
+            connection,
+            tables.models,
+            {"name": model, "definition": found.definition, "created": source["created"]},
+            keep=["created"],
+        )
+    return Registered(found.digest, row["version"])
+
+
+def _list(connection: Connection, model: str) -> list[dict[str, Any]]:
+    table = tables.releases
+    query = select(table).order_by(table.c.model, table.c.created.desc(), table.c.version.desc())
+    if model:
+        query = query.where(table.c.model == model)
+    return [dict(row) for row in connection.execute(query).mappings()]
