@@ -25,7 +25,7 @@ _ORT_PROVIDERS = {
     "gpu": ("CUDAExecutionProvider", "MIGraphXExecutionProvider", "ROCMExecutionProvider", "DmlExecutionProvider"),
     "npu": ("QNNExecutionProvider", "VitisAIExecutionProvider"),
 }
-_OV_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8 stands in the graph; the rest of it stays f32
+_OV_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}  # int8 is in the graph; the rest is f32
 
 
 class Session(Protocol):
@@ -165,5 +165,5 @@ def _assert_device(devices: list[str], wanted: str) -> None:
 
 
 def _assert_precision(got: str, wanted: str) -> None:
-    if got not in {_OV_PRECISIONS[wanted], {"fp32": "f32", "float32": "f32", "bfloat16": "bf16"}.get(got, got)}:
+    if got not in {_OV_PRECISIONS[wanted], {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}.get(got, got)}:
         raise LoadFailedError("silent_precision", f"{wanted} was asked for and {got} is used")

@@ -1,0 +1,127 @@
+"""Prove a release on this box before it serves: the supervisor's side, which imports no ML runtime.
+
+The child does the work and may hang or die in a driver. When it does so on a candidate plan, that plan is left
+out and another child goes on; when on the default plan, the release is refused.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from landreeve_agent.serving.control import BadFrameError, frame, read_frame
+from landreeve_agent.tuning.report import FromChild, PreflightFailed, PreflightReport, Task, Trying
+
+_CHILD = (sys.executable, "-m", "landreeve_agent.tuning.child")
+_MAX_CHILDREN = 6
+
+
+class Preflight:
+    """Runs preflights. ``budget_s`` is the time given to timing plans; ``command`` starts the child."""
+
+    def __init__(self, budget_s: float = 3.0, command: Sequence[str] = _CHILD) -> None:
+        self._budget_s = budget_s
+        self._command = tuple(command)
+
+    async def run(
+        self, folder: Path, *, current: Path | None = None, threads: int, deadline_s: float, wanted: str = "auto"
+    ) -> PreflightReport | PreflightFailed:
+        """Prove the release in ``folder`` and choose its plan, within ``deadline_s``.
+
+        ``current`` is the release that serves now, if any; ``wanted`` the device that is asked for.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + deadline_s
+        skip: dict[str, str] = {}
+        for _ in range(_MAX_CHILDREN):
+            task = Task(
+                folder=str(folder),
+                current=str(current) if current else None,
+                threads=threads,
+                budget_s=min(self._budget_s, deadline_s / 3),
+                wanted=wanted,
+                skip=skip,
+            )
+            child = _Child(self._command, step_s=deadline_s / 2)
+            ended = await child.run(task, until - loop.time())
+            if ended is not None:
+                return ended
+            if child.step.vital:
+                return PreflightFailed(cause=child.cause, sentence=f"{child.how} at: {child.step.what}")
+            if loop.time() >= until:
+                return PreflightFailed(cause="deadline", sentence=f"not done within {deadline_s:g} s")
+            skip[child.step.what] = child.how
+        return PreflightFailed(cause="crashed", sentence=f"{_MAX_CHILDREN} children died, last at: {child.step.what}")
+
+
+class _Child:
+    """One child's life."""
+
+    def __init__(self, command: tuple[str, ...], step_s: float) -> None:
+        self._command = command
+        self._step_s = step_s
+        self.step = Trying(what="start", vital=True)
+        self.cause = "crashed"
+        self.how = ""
+
+    async def run(self, task: Task, deadline_s: float) -> PreflightReport | PreflightFailed | None:
+        """The child's last word, or None when it ended without one (see ``step``, ``cause``, ``how``)."""
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            "--parent",
+            str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        words = asyncio.create_task(_last_words(process.stderr))
+        try:
+            if process.stdin is None or process.stdout is None:
+                raise RuntimeError("the child was started without pipes")
+            process.stdin.write(frame(task))
+            async with asyncio.timeout(deadline_s):
+                ended = await self._follow(process.stdout)
+                if ended is None:
+                    await process.wait()  # its own way to end tells more than our kill would
+        except TimeoutError:
+            self.cause, self.how = "hung", f"the child did not answer within {min(self._step_s, deadline_s):.0f} s"
+            return None
+        except BadFrameError as error:
+            self.cause, self.how = "preflight_broken", f"the child spoke no frame: {error}"
+            return None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            code = await process.wait()
+            said = await words
+        if ended is None:
+            self.how = f"the child died ({_named(code)}{': ' + said if said else ''})"
+        return ended
+
+    async def _follow(self, reader: asyncio.StreamReader) -> PreflightReport | PreflightFailed | None:
+        decoder: msgspec.json.Decoder[FromChild] = msgspec.json.Decoder(FromChild)
+        while True:
+            coming = read_frame(reader, decoder)
+            message = await asyncio.wait_for(coming, self._step_s)
+            if not isinstance(message, Trying):
+                return message
+            self.step = message
+
+
+async def _last_words(stream: asyncio.StreamReader | None) -> str:
+    last = ""
+    while stream is not None and (line := await stream.readline()):
+        last = line.decode(errors="replace").strip() or last
+    return last[:200]
+
+
+def _named(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(-code).name}"
+    return f"exit {code}"
