@@ -4,15 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
-
 from landreeve.ui.console import Console, Entry, Page
-from landreeve.ui.inside import Api
+from landreeve.ui.inside import Api, ApiError
+
+from landreeve_agent.console import trying
 
 NAVIGATION = (
     Entry("overview", "/", "Overview", "overview"),
-    Entry("models", "/models", "Models", "models"),
-    Entry("updates", "/updates", "Updates", "updates"),
+    Entry("models", "/models", "Models", "models", badge="models"),
+    Entry("data", "/data", "Data & drift", "drift"),
+    Entry("training", "/training", "Training", "training"),
+    Entry("updates", "/updates", "Updates", "updates", badge="updates"),
 )
+
+ENDED = frozenset({"COMMITTED", "ROLLED_BACK", "REJECTED", "CANCELLED", "ROLLBACK_FAILED"})
 
 
 def install(app: FastAPI) -> Console:
@@ -22,12 +27,18 @@ def install(app: FastAPI) -> Console:
     ``DELETE /api/v1/sessions``. Call the returned console's ``close()`` when the process is asked to stop: open
     event streams would hold the server back.
     """
+    trying.install(app)
     console = Console(
         app,
         product="site",
         package="landreeve_agent.console",
         pages=(
-            Page("/", "overview.html", _overview, "overview"),
+            Page("/", "overview.html", _nothing, "overview"),
+            Page("/models", "models.html", _nothing, "models"),
+            Page("/models/{name}", "model.html", _model, "models"),
+            Page("/data", "data.html", _data, "data"),
+            Page("/training", "training.html", _training, "training"),
+            Page("/updates", "updates.html", _updates, "updates"),
             Page("/login", "login.html", _nothing, open=True),
         ),
         navigation=NAVIGATION,
@@ -39,12 +50,58 @@ def install(app: FastAPI) -> Console:
 
 async def _frame(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
     status = await api.get("status")
-    return {"status": status, "place": status["site"]}
-
-
-async def _overview(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
-    return {}
+    models = status["models"]
+    moving = [model for model in models if _moving(model.get("update"))]
+    worrying = sum(model["health"] in {"data_changed", "failing"} for model in models)
+    badges = {"models": worrying, "updates": len(moving)}
+    return {"status": status, "place": status["site"], "badges": badges, "moving": moving, "ended": ENDED}
 
 
 async def _nothing(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
     return {}
+
+
+async def _model(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    name = names["name"]
+    status = await api.get("status")
+    known = next((model for model in status["models"] if model["name"] == name), None)
+    if known is None:
+        raise ApiError(404, "Not found", f"There is no model {name!r} on this site.")
+    detail = await api.find("models", name) or {}
+    fields = trying.fields(detail.get("definition"))
+    return {
+        "name": name,
+        "model": known,
+        "columns": fields,
+        "curl": trying.curl(status["serving"], name, fields),
+        "transitions": _listed(detail.get("history")),
+        "show_model": False,
+    }
+
+
+async def _updates(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    return {"transitions": _listed(await api.get("updates")), "show_model": True}
+
+
+async def _training(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    return {"runs": _listed(await api.get("training"))}
+
+
+async def _data(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    status = await api.get("status")
+    known = [model["name"] for model in status["models"]]
+    chosen = query.get("model") or (known[0] if known else "")
+    answer = await api.find("drift", chosen) if chosen in known else None
+    windows = [{**row, **(row.get("report") or {})} for row in _listed(answer)]
+    return {"chosen": chosen, "windows": windows}
+
+
+def _moving(update: Mapping[str, Any] | None) -> bool:
+    return bool(update) and str((update or {}).get("state", "")).upper() not in ENDED
+
+
+def _listed(answer: object) -> list[dict[str, Any]]:
+    """The rows of a JSON answer, whether it is a list or an object that holds one."""
+    if isinstance(answer, Mapping):
+        answer = next((part for part in answer.values() if isinstance(part, list)), [])
+    return [row for row in answer if isinstance(row, dict)] if isinstance(answer, list) else []

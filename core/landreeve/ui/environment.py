@@ -13,13 +13,23 @@ from landreeve.ui.assets import Assets
 from landreeve.ui.language import LANGUAGES, Language
 
 
+class PageEnvironment(Environment):
+    """``row.update`` means the member of a JSON object, never the dict's own method."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Members of a mapping first, then attributes, as Jinja does."""
+        if isinstance(obj, Mapping) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
 def make(language: Language, assets: Assets, packages: Sequence[str]) -> Environment:
     """An environment that finds templates in ``<package>/templates`` of each package, then in ours.
 
     One per language, so that macros speak it without being handed it at every call.
     """
     loaders: list[BaseLoader] = [FunctionLoader(_reader(name)) for name in (*packages, "landreeve.ui")]
-    env = Environment(
+    env = PageEnvironment(
         loader=ChoiceLoader(loaders),
         autoescape=True,
         undefined=StrictUndefined,

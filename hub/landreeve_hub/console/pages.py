@@ -7,28 +7,42 @@ from fastapi import FastAPI
 
 from landreeve.ui.console import Console, Entry, Page
 from landreeve.ui.inside import Api
+from landreeve_hub.console import drift, releases, wizard
+from landreeve_hub.console.answers import listed
+from landreeve_hub.console.filter import select
 
 NAVIGATION = (
-    Entry("overview", "/", "Overview", "overview"),
-    Entry("models", "/models", "Models", "models"),
-    Entry("updates", "/updates", "Updates", "updates"),
+    Entry("fleet", "/", "Fleet", "fleet"),
+    Entry("models", "/models", "Models", "models", badge="models"),
+    Entry("rollouts", "/rollouts", "Rollouts", "rollouts", badge="rollouts"),
+    Entry("drift", "/drift", "Drift", "drift"),
+    Entry("incidents", "/incidents", "Incidents", "incidents", badge="incidents"),
 )
+SHOWN_DEVICES = 200
+WORST_FIRST = ("failing", "drift", "offline", "healthy")
 
 
 def install(app: FastAPI) -> Console:
     """Mount the console behind everything ``app`` already answers: call it after the API's routes exist.
 
-    The console signs in through ``POST /api/v1/sessions {"code": …}`` (cookie) and out through
-    ``DELETE /api/v1/sessions``. Call the returned console's ``close()`` when the process is asked to stop: open
-    event streams would hold the server back.
+    People sign in through ``POST /api/v1/sessions`` (cookie) and out through ``DELETE /api/v1/sessions``. Call the
+    returned console's ``close()`` when the process is asked to stop: open event streams would hold the server back.
     """
     console = Console(
         app,
-        product="site",
+        product="hub",
         package="landreeve_hub.console",
         pages=(
-            Page("/", "overview.html", _overview, "overview"),
-            Page("/login", "login.html", _nothing, open=True),
+            Page("/", "fleet.html", _fleet, "fleet"),
+            Page("/devices/{id}", "device.html", _device, "fleet"),
+            Page("/models", "models.html", releases.models, "models"),
+            Page("/models/{name}", "model.html", releases.model, "models"),
+            Page("/rollouts", "rollouts.html", _rollouts, "rollouts"),
+            Page("/rollouts/new", "wizard.html", wizard.load, "rollouts"),
+            Page("/rollouts/{id}", "rollout.html", _rollout, "rollouts"),
+            Page("/drift", "drift.html", drift.load, "drift"),
+            Page("/incidents", "incidents.html", _incidents, "incidents"),
+            Page("/login", "login.html", _login, open=True),
         ),
         navigation=NAVIGATION,
         frame=_frame,
@@ -38,13 +52,41 @@ def install(app: FastAPI) -> Console:
 
 
 async def _frame(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
-    status = await api.get("status")
-    return {"status": status, "place": status["site"]}
+    me = await api.get("me")
+    incidents = listed(await api.find("incidents"))
+    badges = {"incidents": sum(row.get("state") == "open" for row in incidents), "models": 0, "rollouts": 0}
+    return {"me": me, "place": "hub", "badges": badges, "open_incidents": incidents}
 
 
-async def _overview(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
-    return {}
+async def _fleet(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    fleet = await api.get("fleet")
+    rank = {state: number for number, state in enumerate(WORST_FIRST)}
+    devices = sorted(fleet["devices"], key=lambda row: (rank.get(row["state"], 9), row["site"]))
+    matching = select(devices, query.get("filter", ""))
+    cells = sorted(fleet["devices"], key=lambda row: str(row["site"]))
+    return {"fleet": fleet, "cells": cells, "devices": matching[:SHOWN_DEVICES], "matching": len(matching)}
 
 
-async def _nothing(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+async def _device(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    device = await api.get("devices", names["id"])
+    delivery = await api.find("delivery") or []
+    own = next((row for row in listed(delivery) if row.get("device") == device["id"]), None)
+    return {"device": device, "delivery": own}
+
+
+async def _rollouts(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    return {"rollouts": listed(await api.get("rollouts"))}
+
+
+async def _rollout(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    return {"rollout": await api.get("rollouts", names["id"])}
+
+
+async def _incidents(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    wanted = query.get("state", "")
+    rows = listed(await api.get("incidents"))
+    return {"incidents": [row for row in rows if not wanted or row.get("state") == wanted], "wanted": wanted}
+
+
+async def _login(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
     return {}

@@ -1,0 +1,88 @@
+"""Drift over the fleet: feature by site, quality over time, and the sites' sketches merged into one picture."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from landreeve.ui.figures import moment, number
+from landreeve.ui.inside import Api
+from landreeve_hub.console.answers import listed
+
+MOST_BINS = 40
+
+
+async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    """The drift of the chosen model (the first one by default)."""
+    models = sorted(row["name"] for row in listed(await api.get("models")))
+    chosen = query.get("model") if query.get("model") in models else (models[0] if models else "")
+    found = await api.find("drift", chosen) if chosen else None
+    if not found or not found.get("columns"):
+        return {"models": models, "chosen": chosen, "matrix": [], "sites": []}
+    merged = (found.get("merged") or {}).get("sketches") or {}
+    before = (found.get("reference") or {}).get("sketches") or {}
+    columns = sorted(found["columns"], key=lambda column: -_worst(found["matrix"].get(column) or {}))
+    return {
+        "models": models,
+        "chosen": chosen,
+        "sites": found["sites"],
+        "verdicts": found.get("verdicts") or {},
+        "matrix": [{"column": column, "cells": _cells(found, column)} for column in columns],
+        "pictures": [_picture(column, before.get(column), merged[column]) for column in columns if column in merged],
+        "merged_sites": (found.get("merged") or {}).get("sites") or [],
+        "quality": quality(found.get("windows") or []),
+    }
+
+
+def quality(windows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Log loss over the fleet for each window, weighted by labelled rows: measured, and what was expected.
+
+    ``t`` is the window's end in unix seconds; windows without labels are left out.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for window in windows:
+        if (window.get("quality") or {}).get("log_loss") is not None:
+            groups[str(window["last"])[:10]].append(window["quality"])
+    days = sorted(groups)
+    times = [found.timestamp() for day in days if (found := moment(day))]
+    measured = [_mean(groups[day], "log_loss") for day in days]
+    return {"t": times, "measured": measured, "expected": [_mean(groups[day], "reference_log_loss") for day in days]}
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    known = [(float(row[key]), float(row.get("labelled") or 1)) for row in rows if row.get(key) is not None]
+    weight = sum(w for _, w in known)
+    return round(sum(value * w for value, w in known) / weight, 5) if weight else 0.0
+
+
+def _worst(scores: Mapping[str, float | None]) -> float:
+    return max((score for score in scores.values() if score is not None), default=0.0)
+
+
+def _cells(found: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+    return [
+        _cell(found["matrix"][column].get(site), (found.get("thresholds") or {}).get(site, {}).get(column))
+        for site in found["sites"]
+    ]
+
+
+def _cell(score: float | None, limit: float | None) -> dict[str, Any]:
+    level = "" if score is None else "much" if limit and score > limit else "some" if limit and score > limit / 2 else ""
+    return {"score": score, "limit": limit, "level": level}
+
+
+def _picture(column: str, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> dict[str, Any]:
+    """Shares per bin for drawing, with the axis in words."""
+    edges, values = now.get("edges") or [], [str(value) for value in now.get("values") or []]
+    if edges:
+        first, last = f"< {number(edges[0])}", f"≥ {number(edges[-1])}"
+    else:
+        first, last = ", ".join(values[:4]) + ("…" if len(values) > 4 else ""), ""
+    shares = _shares(now)
+    then = _shares(before) if before and len(before.get("counts") or []) == len(now.get("counts") or []) else []
+    return {"column": column, "now": shares[:MOST_BINS], "then": then[:MOST_BINS], "first": first, "last": last}
+
+
+def _shares(sketch: Mapping[str, Any]) -> list[float]:
+    counts = [float(count) for count in sketch.get("counts") or []]
+    total = sum(counts) or 1.0
+    return [count / total for count in counts]

@@ -1,0 +1,69 @@
+"""Models, their releases, and the line from data to devices of each one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from landreeve.ui.inside import Api, ApiError
+from landreeve_hub.console.answers import listed
+
+Row = dict[str, Any]
+
+
+async def models(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    """Every model with its releases, newest first, and how many sites run each."""
+    known = listed(await api.get("models"))
+    releases = listed(await api.find("releases"))
+    fleet = await api.get("fleet")
+    found = {row["name"] for row in known} | {row["model"] for row in releases}
+    purposes = {row["name"]: (row.get("definition") or row).get("purpose", "") for row in known}
+    rows = [
+        {"name": name, "purpose": purposes.get(name, ""), "releases": _of(name, releases, fleet["devices"])}
+        for name in sorted(found)
+    ]
+    return {"models": rows}
+
+
+async def model(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    """One model: its releases and, for the chosen one, where it came from and where it runs."""
+    name = names["name"]
+    every = await models(api, names, query)
+    row = next((row for row in every["models"] if row["name"] == name), None)
+    if row is None:
+        raise ApiError(404, "Not found", f"There is no model {name!r}.")
+    releases = row["releases"]
+    chosen = next((r for r in releases if r["digest"] == query.get("release")), releases[0] if releases else None)
+    return {"model": row, "chosen": chosen}
+
+
+def _of(name: str, releases: Sequence[Row], devices: Sequence[Row]) -> list[Row]:
+    own = [row for row in releases if row["model"] == name]
+    own.sort(key=lambda row: (_number(row.get("version")), str(row.get("created", ""))), reverse=True)
+    return [{**row, **_origin(row), "sites": _sites(row["digest"], devices)} for row in own]
+
+
+def _number(version: object) -> int:
+    digits = "".join(sign for sign in str(version) if sign.isdigit())
+    return int(digits) if digits else 0
+
+
+def _sites(digest: str, devices: Sequence[Row]) -> list[Row]:
+    short = digest.removeprefix("sha256:")
+    return [
+        {"id": device["id"], "site": device["site"]}
+        for device in devices
+        if any(_same(str(entry.get("release", "")), short) for entry in device.get("models") or ())
+    ]
+
+
+def _same(served: str, digest: str) -> bool:
+    served = served.removeprefix("sha256:")
+    return len(served) >= 12 and digest.startswith(served)
+
+
+def _origin(row: Row) -> Row:
+    """Lineage and claimed figures from the release's config, wherever the ModelPack members put them."""
+    config = row.get("config") or {}
+    own = config.get("landreeve") if isinstance(config.get("landreeve"), dict) else config
+    lineage = row.get("lineage") or own.get("lineage") or {}
+    metrics = row.get("metrics") or (own.get("gates") or {}).get("metrics") or {}
+    return {"lineage": lineage, "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)}}
