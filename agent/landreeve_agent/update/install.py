@@ -1,0 +1,121 @@
+"""From an order to files on this box's disk: manifest, config, layers, each verified, then laid out as a folder."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from landreeve.release.layout import materialise
+from landreeve.release.manifest import (
+    MAX_MANIFEST_BYTES,
+    BadReleaseError,
+    Manifest,
+    ReleaseConfig,
+    parse_config,
+    parse_manifest,
+)
+
+from landreeve_agent.link.transfer import FetchFailedError
+from landreeve_agent.update.machine import Order
+from landreeve_agent.update.pointer import POINTER_FILE, release_folder
+from landreeve_agent.update.ports import Blobs, Fetcher
+
+RESERVE_BYTES = 64 * 1024 * 1024
+CONFIG_FILE = "config.json"
+
+
+class Installer:
+    """Brings releases onto this box and removes those that are no longer needed."""
+
+    def __init__(self, fetcher: Fetcher, blobs: Blobs, models_dir: Path, agent_version: str) -> None:
+        self._fetcher = fetcher
+        self._blobs = blobs
+        self._models_dir = models_dir
+        self._agent_version = agent_version
+
+    async def install(self, order: Order, progress: Callable[[int, int], None]) -> Path:
+        """The folder with every file of the release. ``progress`` is told (bytes here, bytes in all).
+
+        Goes on where it was interrupted; raises `FetchFailedError` when the release cannot be had or used.
+        """
+        try:
+            return await self._install(order, progress)
+        except BadReleaseError as error:
+            raise FetchFailedError("bad_release", f"release {order.release[:12]}: {error}") from error
+        except OSError as error:
+            raise FetchFailedError("disk_failed", f"release {order.release[:12]} cannot be stored: {error}") from error
+
+    def folder(self, model: str, release: str) -> Path:
+        """Where the release's files lie, or will."""
+        return release_folder(self._models_dir, model, release)
+
+    def claimed_loss(self, model: str, release: str) -> float | None:
+        """The log loss the release claims on its golden set, if it does."""
+        try:
+            config = parse_config((self.folder(model, release) / CONFIG_FILE).read_bytes())
+        except (OSError, BadReleaseError):
+            return None
+        return config.gates.metrics.get("log_loss")
+
+    def clean(self, model: str, keep: frozenset[str]) -> None:
+        """Removes the folders of releases that are neither pinned nor on their way."""
+        kept = {release[:12] for release in keep} | {POINTER_FILE}
+        folder = self._models_dir / model
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_dir() and path.name not in kept:
+                shutil.rmtree(path)
+
+    async def _install(self, order: Order, progress: Callable[[int, int], None]) -> Path:
+        manifest_bytes, manifest, config = await self._describe(order)
+        whole = sum(layer.size for layer in manifest.layers)
+        here = sum(layer.size for layer in manifest.layers if self._blobs.has(layer.sha256))
+        self._reserve(order, whole - here, whole)
+        for layer in manifest.layers:
+            if self._blobs.has(layer.sha256):
+                continue
+            report = _scaled(progress, here, layer.size, whole)
+            await self._fetcher.fetch(layer.sha256, layer.size, config.blocks.get(layer.sha256), report)
+            here += layer.size
+        folder = self.folder(order.model, order.release)
+        await asyncio.to_thread(materialise, manifest_bytes, self._blobs, folder)
+        return folder
+
+    async def _describe(self, order: Order) -> tuple[bytes, Manifest, ReleaseConfig]:
+        """Manifest and config, checked against the order and this agent."""
+        if order.manifest_bytes > MAX_MANIFEST_BYTES:
+            raise BadReleaseError(f"a manifest of {order.manifest_bytes} bytes: at most {MAX_MANIFEST_BYTES}")
+        await self._fetcher.fetch(order.release, order.manifest_bytes)
+        manifest_bytes = self._blobs.read(order.release)
+        manifest = parse_manifest(manifest_bytes)
+        if manifest.config.size > MAX_MANIFEST_BYTES:
+            raise BadReleaseError(f"a config of {manifest.config.size} bytes: at most {MAX_MANIFEST_BYTES}")
+        await self._fetcher.fetch(manifest.config.sha256, manifest.config.size)
+        config = parse_config(self._blobs.read(manifest.config.sha256))
+        if config.model != order.model:
+            raise BadReleaseError(f"it is a release of {config.model!r}, ordered for {order.model!r}")
+        if _numbers(config.minimum_agent) > _numbers(self._agent_version):
+            raise BadReleaseError(f"it needs agent {config.minimum_agent}, this is {self._agent_version}: update it")
+        return manifest_bytes, manifest, config
+
+    def _reserve(self, order: Order, to_fetch: int, to_lay_out: int) -> None:
+        """Room for the blobs, for the files laid out from them, and to go on working, before the first block."""
+        needed = to_fetch + to_lay_out + RESERVE_BYTES
+        free = self._blobs.free_bytes()
+        if free < needed:
+            sentence = (
+                f"Version {order.version} needs {needed // 2**20} MiB of disk, {free // 2**20} MiB are free; "
+                "make room and order it again."
+            )
+            raise FetchFailedError("disk_full", sentence)
+
+
+def _scaled(progress: Callable[[int, int], None], before: int, size: int, whole: int) -> Callable[[int, int], None]:
+    return lambda done, blocks: progress(before + size * done // max(blocks, 1), whole)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """
+    >>> _numbers("0.10.2") > _numbers("0.9")
+    True
+    """
+    return tuple(int(part) if part.isdigit() else 0 for part in version.split("+", maxsplit=1)[0].split("."))

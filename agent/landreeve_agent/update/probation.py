@@ -1,0 +1,243 @@
+"""Whether a new version has proven itself on real traffic, judged from counts alone.
+
+The evidence is looked at every few seconds, so each test must hold at every look and not only at one:
+
+- log loss: an asymptotic confidence sequence for the mean of the paired differences, new minus reference, on the
+  same rows (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas: "Time-uniform central limit theory and asymptotic
+  confidence sequences", Annals of Statistics 52 (2024), Theorem 2.2 and its Appendix on tuning rho);
+- errors: a mixture of likelihood ratios against every rate up to the limit, a test supermartingale that exceeds
+  1 / alpha with probability at most alpha (Ville 1939; Wald 1945).
+
+The reference is the last good version, which sees the same rows as a shadow. The first model ever has none: there
+it is the base rate, a forecast that only knows how often the label is 1.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from landreeve.wire.messages import Probation
+
+LOSS_CLIP = 1e-3
+LATENCY_FLOOR_MS = 10.0
+CONSTANT_ROWS = 100
+CLAIM_FACTOR = 2.0
+_ERROR_FACTORS = (1.5, 2.0, 4.0, 8.0, 16.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Count, mean and sum of squared deviations of a sample."""
+
+    n: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(self.m2 / (self.n - 1)) if self.n > 1 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbationStats:
+    """What the traffic showed of the candidate since it was activated.
+
+    ``rows`` were answered, ``errors`` were not; ``invalid`` answers are no probability. ``difference`` is the log
+    loss (nats) of the candidate minus that of the ``reference`` on the same labelled rows; ``loss`` the candidate's
+    own. ``p95_ratio`` compares service times with those before, None when there are too few. ``claimed_loss`` is
+    what the release says of itself.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    invalid: int = 0
+    distinct: int = 0
+    distinct_before: int = 0
+    difference: Moments = Moments()
+    loss: Moments = Moments()
+    reference: Literal["last_good", "base_rate"] = "last_good"
+    p95_ms: float | None = None
+    p95_ratio: float | None = None
+    claimed_loss: float | None = None
+    elapsed_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    cause: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    sentence: str
+
+
+def judge(stats: ProbationStats, policy: Probation) -> Pass | Fail | Wait:
+    """The verdict on the evidence so far.
+
+    >>> judge(ProbationStats(rows=12), Probation())
+    Wait(sentence='On probation: 12 of 500 rows answered, 0 of 300 labels known.')
+    """
+    for check in (_answers, _error_rate, _latency, _claim, _log_loss):
+        failure = check(stats, policy)
+        if failure is not None:
+            return failure
+    return _conclude(stats, policy)
+
+
+def moments(values: Iterable[float]) -> Moments:
+    """Welford's one-pass moments.
+
+    >>> moments([1.0, 2.0, 3.0])
+    Moments(n=3, mean=2.0, m2=2.0)
+    """
+    n, mean, m2 = 0, 0.0, 0.0
+    for value in values:
+        n += 1
+        delta = value - mean
+        mean += delta / n
+        m2 += delta * (value - mean)
+    return Moments(n, mean, m2)
+
+
+def log_loss(p: float, label: float) -> float:
+    """Nats of one forecast, clipped so that one row costs at most 6.9.
+
+    >>> round(log_loss(0.5, 1.0), 4)
+    0.6931
+    """
+    clipped = min(max(p, LOSS_CLIP), 1.0 - LOSS_CLIP)
+    return -math.log(clipped if label >= 0.5 else 1.0 - clipped)
+
+
+def radius(sample: Moments, alpha: float, tuned_for: int) -> float:
+    """Half the width of the confidence sequence at this count: the true mean lies within it of the sample mean
+    at *every* count with probability about 1 - alpha. ``tuned_for`` is the count at which it is tightest."""
+    if sample.n < 2:
+        return math.inf
+    rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / max(tuned_for, 1)
+    grown = sample.n * rho2 + 1
+    return sample.deviation * math.sqrt(2 * grown / (sample.n**2 * rho2) * math.log(math.sqrt(grown) / alpha))
+
+
+def error_evidence(errors: int, trials: int, limit: float) -> float:
+    """Evidence (an e-value) that the error rate exceeds the limit; 20 or more refutes it at alpha 0.05.
+
+    Each likelihood ratio is a supermartingale under every rate up to ``limit``, because its alternative is above.
+    """
+    if limit <= 0:
+        return math.inf if errors else 0.0
+    rates = [min(limit * factor, 0.99) for factor in _ERROR_FACTORS if limit < 0.99]
+    logs = [errors * math.log(rate / limit) + (trials - errors) * math.log((1 - rate) / (1 - limit)) for rate in rates]
+    return sum(math.exp(min(value, 700.0)) for value in logs) / len(logs) if logs else 0.0
+
+
+def _answers(stats: ProbationStats, _policy: Probation) -> Fail | None:
+    if stats.invalid:
+        return Fail("invalid_output", f"{_count(stats.invalid, 'answer')} of {stats.rows} were no probability.")
+    if stats.rows >= CONSTANT_ROWS and stats.distinct == 1 and stats.distinct_before != 1:
+        return Fail("constant_output", f"All {stats.rows} answers were the same number.")
+    return None
+
+
+def _error_rate(stats: ProbationStats, policy: Probation) -> Fail | None:
+    trials = stats.rows + stats.errors
+    if trials == 0 or error_evidence(stats.errors, trials, policy.max_error_rate) < 1 / policy.alpha:
+        return None
+    share = stats.errors / trials
+    sentence = (
+        f"{_count(stats.errors, 'request')} of {trials} failed ({share:.1%}; at most {policy.max_error_rate:.1%})."
+    )
+    return Fail("error_rate", sentence)
+
+
+def _latency(stats: ProbationStats, policy: Probation) -> Fail | None:
+    if stats.p95_ratio is None or stats.p95_ms is None or stats.rows < policy.min_rows:
+        return None
+    # Below the floor nobody notices: 0.2 ms instead of 0.02 ms is no reason to go back.
+    if stats.p95_ratio <= policy.max_latency_ratio or stats.p95_ms < LATENCY_FLOOR_MS:
+        return None
+    sentence = (
+        f"95 % of answers took up to {stats.p95_ms:.0f} ms, {stats.p95_ratio:.1f} times as long as before "
+        f"(at most {policy.max_latency_ratio:.1f})."
+    )
+    return Fail("latency", sentence)
+
+
+def _claim(stats: ProbationStats, policy: Probation) -> Fail | None:
+    """Far worse than the release claims of itself; only where no last good version tells us more."""
+    if stats.reference != "base_rate" or not stats.claimed_loss or stats.loss.n < policy.min_labelled:
+        return None
+    surely = stats.loss.mean - radius(stats.loss, policy.alpha, policy.max_rows // 2)
+    if surely <= CLAIM_FACTOR * stats.claimed_loss:
+        return None
+    sentence = (
+        f"Log loss {stats.loss.mean:.4f} on {stats.loss.n} labelled rows; the release claims {stats.claimed_loss:.4f}."
+    )
+    return Fail("claim_missed", sentence)
+
+
+def _log_loss(stats: ProbationStats, policy: Probation) -> Fail | None:
+    if stats.difference.n < policy.min_labelled or policy.min_labelled == 0:
+        return None
+    surely = stats.difference.mean - radius(stats.difference, policy.alpha, policy.max_rows // 2)
+    return _worse(stats, policy) if surely > policy.max_log_loss_increase else None
+
+
+def _worse(stats: ProbationStats, policy: Probation) -> Fail:
+    than = "the last good version" if stats.reference == "last_good" else "always forecasting the base rate"
+    sentence = (
+        f"Log loss is {stats.difference.mean:+.4f} against {than} on the same {stats.difference.n} labelled rows "
+        f"(at most {policy.max_log_loss_increase:+.4f})."
+    )
+    return Fail("log_loss", sentence)
+
+
+def _conclude(stats: ProbationStats, policy: Probation) -> Pass | Fail | Wait:
+    """Nothing speaks against the candidate so far: is it enough to go on?"""
+    enough = stats.rows >= policy.min_rows and stats.difference.n >= policy.min_labelled
+    over = stats.elapsed_s >= policy.max_s
+    if not enough:
+        return _not_proven(stats, policy) if over else Wait(_progress(stats, policy))
+    if policy.min_labelled == 0:
+        return Pass(f"{stats.rows} rows answered without a fault; labels are not asked for.")
+    surely = stats.difference.mean + radius(stats.difference, policy.alpha, policy.max_rows // 2)
+    if surely <= policy.max_log_loss_increase:
+        return Pass(f"{_passed(stats)}, surely within the limit.")
+    if stats.rows < policy.max_rows and not over:
+        return Wait(f"{_progress(stats, policy)[:-1]}; {_passed(stats)} (+/- {surely - stats.difference.mean:.4f}).")
+    # Undecided at the end of the probation: the estimate decides, and it fails closed.
+    if stats.difference.mean > policy.max_log_loss_increase:
+        return _worse(stats, policy)
+    return Pass(f"{_passed(stats)}, by the estimate at the end of the probation.")
+
+
+def _not_proven(stats: ProbationStats, policy: Probation) -> Fail:
+    sentence = (
+        f"In {stats.elapsed_s / 3600:.1f} h only {stats.rows} of {policy.min_rows} rows were answered and "
+        f"{stats.difference.n} of {policy.min_labelled} labels became known: not enough to trust it."
+    )
+    return Fail("not_proven", sentence)
+
+
+def _progress(stats: ProbationStats, policy: Probation) -> str:
+    return (
+        f"On probation: {stats.rows} of {policy.min_rows} rows answered, "
+        f"{stats.difference.n} of {policy.min_labelled} labels known."
+    )
+
+
+def _passed(stats: ProbationStats) -> str:
+    than = "the last good version" if stats.reference == "last_good" else "the base rate"
+    return f"log loss {stats.difference.mean:+.4f} against {than} on {stats.difference.n} labelled rows"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,0 +1,445 @@
+"""Carries out the update machine: reads the state, performs its effect, feeds back the outcome, until nothing is
+left to do.
+
+The journal comes first: state, transition and report are committed before an effect begins, and each effect may
+be performed again. So the process may die at any moment; `recover` goes on from what the store says.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, assert_never
+
+import msgspec
+from landreeve.trust.verify import Rejected
+from landreeve.wire.messages import Audit, Desired, DesiredModel, SignedDesired
+from landreeve.wire.messages import Event as EventFact
+from sqlite_utils import Database as SqliteDatabase
+
+from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.link.transfer import FetchFailedError
+from landreeve_agent.serving.errors import LoadFailedError
+from landreeve_agent.store import events
+from landreeve_agent.store.database import Database
+from landreeve_agent.store.stamps import stamp
+from landreeve_agent.tuning.report import PreflightFailed
+from landreeve_agent.update import journal, machine
+from landreeve_agent.update.install import Installer
+from landreeve_agent.update.machine import Effect, Event, Installed, Order, Outcome, Phase, Serving, State
+from landreeve_agent.update.pointer import read_pointers
+from landreeve_agent.update.ports import Blobs, Fetcher, Preflight, ProbationSource, Verifier, Worker
+from landreeve_agent.update.probation import Fail, Pass, Wait, judge
+from landreeve_agent.update.traffic import Traffic
+
+logger = logging.getLogger(__name__)
+
+_GENERATION = "desired.generation"
+_DOCUMENT = "desired.document"
+_REFUSED = "desired.refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``threads`` is what inference may use on this box; the pauses are in seconds."""
+
+    threads: int = 1
+    preflight_deadline_s: float = 300.0
+    probation_every_s: float = 2.0
+    retry_s: float = 2.0
+    restore_every_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What people see of a model's update: its state, and in words what it waits for."""
+
+    state: State
+    waiting: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether a request of a person on the site was taken up, in words."""
+
+    accepted: bool
+    sentence: str
+
+
+class Runner:
+    """The updates of every model on this device. `recover` once, then keep `run` going as a task."""
+
+    def __init__(  # noqa: PLR0917 - the wiring of this room
+        self,
+        database: Database,
+        outbox: Outbox,
+        verifier: Verifier,
+        fetcher: Fetcher,
+        blobs: Blobs,
+        models_dir: Path,
+        worker: Worker,
+        preflight: Preflight,
+        probation_source: ProbationSource,
+        clock: Callable[[], datetime],
+        *,
+        agent_version: str,
+        options: Options = Options(),
+        on_change: Callable[[], None] = lambda: None,
+        on_believed: Callable[[Desired], None] = lambda _desired: None,
+    ) -> None:
+        self.generation = 0
+        self._database = database
+        self._outbox = outbox
+        self._verifier = verifier
+        self._installer = Installer(fetcher, blobs, models_dir, agent_version)
+        self._models_dir = models_dir
+        self._traffic = Traffic(worker, models_dir)
+        self._preflight = preflight
+        self._probation_source = probation_source
+        self._clock = clock
+        self._options = options
+        self._on_change = on_change
+        self._on_believed = on_believed
+        self._views: dict[str, View] = {}
+        self._drives: dict[str, asyncio.Task[None]] = {}
+        self._tried: set[str] = set()
+        self._wake = asyncio.Event()
+        self._ordering = asyncio.Lock()
+
+    @property
+    def views(self) -> dict[str, View]:
+        """Each model's update as it stands."""
+        return dict(self._views)
+
+    async def recover(self) -> None:
+        """After a start, before anything else and without any network: serve what served, know what was going on."""
+        pointers = await asyncio.to_thread(read_pointers, self._models_dir)
+        states = await self._database.read(journal.load_all)
+        for model in pointers.keys() - states.keys():  # the store was lost; the box serves on
+            states[model] = await self._adopt(model, pointers[model])
+        await self._traffic.restore({model: _choices(state, pointers.get(model)) for model, state in states.items()})
+        self._views = {model: View(state) for model, state in states.items()}
+        self.generation, document = await self._database.read(_last_order)
+        if document:
+            self._on_believed(msgspec.json.decode(document, type=Desired))
+        self._changed()
+
+    async def run(self) -> None:
+        """Brings every update to its end, for ever; cancelling stops at once and loses nothing."""
+        try:
+            while True:
+                self._wake.clear()
+                for model in list(self._views):
+                    self._start(model)
+                await self._wake.wait()
+        finally:
+            drives = list(self._drives.values())
+            for drive in drives:
+                drive.cancel()
+            await asyncio.gather(*drives, return_exceptions=True)
+
+    async def on_desired(self, signed: SignedDesired) -> None:
+        """Takes a document of the hub: believed and newer, it becomes every model's order; else it changes nothing."""
+        async with self._ordering:
+            if signed.generation <= self.generation:
+                return
+            now = self._clock()
+            verdict = await asyncio.to_thread(self._verifier.verify, signed, now)
+            if isinstance(verdict, Rejected):
+                await self._database.write(lambda db: self._refuse(db, signed.generation, verdict, now))
+                return
+            desired, releases = verdict.desired, verdict.releases
+            states = await self._database.write(lambda db: self._take(db, desired, releases, now))
+            self.generation = desired.generation
+        for model, (before, after) in states.items():
+            self._show(after)
+            self._interrupt(model, before, after)
+        self._on_believed(desired)
+        self._changed()
+
+    async def roll_back(self, model: str, actor: str) -> Answer:
+        """Someone on the site wants the version before, or an update in progress cancelled."""
+        before, after = await self._database.write(lambda db: self._ask_back(db, model, actor))
+        if after == before:
+            return Answer(False, f"{model}: there is nothing to return to.")
+        self._show(after)
+        self._interrupt(model, before, after)
+        self._changed()
+        return Answer(True, after.sentence or "The version will be left as soon as it is activated.")
+
+    async def worker_restarted(self, cause: str) -> None:
+        """The worker died: counts against every version on probation."""
+        for model, view in self.views.items():
+            order = view.state.order
+            if view.state.phase is Phase.PROBATION and order is not None:
+                before = view.state
+                self._interrupt(model, before, await self._dispatch(model, machine.Crashed(order.generation, cause)))
+
+    def _start(self, model: str) -> None:
+        drive = self._drives.get(model)
+        if drive is None or drive.done():
+            self._drives[model] = asyncio.create_task(self._drive(model), name=f"update-{model}")
+
+    def _interrupt(self, model: str, before: State, after: State) -> None:
+        """Stops work for a state that is no longer the model's; a change of routes is never cut in two."""
+        drive = self._drives.get(model)
+        if drive is not None and not drive.done() and after.phase is not before.phase:
+            drive.add_done_callback(lambda _task: self._wake.set())
+            drive.cancel()
+        self._wake.set()
+
+    async def _drive(self, model: str) -> None:
+        """One model, effect by effect, until nothing is to be done."""
+        while True:
+            state = await self._database.read(lambda db: journal.load(db, model))
+            self._show(state)
+            effect = machine.effect_of(state)
+            try:
+                if effect is None:
+                    await self._settle(state)
+                    return
+                await self._perform(effect, state)
+            except Exception:
+                # Attempts are counted in the state before each effect, so even this ends.
+                logger.exception("%s of model %s failed and is tried again", effect, model)
+                await asyncio.sleep(self._options.retry_s)
+
+    async def _perform(self, effect: Effect, state: State) -> None:
+        if effect is Effect.TAKE_NEXT:
+            await self._settle(state)
+            await self._dispatch(state.model, machine.NextTaken())
+            return
+        order = state.order
+        if order is None:
+            raise RuntimeError(f"model {state.model}: {state.phase} without an order")
+        begun = await self._dispatch(state.model, machine.Attempted(order.generation))
+        if begun.phase is not state.phase:
+            return
+        outcome, data = await self._carry_out(effect, begun, order)
+        if outcome is not None:
+            await self._dispatch(state.model, outcome, data)
+
+    async def _carry_out(self, effect: Effect, state: State, order: Order) -> tuple[Outcome | None, dict[str, Any]]:
+        match effect:
+            case Effect.CHECK:
+                return await self._check(order), {}
+            case Effect.PROCEED:
+                return machine.Proceeded(order.generation), {}
+            case Effect.FETCH:
+                return await self._fetch(order), {}
+            case Effect.PREFLIGHT:
+                return await self._prove(state, order)
+            case Effect.ACTIVATE:
+                return await self._activate(state, order), {}
+            case Effect.WATCH:
+                return await self._watch(state, order)
+            case Effect.RESTORE:
+                return await self._return(state, order), {}
+            case Effect.TAKE_NEXT:
+                return None, {}
+            case _:
+                assert_never(effect)
+
+    async def _check(self, order: Order) -> Outcome:
+        if order.signed_bytes != order.manifest_bytes:
+            return machine.Failed(
+                order.generation,
+                "not_approved",
+                f"Version {order.version} is not signed by both trust repositories with this length.",
+            )
+        bad = await self._database.read(lambda db: journal.quarantined(db, order.release))
+        if bad is not None and bad == order.rollout and not order.rollback:
+            sentence = (
+                f"Version {order.version} was found bad here under this very rollout; a new rollout may retry it."
+            )
+            return machine.Failed(order.generation, "quarantined", sentence)
+        return machine.Accepted(order.generation)
+
+    async def _fetch(self, order: Order) -> Outcome:
+        def progress(done: int, whole: int) -> None:
+            self._wait_for(order.model, f"Fetching version {order.version}: {done // 1024} of {whole // 1024} KiB.")
+
+        try:
+            await self._installer.install(order, progress)
+        except FetchFailedError as error:
+            return machine.Failed(order.generation, error.cause, error.sentence)
+        return machine.Staged(order.generation)
+
+    async def _prove(self, state: State, order: Order) -> tuple[Outcome, dict[str, Any]]:
+        current = self._installer.folder(state.model, state.good.release) if state.good else None
+        verdict = await self._preflight.run(
+            self._installer.folder(order.model, order.release),
+            current=current,
+            threads=self._options.threads,
+            deadline_s=self._options.preflight_deadline_s,
+        )
+        data = {"preflight": msgspec.to_builtins(verdict)}
+        if isinstance(verdict, PreflightFailed):
+            return machine.Failed(order.generation, verdict.cause, verdict.sentence), data
+        return machine.Proven(order.generation, msgspec.json.encode(verdict.plan).decode()), data
+
+    async def _activate(self, state: State, order: Order) -> Outcome | None:
+        try:
+            await self._traffic.direct(state.model, machine.to_activate(state))
+        except LoadFailedError as error:
+            if error.cause in {"worker_down", "worker_died"}:  # perhaps not this version's doing: attempts are bounded
+                await asyncio.sleep(self._options.retry_s)
+                return None
+            return machine.Failed(order.generation, error.cause, error.sentence)
+        return machine.Activated(order.generation, stamp(self._clock()))
+
+    async def _watch(self, state: State, order: Order) -> tuple[Outcome, dict[str, Any]]:
+        """Looks at the evidence until it decides; losing the hub plays no part in it."""
+        await self._traffic.direct(state.model, machine.serving(state))
+        good = state.good.release if state.good else None
+        claimed = self._installer.claimed_loss(order.model, order.release)
+        while True:
+            stats = await self._probation_source(
+                order.model, order.release, state.since, good=good, claimed_loss=claimed, now=self._clock()
+            )
+            data = {"probation": msgspec.to_builtins(stats)}
+            match judge(stats, order.probation):
+                case Pass(sentence):
+                    return machine.Passed(order.generation, sentence), data
+                case Fail(cause, sentence):
+                    return machine.Failed(order.generation, cause, sentence), data
+                case Wait(sentence):
+                    self._wait_for(order.model, sentence)
+            await asyncio.sleep(self._options.probation_every_s)
+
+    async def _return(self, state: State, order: Order) -> Outcome | None:
+        if state.phase is Phase.ROLLBACK_FAILED and state.model in self._tried:
+            await asyncio.sleep(self._options.restore_every_s)
+        self._tried.add(state.model)
+        try:
+            await self._traffic.direct(state.model, machine.serving(state))
+        except LoadFailedError as error:
+            logger.warning("model %s: %s", state.model, error.sentence)
+            await asyncio.sleep(self._options.retry_s)
+            return None
+        return machine.Restored(order.generation)
+
+    async def _settle(self, state: State) -> None:
+        """At the end of an update: nobody listens in any more, and what nobody needs is removed."""
+        try:
+            await self._traffic.direct(state.model, machine.serving(state))
+        except LoadFailedError as error:
+            # What served goes on serving, shadow included.
+            logger.warning("model %s: %s", state.model, error.sentence)
+            asyncio.get_running_loop().call_later(self._options.restore_every_s, self._wake.set)
+            return
+        await asyncio.to_thread(self._installer.clean, state.model, machine.pinned(state))
+
+    async def _dispatch(self, model: str, event: Event, data: dict[str, Any] | None = None) -> State:
+        """Decides and keeps the outcome in one transaction; returns the state as it now is."""
+        now = self._clock()
+
+        def write(db: SqliteDatabase) -> State:
+            before = journal.load(db, model)
+            after = machine.decide(before, event)
+            journal.save(db, self._outbox, before, after, now, data=data)
+            return after
+
+        after = await self._database.write(write)
+        self._show(after)
+        self._on_change()
+        return after
+
+    def _take(
+        self, db: SqliteDatabase, desired: Desired, releases: dict[str, int], now: datetime
+    ) -> dict[str, tuple[State, State]]:
+        """Every model's new order in one transaction with the generation they came with."""
+        changes: dict[str, tuple[State, State]] = {}
+        states = journal.load_all(db)
+        orders = {model.model: _order(model, desired.generation, releases) for model in desired.models}
+        for name in states.keys() | orders.keys():
+            before = states.get(name, State(name))
+            order = orders.get(name)
+            event: Event = machine.Ordered(order) if order else machine.Unordered(desired.generation)
+            after = machine.decide(before, event)
+            journal.save(db, self._outbox, before, after, now)
+            changes[name] = (before, after)
+        _keep(db, _GENERATION, str(desired.generation))
+        _keep(db, _DOCUMENT, msgspec.json.encode(desired).decode())
+        return changes
+
+    def _refuse(self, db: SqliteDatabase, generation: int, verdict: Rejected, now: datetime) -> None:
+        """Reports a refused document once, however often the broker repeats it."""
+        what = f"{generation}:{verdict.cause}"
+        row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_REFUSED,)).fetchone()
+        if row is not None and row[0] == what:
+            return
+        _keep(db, _REFUSED, what)
+        event = EventFact(
+            name="update.refused",
+            subject=f"generation {generation}",
+            cause=str(verdict.cause),
+            sentence=verdict.sentence,
+            severity="error",
+        )
+        self._outbox.enqueue(db, event, now)
+        events.record(db, event, now)
+
+    def _ask_back(self, db: SqliteDatabase, model: str, actor: str) -> tuple[State, State]:
+        now = self._clock()
+        before = journal.load(db, model)
+        after = machine.decide(before, machine.RollbackAsked(actor))
+        journal.save(db, self._outbox, before, after, now)
+        decision = "allowed" if after != before else "nothing_to_return_to"
+        audit = Audit(actor=actor, action="model.rollback", object=model, decision=decision)
+        self._outbox.enqueue(db, audit, now)
+        return before, after
+
+    async def _adopt(self, model: str, installed: Installed) -> State:
+        state = State(model, good=installed)
+        now = self._clock()
+        await self._database.write(lambda db: journal.save(db, self._outbox, State(model), state, now))
+        return state
+
+    def _show(self, state: State) -> None:
+        known = self._views.get(state.model)
+        if known is None or known.state != state:
+            self._views[state.model] = View(state)
+
+    def _wait_for(self, model: str, sentence: str) -> None:
+        self._views[model] = View(self._views[model].state, sentence)
+
+    def _changed(self) -> None:
+        self._wake.set()
+        self._on_change()
+
+
+def _order(wanted: DesiredModel, generation: int, releases: dict[str, int]) -> Order:
+    return Order(
+        model=wanted.model,
+        release=wanted.release,
+        version=wanted.version,
+        manifest_bytes=wanted.manifest_bytes,
+        rollout=wanted.rollout,
+        generation=generation,
+        signed_bytes=releases.get(wanted.release, 0),
+        rollback=wanted.action == "rollback",
+        probation=wanted.probation,
+    )
+
+
+def _choices(state: State, pointer: Installed | None) -> list[Serving]:
+    """What may serve after a start, best first; each has proven itself on this box or passed its preflight."""
+    wanted = machine.serving(state)
+    older = [Serving(item) for item in (state.good, state.previous, pointer) if item is not None]
+    if wanted.active is None:
+        return []  # a first model that is being withdrawn, or none yet
+    return [wanted, *(choice for choice in older if choice.active != wanted.active)]
+
+
+def _last_order(db: SqliteDatabase) -> tuple[int, str]:
+    rows = dict(db.conn.execute("SELECT key, value FROM meta WHERE key IN (?, ?)", (_GENERATION, _DOCUMENT)))
+    return int(rows.get(_GENERATION, 0)), rows.get(_DOCUMENT, "")
+
+
+def _keep(db: SqliteDatabase, key: str, value: str) -> None:
+    db.conn.execute(
+        "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", (key, value)
+    )
