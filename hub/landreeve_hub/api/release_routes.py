@@ -1,8 +1,6 @@
 """Models and releases: list, push, pull, approve, withdraw."""
 
 import asyncio
-import io
-import tarfile
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,8 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from landreeve.release.layout import CONFIG_FILE, MANIFEST_FILE, Packed, read_folder, write_folder
-from landreeve.release.manifest import BadReleaseError, check_path
+from landreeve.release.layout import Packed
 from sqlalchemy import Connection, select
 
 from landreeve_hub.access.identity import Person
@@ -22,11 +19,11 @@ from landreeve_hub.api.guard import may
 from landreeve_hub.api.problems import Problem
 from landreeve_hub.api.services import Services
 from landreeve_hub.audit.entry import Act
+from landreeve_hub.registry.archive import read_archive, write_archive
 from landreeve_hub.rollout.runner import review_later
 from landreeve_hub.store import tables
 
 MAX_ARCHIVE_BYTES = 1024**3
-_MAX_FILES = 200
 
 
 class Approval(msgspec.Struct, forbid_unknown_fields=True):
@@ -63,7 +60,7 @@ def router(services: Services) -> APIRouter:
         packed = await asyncio.to_thread(services.releases.pull, row["digest"])
         name = f"{row['model']}-{row['version']}.tar"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return Response(await asyncio.to_thread(to_tar, packed), media_type="application/x-tar", headers=headers)
+        return Response(await asyncio.to_thread(write_archive, packed), media_type="application/x-tar", headers=headers)
 
     @routes.post("/releases", status_code=201)
     async def push(request: Request, person: Annotated[Person, may(Permission.PROPOSE)]) -> dict[str, str]:
@@ -72,7 +69,7 @@ def router(services: Services) -> APIRouter:
             raise Problem(415, "content-type: send the release folder as application/x-tar")
         with tempfile.TemporaryDirectory(dir=services.work) as folder:
             await _receive(request.stream(), Path(folder) / "upload.tar")
-            packed = await asyncio.to_thread(from_tar, Path(folder))
+            packed = await asyncio.to_thread(_unpack, Path(folder) / "upload.tar")
         registered = await services.releases.register(packed, person.name, services.clock())
         await services.audit.record(services.clock(), Act(person.name, "release.push", registered.digest))
         services.changes.say("releases")
@@ -191,45 +188,6 @@ async def _receive(chunks: AsyncIterator[bytes], file: Path) -> None:
             await asyncio.to_thread(out.write, chunk)
 
 
-def from_tar(folder: Path) -> Packed:
-    """The release in ``folder/upload.tar``, every name and digest checked; `BadReleaseError` says what is wrong."""
-    release = folder / "release"
-    release.mkdir()
-    try:
-        with tarfile.open(folder / "upload.tar") as archive:
-            for number, member in enumerate(archive):
-                _take(archive, member, release, number)
-    except (tarfile.TarError, EOFError) as error:
-        raise BadReleaseError(f"archive: not readable as tar: {error}") from error
-    return read_folder(release)
-
-
-def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, release: Path, number: int) -> None:
-    name = member.name.removeprefix("./").strip("/")
-    if member.isdir():
-        return
-    if not member.isreg() or number > _MAX_FILES:
-        raise BadReleaseError(f"archive: {name[:120]!r} is no plain file, or there are more than {_MAX_FILES}")
-    path = release / (name if name in {MANIFEST_FILE, CONFIG_FILE} else check_path(name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    source = archive.extractfile(member)
-    path.write_bytes(source.read() if source else b"")
-
-
-def to_tar(packed: Packed) -> bytes:
-    """A tar of the release's folder; the same release gives the same bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_folder(packed, Path(folder) / "release")
-        return folder_tar(Path(folder) / "release")
-
-
-def folder_tar(folder: Path) -> bytes:
-    """Every plain file under the folder, sorted, without owners or times."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            info = tarfile.TarInfo(path.relative_to(folder).as_posix())
-            info.size, info.mode = path.stat().st_size, 0o644
-            with path.open("rb") as file:
-                archive.addfile(info, file)
-    return out.getvalue()
+def _unpack(archive: Path) -> Packed:
+    with archive.open("rb") as stream:
+        return read_archive(stream)

@@ -14,14 +14,9 @@ from landreeve_hub.api.changes import Changes
 from landreeve_hub.audit.log import AuditLog
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.learning.commands import Commands
+from landreeve_hub.registry.releases import Registered
 from landreeve_hub.rollout.runner import RolloutRunner
 from landreeve_hub.store.database import Store
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    digest: str
-    version: str
 
 
 class Releases(Protocol):

@@ -15,6 +15,7 @@ from landreeve.wire.ids import check_digest
 from landreeve.wire.messages import Candidate, Event, Fact
 from sqlalchemy import Connection, select
 
+from landreeve_hub.errors import PeerError
 from landreeve_hub.learning import runs
 from landreeve_hub.learning.commands import ANSWERS, Commands
 from landreeve_hub.learning.retrain import Train, Wait, decide, parse_policy
@@ -113,7 +114,7 @@ class Learning:
         except ValueError as error:  # a release that must not be used, or bytes that are not what was announced
             sentence = f"The challenger was refused: {error}"
             await self._store.write(lambda c: runs.close(c, run["id"], "rejected", sentence))
-        except (OSError, TimeoutError, LookupError) as error:
+        except (PeerError, OSError, LookupError) as error:
             self._not_before[run["id"]] = now + RETRY
             _LOG.warning("challenger %s of %s could not be fetched, trying again: %s", run["id"], run["device"], error)
         else:

@@ -1,0 +1,101 @@
+"""The command line's way to the hub: its public API, and exit codes that say what went wrong."""
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landreeve.cli import Exit, fail
+
+if TYPE_CHECKING:
+    import httpx2
+
+_EXITS = {401: Exit.AUTH, 403: Exit.AUTH, 404: Exit.NOT_FOUND, 409: Exit.CONFLICT, 422: Exit.USAGE, 429: Exit.AUTH}
+TIMEOUT_S = 30.0
+UPLOAD_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """Calls of ``/api/v1`` with a bearer token; a problem ends the command with its sentence."""
+
+    url: str
+    token: str
+
+    def get(self, path: str, **query: str) -> Any:
+        """The JSON of an answer."""
+        return self._call("GET", path, params=query).json()
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The JSON of an answer; the call is safe to repeat by the network."""
+        headers = {"Idempotency-Key": secrets.token_hex(16)}
+        answer = self._call("POST", path, json=dict(body or {}), headers=headers)
+        return answer.json() if answer.content else {}
+
+    def upload(self, path: str, archive: bytes) -> Any:
+        """Send a release folder as a tar."""
+        headers = {"Content-Type": "application/x-tar"}
+        return self._call("POST", path, content=archive, headers=headers, timeout=UPLOAD_TIMEOUT_S).json()
+
+    def download(self, path: str) -> bytes:
+        """The bytes of an answer."""
+        return self._call("GET", path, timeout=UPLOAD_TIMEOUT_S).content
+
+    def _call(self, method: str, path: str, **more: Any) -> "httpx2.Response":
+        import httpx2
+
+        headers = {"Authorization": f"Bearer {self.token}", **more.pop("headers", {})}
+        timeout = more.pop("timeout", TIMEOUT_S)
+        url = f"{self.url.rstrip('/')}/api/v1/{path}"
+        try:
+            answer = httpx2.request(method, url, headers=headers, timeout=timeout, **more)
+        except httpx2.TimeoutException:
+            fail(Exit.TIMEOUT, f"the hub at {self.url} did not answer within {timeout:.0f} s")
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            fail(Exit.UNREACHABLE, f"no hub answers at {self.url}: {error}. Is it running (landreeve-hub serve)?")
+        if answer.status_code >= 400:
+            fail(_EXITS.get(answer.status_code, Exit.FAILURE), _detail(answer))
+        return answer
+
+
+def _detail(answer: "httpx2.Response") -> str:
+    try:
+        document = answer.json()
+    except ValueError:
+        document = {}
+    detail = document.get("detail") if isinstance(document, dict) else None
+    return str(detail or f"the hub answered HTTP {answer.status_code}")
+
+
+def connect(url: str, token: str, state: Path | None) -> Hub:
+    """The hub of ``--url`` and ``--token``, or of ``--state``; what is given explicitly counts first."""
+    if state is not None:
+        url = url or _address(state)
+        token = token or _admin_token(state)
+    if not url or not token:
+        fail(Exit.USAGE, "which hub? give --url and --token, or --state with the hub's state folder")
+    return Hub(url, token)
+
+
+def _address(state: Path) -> str:
+    path = state / "run" / "ports.json"
+    try:
+        ports = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        fail(Exit.UNREACHABLE, f"{path}: not readable ({error}). Is the hub of this state folder running?")
+    if url := ports.get("url") or ports.get("http_url"):
+        return str(url)
+    port = ports.get("http") or ports.get("http_port")
+    if not port:
+        fail(Exit.UNREACHABLE, f"{path}: names no HTTP port")
+    return f"http://127.0.0.1:{port}"
+
+
+def _admin_token(state: Path) -> str:
+    path = state / "run" / "admin-token"
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        fail(Exit.AUTH, f"{path}: not readable ({error}). Give --token, or run this as the user the hub runs as.")

@@ -1,0 +1,189 @@
+"""``rollout``."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from landreeve.cli import Exit, Format, emit, fail, note
+
+from landreeve_hub.commands.client import Hub, connect
+from landreeve_hub.commands.options import Output, State, Token, Url
+
+COLUMNS = ("id", "model", "version", "from_version", "state", "devices", "waiting", "created_by", "approved_by")
+_ENDED = {"FINISHED": Exit.OK, "ROLLED_BACK": Exit.PROBLEMS, "ABORTED": Exit.PROBLEMS}
+_HELD = {"PAUSED"}
+_VERBS = {
+    "pause": "No further orders until resumed.",
+    "resume": "Go on, accepting what is known until now.",
+    "next": "Begin the next wave now.",
+    "abort": "End here: who committed keeps the release, who is on the way returns.",
+    "rollback": "Every device returns to its own last good release.",
+}
+
+
+def group() -> typer.Typer:
+    """``rollout start|list|status|approve|pause|resume|next|abort|rollback|watch``."""
+    group = typer.Typer(help="Bring a release to the fleet in waves.", no_args_is_help=True)
+    _start(group)
+    _look(group)
+    _steer(group)
+    return group
+
+
+def _start(group: typer.Typer) -> None:
+    @group.command("start")
+    def start(
+        release: Annotated[str, typer.Argument(help="MODEL@VERSION, or a digest with --model.")],
+        *,
+        model: Annotated[str, typer.Option(help="The model, when the release is a digest.")] = "",
+        plan: Annotated[str, typer.Option(help="The plan as JSON, or @FILE.")] = "",
+        canary: Annotated[list[str] | None, typer.Option(help="A site of the first wave; the rest follows.")] = None,
+        force: Annotated[str, typer.Option(help="The reason to take a quarantined release.")] = "",
+        preview: Annotated[bool, typer.Option("--preview", help="Only show who is in which wave.")] = False,
+        url: Url = "",
+        token: Token = "",
+        state: State = None,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """Propose a rollout; it runs once someone else approved it."""
+        name, _, version = release.partition("@")
+        body = {
+            "model": model or name,
+            "version": version,
+            "release": "" if version else release,
+            "plan": read_plan(plan, canary or []),
+            "force": force,
+            "preview": preview,
+        }
+        made = connect(url, token, state).post("rollouts", body)
+        if preview:
+            made = [{"wave": n + 1, "sites": ", ".join(sites)} for n, sites in enumerate(made["waves"])]
+            emit(made, output)
+        else:
+            _show(made, output)
+
+    @group.command("approve")
+    def approve(
+        rollout: str,
+        *,
+        emergency: Annotated[str, typer.Option(help="Admins only: the reason to approve one's own rollout.")] = "",
+        url: Url = "",
+        token: Token = "",
+        state: State = None,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """Begin the first wave. Not by whoever proposed it."""
+        _show(connect(url, token, state).post(f"rollouts/{rollout}/approve", {"emergency": emergency}), output)
+
+
+def _look(group: typer.Typer) -> None:
+    @group.command("list")
+    def listed(
+        *, model: str = "", url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE
+    ) -> None:
+        """Rollouts, newest first."""
+        rows = connect(url, token, state).get("rollouts", model=model)
+        emit([_line(row) for row in rows] if output is Format.TABLE else rows, output, COLUMNS)
+
+    @group.command("status")
+    def status(
+        rollout: str, *, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE
+    ) -> None:
+        """One rollout: waves, gates, what it waits for, why."""
+        _show(connect(url, token, state).get(f"rollouts/{rollout}"), output)
+
+    @group.command("watch")
+    def watch(
+        rollout: str,
+        *,
+        timeout: Annotated[float, typer.Option(help="Give up after so many seconds; 0 is never.")] = 0.0,
+        url: Url = "",
+        token: Token = "",
+        state: State = None,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """Follow a rollout until it ends or is paused (exit 0 finished, 3 rolled back, aborted or paused)."""
+        row, code = follow(connect(url, token, state), rollout, timeout)
+        _show(row, output)
+        raise SystemExit(int(code))
+
+
+def _steer(group: typer.Typer) -> None:
+    for verb, text in _VERBS.items():
+        group.command(verb, help=text)(_verb(verb))
+
+
+def _verb(verb: str) -> Any:
+    def command(
+        rollout: str, *, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE
+    ) -> None:
+        _show(connect(url, token, state).post(f"rollouts/{rollout}/{verb}"), output)
+
+    return command
+
+
+def read_plan(text: str, canary: list[str]) -> dict[str, Any]:
+    """The plan of ``--plan`` (JSON or @FILE), with the waves of ``--canary`` where it names none."""
+    try:
+        raw = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
+        plan = json.loads(raw) if raw else {}
+    except (OSError, ValueError) as error:
+        fail(Exit.USAGE, f"--plan: {error}")
+    if not isinstance(plan, dict):
+        fail(Exit.USAGE, "--plan: must be a JSON object")
+    if canary and "waves" not in plan:
+        plan["waves"] = [{"devices": canary, "name": "Canary"}, {"rest": True}]
+    return plan
+
+
+def follow(hub: Hub, rollout: str, timeout_s: float, period_s: float = 1.0) -> tuple[dict[str, Any], Exit]:
+    """Tell on standard error what moves, until the rollout ends, is paused, or the time is up."""
+    began, told = time.monotonic(), ""
+    while True:
+        row = hub.get(f"rollouts/{rollout}")
+        line = progress(row)
+        if line != told:
+            note(line)
+            told = line
+        if row["state"] in _ENDED:
+            return row, _ENDED[row["state"]]
+        if row["state"] in _HELD:
+            return row, Exit.PROBLEMS
+        if timeout_s and time.monotonic() - began > timeout_s:
+            return row, Exit.TIMEOUT
+        time.sleep(period_s)
+
+
+def progress(row: dict[str, Any]) -> str:
+    """One line: state, how far, and what it waits for."""
+    done = sum(wave["committed"] for wave in row["waves"])
+    total = sum(wave["total"] for wave in row["waves"])
+    waits = f" · waiting: {'; '.join(row['waiting'])}" if row["waiting"] else ""
+    said = "" if row["waiting"] else f" · {row['sentence']}"
+    return f"{row['id']} {row['state']} · {done} of {total} on {row['version']}{waits}{said}"
+
+
+def _show(row: dict[str, Any], output: Format) -> None:
+    if output is not Format.TABLE:
+        emit(row, output)
+        return
+    emit([_line(row)], output, COLUMNS)
+    sites = [
+        {"wave": wave["name"], "site": device["site"], "state": device["state"], "what": device["sentence"]}
+        for wave in row["waves"]
+        for device in wave["devices"]
+    ]
+    sys.stdout.write("\n")
+    emit(sites, output)
+    sys.stdout.write("\n")
+    emit(row["gates"], output)
+    note(row["sentence"])
+
+
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+    done = sum(wave["committed"] for wave in row["waves"])
+    total = sum(wave["total"] for wave in row["waves"])
+    return {**row, "devices": f"{done}/{total}", "waiting": "; ".join(row["waiting"])}

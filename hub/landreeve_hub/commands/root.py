@@ -1,0 +1,30 @@
+"""The commands of ``landreeve-hub``, put together."""
+
+import typer
+
+from landreeve_hub.commands import devices, models, people, records, rollouts, server
+
+
+def build() -> typer.Typer:
+    """The whole command line."""
+    root = typer.Typer(
+        name="landreeve-hub",
+        help="Look after a fleet: devices, models, rollouts, drift and incidents.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    server.install(root)
+    for name, group in (
+        ("user", people.users()),
+        ("token", people.tokens()),
+        ("device", devices.group()),
+        ("model", models.group()),
+        ("rollout", rollouts.group()),
+        ("incident", records.incidents()),
+        ("audit", records.audit()),
+        ("retrain", records.retrains()),
+    ):
+        root.add_typer(group, name=name)
+    records.install(root)
+    return root
