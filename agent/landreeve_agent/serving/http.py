@@ -93,6 +93,7 @@ class HttpProtocol(asyncio.Protocol):
         self._answering = False
         self._closing = False
         self._paused = False
+        self._ended = False
         self._since = self._loop.time()  # of the first byte of a request being read, or of the last answer
         self._reading = False
         self._reset()
@@ -133,6 +134,11 @@ class HttpProtocol(asyncio.Protocol):
             if not self._closing:
                 self._connections.broken += 1
                 self._refuse(400, f"no HTTP/1.1 request: {error}")
+
+    def eof_received(self) -> bool:
+        """The client sends no more; it may still wait for its answers. True keeps the connection open."""
+        self._ended = True
+        return self._answering and not self._closing
 
     def pause_writing(self) -> None:
         """The client does not read its answers: read no more of its requests."""
@@ -215,7 +221,7 @@ class HttpProtocol(asyncio.Protocol):
         self._since = self._loop.time()
         if self._transport is None or self._closing:
             return
-        keep = request.keep_alive
+        keep = request.keep_alive and not (self._ended and not self._waiting)
         self._transport.write(_head(response, keep) + (b"" if request.method == "HEAD" else response.body))
         if not keep:
             self._close()

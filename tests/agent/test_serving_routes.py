@@ -1,0 +1,183 @@
+"""The walk of a request through the routes: answer, shadow, capture; and the status that tells of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from landreeve_agent.intake.line import Line, parse_lines
+from landreeve_agent.serving.capture import Spool
+from landreeve_agent.serving.control import Plan, Route
+from landreeve_agent.serving.errors import LoadFailedError, RunFailedError, ServingError, UnknownError
+from landreeve_agent.serving.metrics import Metrics
+from landreeve_agent.serving.model import LoadedModel, load
+from landreeve_agent.serving.routes import Answer, Lane, Routes, Serving
+from landreeve_agent.serving.session import Opened, Tensor
+
+from tests.agent.onnx_models import answers, body, graph, pipeline, version, write_release
+
+
+class Failing:
+    """A session whose every run fails."""
+
+    def run(self, x: Tensor) -> Tensor:
+        raise RunFailedError(f"no luck with {len(x)} rows")
+
+
+def with_session(model: LoadedModel, session: Failing) -> LoadedModel:
+    import dataclasses
+
+    return dataclasses.replace(model, opened=Opened(session, Plan(), ""))
+
+
+class Stand:
+    """Routes over a real spool, and what they answered."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics = Metrics()
+        self.routes = Routes(Spool(folder / "spool", 1), self.metrics)
+        self.answered: list[Answer | ServingError] = []
+
+    def serve(self, active: LoadedModel, shadow: LoadedModel | None = None) -> None:
+        route = Route("delay", active.version, shadow.version if shadow else None)
+        self.routes.replace({"delay": Serving(route, Lane(active), Lane(shadow) if shadow else None)})
+
+    def ask(self, document: object, model: str = "delay", name: str | None = None) -> dict[str, object]:
+        self.routes.infer(model, name, msgspec.json.encode(document), None, self.answered.append)
+        answer = self.answered[-1]
+        return msgspec.json.decode(answer.body, type=dict) if isinstance(answer, Answer) else {"error": str(answer)}
+
+    def lines(self) -> tuple[Line, ...]:
+        data = b"".join(p.read_bytes() for p in sorted((self.folder / "spool").iterdir()))
+        return parse_lines(data, 0, closed=True).lines
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Stand:
+    return Stand(tmp_path)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Callable[..., LoadedModel]:
+    def make(name: str = "1.0.0", bias: float = 0.0) -> LoadedModel:
+        return load(version(write_release(tmp_path / name, bias), name), checked=True)
+
+    return make
+
+
+def expected(bias: float = 0.0) -> float:
+    x = pipeline().encode([{"hour": 9.5, "wind": 4.0, "carrier": "UA"}])
+    return float(answers(graph(bias), np.nan_to_num(x))[0])
+
+
+async def test_the_answer_is_the_active_models_and_the_shadows_is_only_captured(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    stand.serve(model(), model("2.0.0", bias=2.0))
+    outputs = stand.ask(body())["outputs"]
+    (line,) = stand.lines()
+    assert outputs == [{"name": "probability", "datatype": "FP32", "shape": [1], "data": [pytest.approx(expected())]}]
+    assert line.p == pytest.approx(expected(), abs=1e-6)
+    assert line.shadow == pytest.approx(expected(2.0), abs=1e-6)
+    assert line.row == {"hour": 9.5, "wind": 4.0, "rain": None, "carrier": "UA"}
+    assert (line.id, line.at, line.version) == ("r1", "2026-01-31T09:30:00Z", "1.0.0")
+
+
+async def test_a_failing_shadow_never_hurts_the_answer(stand: Stand, model: Callable[..., LoadedModel]) -> None:
+    stand.serve(model(), with_session(model("2.0.0"), Failing()))
+    assert "outputs" in stand.ask(body())
+    (line,) = stand.lines()
+    assert (line.shadow, line.err) == (None, None)
+    assert stand.metrics.counts().shadow_failures == 1
+
+
+async def test_a_failed_run_is_captured_with_its_reason_and_answered_as_an_error(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    stand.serve(with_session(model(), Failing()))
+    assert stand.ask(body()) == {"error": "no luck with 1 rows"}
+    (line,) = stand.lines()
+    assert (line.p, line.err) == (None, "no luck with 1 rows")
+    assert stand.metrics.counts().errors == 1
+
+
+async def test_a_model_that_answers_nan_fails_its_runs(stand: Stand, tmp_path: Path) -> None:
+    stand.serve(load(version(write_release(tmp_path / "nan", nan=True)), checked=True))
+    assert stand.ask(body()) == {"error": "the graph answered NaN or infinity"}
+
+
+async def test_rows_of_a_request_are_named_by_ids_or_by_their_place(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    stand.serve(model())
+    two = [
+        {"name": "hour", "datatype": "FP64", "shape": [2], "data": [1, 2]},
+        {"name": "wind", "datatype": "FP64", "shape": [2], "data": [1, 2]},
+        {"name": "carrier", "datatype": "BYTES", "shape": [2], "data": ["AA", "??"]},
+    ]
+    stand.ask({"id": "x", "inputs": two})
+    stand.ask({"inputs": two, "parameters": {"ids": ["a", "b"]}})
+    made = stand.ask({"inputs": body()["inputs"]})["id"]
+    assert [line.id for line in stand.lines()] == ["x/0", "x/1", "a", "b", made]
+
+
+async def test_unknown_models_and_versions_are_told_what_there_is(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    with pytest.raises(UnknownError, match="there are: none yet"):
+        stand.ask(body())
+    stand.serve(model())
+    with pytest.raises(UnknownError, match="model 'price' is not served here; there are: delay"):
+        stand.ask(body(), model="price")
+    with pytest.raises(UnknownError, match=r"version '9' of model 'delay' is not served here; there is: 1\.0\.0"):
+        stand.ask(body(), name="9")
+    assert stand.lines() == ()
+
+
+async def test_a_full_disk_is_counted_and_costs_no_answer(stand: Stand, model: Callable[..., LoadedModel]) -> None:
+    stand.serve(model())
+    stand.routes._spool.close()
+    assert "outputs" in stand.ask(body())
+    assert stand.metrics.counts().capture_failures == 1
+    assert "landreeve_capture_failures_total 1" in stand.metrics.text(0, {})
+
+
+def test_a_device_that_is_not_there_gives_way_to_the_cpu_and_says_why(tmp_path: Path) -> None:
+    folder = write_release(tmp_path)
+    loaded = load(version(folder, plan=Plan("onnxruntime", "gpu", "fp32", 1, wanted="gpu")), checked=True)
+    assert loaded.opened.used == "CPU · onnxruntime · fp32 · 1 thread"
+    assert "this onnxruntime has no provider for gpu" in loaded.opened.reason
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause", "words"),
+    [
+        (lambda f: (f / "model.onnx").write_bytes(b"nonsense"), "bad_graph", "model.onnx"),
+        (lambda f: (f / "model.onnx").unlink(), "bad_release", "model.onnx"),
+        (lambda f: (f / "features.json").write_bytes(b"{}"), "bad_release", "features.json"),
+        (lambda f: (f / "definition.json").write_bytes(b"[]"), "bad_release", "definition"),
+        (lambda f: (f / "calibration.safetensors").write_bytes(b"x" * 20), "bad_release", "calibration"),
+    ],
+)
+def test_a_damaged_release_does_not_load_and_says_where(
+    tmp_path: Path, damage: Callable[[Path], object], cause: str, words: str
+) -> None:
+    folder = write_release(tmp_path)
+    damage(folder)
+    with pytest.raises(LoadFailedError) as refusal:
+        load(version(folder), checked=True)
+    assert refusal.value.cause == cause
+    assert words in refusal.value.sentence
+
+
+def test_a_graph_outside_the_policy_is_refused_before_any_runtime_sees_it(tmp_path: Path) -> None:
+    import onnx
+
+    folder = write_release(tmp_path)
+    foreign = onnx.load_model_from_string((folder / "model.onnx").read_bytes())
+    foreign.graph.node[0].domain = "com.example"
+    (folder / "model.onnx").write_bytes(foreign.SerializeToString())
+    with pytest.raises(LoadFailedError, match=r"operator domain 'com\.example' is not accepted"):
+        load(version(folder))
