@@ -50,11 +50,11 @@ class DriftPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     alpha: float = 0.01
     min_psi: float = 0.2
-    min_rows: int = 500
-    min_labelled: int = 500
-    min_excess: float = 0.01
-    quality_alpha: float = 0.001
-    max_auc_fall: float = 0.08
+    min_rows: int = 100
+    min_labelled: int = 100
+    min_excess: float = 0.02
+    quality_alpha: float = 0.01
+    max_auc_fall: float = 0.12
     persist: int = 2
 
 

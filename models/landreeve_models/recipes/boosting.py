@@ -75,12 +75,13 @@ def _tree(nodes: Any) -> graph.Tree:
 
 
 def fit(data: Data, config: Mapping[str, Any], checkpoint: Checkpoint, progress: Progress) -> FittedBoosting:
-    """Fit on the training rows; the validation rows are not used, the number of trees is part of the recipe."""
+    """Fit on training and validation rows: the number of trees is part of the recipe, nothing is stopped early."""
     del checkpoint
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     settings = parse_config(config)
-    progress(0.0, f"growing {settings.max_iter} trees on {len(data.y)} rows")
+    x, y = np.concatenate([data.x, data.x_val]), np.concatenate([data.y, data.y_val])
+    progress(0.0, f"growing {settings.max_iter} trees on {len(y)} rows")
     model = HistGradientBoostingClassifier(
         max_iter=settings.max_iter,
         learning_rate=settings.learning_rate,
@@ -89,9 +90,9 @@ def fit(data: Data, config: Mapping[str, Any], checkpoint: Checkpoint, progress:
         min_samples_leaf=settings.min_samples_leaf,
         early_stopping=False,
         random_state=settings.seed,
-    ).fit(data.x, data.y.astype(np.int64))
+    ).fit(x, y.astype(np.int64))
     progress(1.0, f"grew {model.n_iter_} trees")
-    return FittedBoosting(model, data.x.shape[1])
+    return FittedBoosting(model, x.shape[1])
 
 
 def parse_config(config: Mapping[str, Any]) -> Config:
