@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import bad_models
-from loop import ENGINEER, answer_drafts, approve, finish, incidents, releases, roll_out, rollouts, settle
+from loop import ENGINEER, answer_drafts, approve, finish, incidents, releases, retrains, roll_out, rollouts, settle
 from surface import Api, StoryError, wait_for
 from world import CANARY, CATALOG, MODEL, SITES, World, say
 
@@ -42,7 +42,7 @@ def open_house(world: World) -> Evidence:
 def _hire(world: World) -> None:
     people = {ENGINEER: "ml-engineer", "omar": "approver"}
     for name, role in people.items():
-        world.hub("user", "add", name, "--role", role)
+        world.hub("user", "add", name, "--role", role, "--no-password")
         world.memory.put(f"token.{name}", world.hub("token", "create", "--user", name)["token"])
     world.memory.put("people", list(people))
 
@@ -50,7 +50,10 @@ def _hire(world: World) -> None:
 def _enrol(world: World, site: str, offset: int) -> None:
     token = world.hub("device", "token", site)["token"]
     ports = ("--set", f"console.port={8181 + offset}", "--set", f"serving.port={8281 + offset}")
-    fast = ("--set", "telemetry.interval_s=2", "--set", "link.reconnect_jitter_s=2")
+    # A year in minutes: what a site does every half minute is done several times a second.
+    fast = [
+        f"--set={setting}" for setting in ("telemetry.interval_s=2", "link.reconnect_jitter_s=2", "drift.every_s=0.5")
+    ]
     world.agent(site, "init", "--site", site, *ports, *fast)
     world.agent(site, "join", token)
     say(f"  {site}: key made on the device, certificate issued, token used up")
@@ -148,7 +151,7 @@ def _push_bad(world: World, name: str, spoil: Callable[..., None], good: str) ->
 def _touched(row: dict[str, object]) -> set[str]:
     waves = row["waves"]
     assert isinstance(waves, list)
-    return {d["site"] for wave in waves for d in wave["devices"] if d["state"] not in ("", "WAITING", "waiting")}
+    return {d["site"] for wave in waves for d in wave["devices"] if d["state"] != "waiting"}
 
 
 def _where(world: World, version: str) -> list[str]:
@@ -156,7 +159,7 @@ def _where(world: World, version: str) -> list[str]:
     assert world.sites[CANARY].api is not None
     rows = world.sites[CANARY].api.get("/api/v1/updates")
     rows = rows["transitions"] if isinstance(rows, dict) else rows
-    return [r["state"] for r in sorted(rows, key=lambda r: r["n"]) if r.get("version") == version]
+    return [r["state"] for r in rows if r.get("version") == version]
 
 
 def hub_away(world: World) -> Evidence:
@@ -189,8 +192,7 @@ def delivery(world: World) -> list[dict[str, object]]:
 def loop_closed(world: World) -> Evidence:
     """What the year shows: drift was reported, quality lost was confirmed, a challenger was retrained and won."""
     finished = [r for r in rollouts(world) if r["state"] == "FINISHED"]
-    retrains = world.people[ENGINEER].get("/api/v1/retrains")
-    retrains = retrains["items"] if isinstance(retrains, dict) else retrains
+    asked = [r for r in retrains(world) if not r["request"].get("reason", "").startswith("first model")]
     drift = world.people[ENGINEER].get(f"/api/v1/drift/{MODEL}")
     windows = drift.get("windows", [])
     lost = [w for w in windows if w["verdict"] == "quality_lost"]
@@ -198,7 +200,7 @@ def loop_closed(world: World) -> Evidence:
         "drift windows reported by every site": (
             {w["site"] for w in windows} >= set(SITES), f"{len(windows)} windows"),
         "labels confirmed a loss of quality": (bool(lost), f"{len(lost)} windows"),
-        "a retrain was decided": (bool(retrains), f"{len(retrains)} retrains"),
+        "a retrain was decided": (bool(asked), f"{len(asked)} retrains"),
         "a retrained challenger was rolled out": (len(finished) > 1, f"{len(finished)} finished rollouts"),
     }  # fmt: skip
 

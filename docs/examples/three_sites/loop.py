@@ -1,5 +1,6 @@
 """The operator's part of the loop: approve what was trained, roll it out, wait for what is under way."""
 
+import json
 import time
 from typing import Any
 
@@ -8,8 +9,8 @@ from world import CANARY, MODEL, World, say
 
 ENGINEER, APPROVER = "mina", "omar"
 OPEN_ROLLOUT = {"DRAFT", "AWAITING_APPROVAL", "RUNNING", "PAUSED", "ROLLING_BACK"}
-NEEDS_TRAFFIC = {"PROBATION"}
-MOVING = {"RECEIVED", "VERIFIED", "DOWNLOADING", "STAGED", "PREFLIGHT", "ACTIVATING", "ROLLING_BACK"}
+NEEDS_TRAFFIC = {"probation"}
+AT_REST = {"committed", "failed", "skipped", "removed", "silent", "returned", "withdrawn", "kept"}
 SETTLE_S = 240.0
 
 
@@ -26,6 +27,11 @@ def incidents(world: World) -> list[dict[str, Any]]:
     return _items(world.people[ENGINEER].get("/api/v1/incidents"))
 
 
+def retrains(world: World) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = world.people[ENGINEER].get("/api/v1/retrains")["runs"]
+    return found
+
+
 def _items(answer: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = answer["items"] if isinstance(answer, dict) else answer
     return found
@@ -38,11 +44,11 @@ def approve(world: World, version: str) -> None:
 
 def roll_out(world: World, version: str) -> str:
     """Canary first, then the rest; proposed by one person, approved by another. Its id."""
+    rows = probation_rows(world)
+    plan = {"probation": {"min_rows": rows, "min_labelled": rows * 2 // 3, "max_rows": rows * 6}}
     started = world.hub(
-        "rollout", "start", f"{MODEL}@{version}", "--wave", CANARY, "--wave", "rest",
-        "--min-rows", str(probation_rows(world)), "--min-labelled", str(probation_rows(world) * 2 // 3),
-        by=ENGINEER,
-    )  # fmt: skip
+        "rollout", "start", f"{MODEL}@{version}", "--canary", CANARY, "--plan", json.dumps(plan), by=ENGINEER
+    )
     rollout: str = started["id"]
     world.hub("rollout", "approve", rollout, by=APPROVER)
     return rollout
@@ -70,17 +76,18 @@ def _drained(world: World) -> bool:
 
 
 def _learning(world: World) -> bool:
-    open_states = {"ordered", "accepted", "training", "uploading"}
-    return any(r["state"] in open_states for r in _items(world.people[ENGINEER].get("/api/v1/retrains")))
+    open_states = {"requested", "running", "candidate"}
+    return any(r["state"] in open_states for r in retrains(world))
 
 
 def _moving(world: World) -> bool:
+    """Whether a device is in a step that ends without traffic, or has an order it has not taken up yet."""
     for rollout in rollouts(world):
-        if rollout["state"] in {"RUNNING", "ROLLING_BACK"}:
-            detail = world.people[ENGINEER].get(f"/api/v1/rollouts/{rollout['id']}")
-            wave = next((w for w in detail["waves"] if w["committed"] + w["failed"] < w["total"]), None)
-            states = {d["state"] for d in (wave or {"devices": []})["devices"]}
-            if wave is None or not states & NEEDS_TRAFFIC or states & MOVING:
+        if rollout["state"] == "ROLLING_BACK":
+            return True
+        if rollout["state"] == "RUNNING":
+            devices = [d["state"] for w in rollout["waves"][: rollout["wave"] + 1] for d in w["devices"]]
+            if any(state not in NEEDS_TRAFFIC and state not in AT_REST for state in devices):
                 return True
     return False
 
@@ -107,7 +114,7 @@ def answer_drafts(world: World) -> list[str]:
     """Approve and roll out every challenger the sites sent since; their versions."""
     done = []
     for release in releases(world):
-        if release["state"] == "draft" and release.get("device"):
+        if release["state"] == "draft" and release["source_device"]:
             version = release["version"]
             say(f"  {world.clock:%d %b}  challenger {version} arrived; {APPROVER} approves, canary {CANARY} first")
             approve(world, version)

@@ -17,14 +17,16 @@ class StoryError(RuntimeError):
     """The story cannot go on; the text says what was awaited and what is there instead."""
 
 
-def cli(program: str, *arguments: str, state: Path, accept: tuple[int, ...] = (0,)) -> Any:
-    """Run ``landreeve`` or ``landreeve-hub`` with JSON output; its result, or None when it prints none."""
-    module = {"landreeve": "landreeve_agent", "landreeve-hub": "landreeve_hub"}[program]
-    command = [sys.executable, "-m", module, "--state", str(state), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+MODULES = {"landreeve": "landreeve_agent", "landreeve-hub": "landreeve_hub"}
+
+
+def cli(program: str, *arguments: str, accept: tuple[int, ...] = (0,)) -> Any:
+    """Run ``landreeve`` or ``landreeve-hub`` with JSON output; what it says, read."""
+    command = [sys.executable, "-m", MODULES[program], *arguments, "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode not in accept:
         said = done.stderr.strip().splitlines()[-6:]
-        raise StoryError(f"{program} {' '.join(arguments[:4])}: exit code {done.returncode}: " + " / ".join(said))
+        raise StoryError(f"{program} {' '.join(arguments)}: exit code {done.returncode}: " + " / ".join(said))
     text = done.stdout.strip()
     return json.loads(text) if text[:1] in "[{" and text else text
 

@@ -107,11 +107,11 @@ class World:
 
     def hub(self, *arguments: str, by: str = "") -> Any:
         """Run landreeve-hub; as one of the people when named, else as the machine's administrator."""
-        token = ("--url", self.hub_url, "--token", self.memory.get(f"token.{by}")) if by else ()
-        return cli("landreeve-hub", *token, *arguments, "-o", "json", state=self.hub_state)
+        person = ("--url", self.hub_url, "--token", self.memory.get(f"token.{by}"))
+        return cli("landreeve-hub", *arguments, *(person if by else ("--state", str(self.hub_state))))
 
-    def agent(self, site: str, *arguments: str) -> Any:
-        return cli("landreeve", *arguments, "-o", "json", state=self.sites[site].state)
+    def agent(self, site: str, *arguments: str, accept: tuple[int, ...] = (0,)) -> Any:
+        return cli("landreeve", "--state", str(self.sites[site].state), *arguments, accept=accept)
 
     def start_agent(self, name: str) -> None:
         site = self.sites[name]
@@ -147,7 +147,9 @@ class World:
         site.application.send(f"speed {self.options.speed}")
 
     def _service(self, name: str, module: str, state: Path, *verb: str) -> Service:
-        command = [sys.executable, "-m", module, "--state", str(state), *verb]
+        where = ("--state", str(state))
+        words = (*where, *verb) if module == "landreeve_agent" else (*verb, *where)
+        command = [sys.executable, "-m", module, *words]
         return Service(name, command, self.options.home / "logs" / f"{name}.log", {"PYTHONUNBUFFERED": "1"})
 
     # Time -------------------------------------------------------------------------------------------------
