@@ -275,9 +275,9 @@ class Runner:
             threads=self._options.threads,
             deadline_s=self._options.preflight_deadline_s,
         )
-        data = {"preflight": msgspec.to_builtins(verdict)}
         if isinstance(verdict, PreflightFailed):
-            return machine.Failed(order.generation, verdict.cause, verdict.sentence), data
+            return machine.Failed(order.generation, verdict.cause, verdict.sentence), {}
+        data = {"plan": verdict.plan.name, "preflight": verdict.sentence, "trials": verdict.rows()}
         return machine.Proven(order.generation, msgspec.json.encode(verdict.plan).decode()), data
 
     async def _activate(self, state: State, order: Order) -> Outcome | None:
