@@ -1,0 +1,177 @@
+"""The hub's settings and the layout of its state folder."""
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from landreeve.settings import Loaded, load
+from msgspec import Meta
+
+from landreeve_hub.errors import StateError
+
+SYSTEM_FILE = Path("/etc/landreeve/hub.toml")
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Http(msgspec.Struct, frozen=True):
+    """The console and the API for people."""
+
+    host: Annotated[str, Meta(description="address the console and the API listen on, in plain HTTP")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="port of the console and the API; 0 takes any free one")] = 8600
+    hosts: Annotated[tuple[str, ...], Meta(description="further host names under which the hub may be asked for")] = ()
+
+
+class Https(msgspec.Struct, frozen=True):
+    """Enrolment, and the API, with a certificate of the hub's own authority."""
+
+    host: Annotated[str, Meta(description="address enrolment listens on; 0.0.0.0 for devices elsewhere")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="port of enrolment; 0 takes any free one")] = 8643
+    name: Annotated[
+        str, Meta(description="name or address by which devices reach this hub, for enrolment and for the broker")
+    ] = "127.0.0.1"
+
+
+class BrokerSettings(msgspec.Struct, frozen=True):
+    """The MQTT broker."""
+
+    kind: Annotated[
+        Literal["auto", "mosquitto", "nats"], Meta(description="which broker to run; auto takes mosquitto, else nats")
+    ] = "auto"
+    bind: Annotated[str, Meta(description="address the broker listens on; 0.0.0.0 for devices elsewhere")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="port of the broker; 0 takes any free one")] = 8883
+    url: Annotated[
+        str,
+        Meta(description="mqtts://host:port of a broker that runs elsewhere and believes this hub's authority"),
+    ] = ""
+
+
+class StoreSettings(msgspec.Struct, frozen=True):
+    """Where the tables are."""
+
+    url: Annotated[str, Meta(description="SQLAlchemy URL of the database; empty keeps SQLite in the state folder")] = ""
+
+
+class Transfer(msgspec.Struct, frozen=True):
+    """Artifacts over MQTT."""
+
+    mb_per_s: Annotated[float, Meta(gt=0, le=10_000, description="megabytes a second sent to all devices together")] = (
+        20.0
+    )
+    quota_mb: Annotated[float, Meta(gt=0, description="megabytes a day one device may upload")] = 1024.0
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How often the hub looks."""
+
+    rollout_s: Annotated[float, Meta(ge=0.05, le=60, description="seconds between two looks at running rollouts")] = 1.0
+    learning_s: Annotated[float, Meta(ge=0.05, le=600, description="seconds between two looks for retraining")] = 2.0
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What devices are held to."""
+
+    facts_per_s: Annotated[float, Meta(ge=0, description="facts a second asked of each device; 0 sets no limit")] = 0.0
+
+
+class HubSettings(msgspec.Struct, frozen=True):
+    """Everything that can be set at a hub."""
+
+    fleet: Annotated[str, Meta(description="name of the fleet, part of every topic; keep it once devices are in")] = (
+        "main"
+    )
+    http: Http = Http()
+    https: Https = Https()
+    broker: BrokerSettings = BrokerSettings()
+    store: StoreSettings = StoreSettings()
+    transfer: Transfer = Transfer()
+    pace: Pace = Pace()
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class HubFolder:
+    """Where everything of one hub lives. The folder belongs to one user (0700)."""
+
+    root: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.root / "hub.toml"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "hub.db"
+
+    @property
+    def keys(self) -> Path:
+        return self.root / "keys"
+
+    @property
+    def blobs(self) -> Path:
+        return self.root / "blobs"
+
+    @property
+    def broker(self) -> Path:
+        return self.root / "broker"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def ports(self) -> Path:
+        return self.run / "ports.json"
+
+    @property
+    def admin_token(self) -> Path:
+        return self.run / "admin-token"
+
+    @property
+    def work(self) -> Path:
+        return self.run / "work"
+
+    def prepare(self) -> None:
+        """Make the folders that are missing; `StateError` when the folder cannot be used."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if stat.S_IMODE(self.root.stat().st_mode) & 0o077:
+                self.root.chmod(0o700)
+            for folder in (self.keys, self.blobs, self.broker, self.run, self.work):
+                folder.mkdir(exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StateError(
+                f"state folder {self.root}: {error.strerror}; choose a folder this user owns with --state"
+            ) from error
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """What a hub is started with."""
+
+    folder: HubFolder
+    settings: HubSettings
+
+    @property
+    def store_url(self) -> str:
+        return self.settings.store.url or str(self.folder.database)
+
+
+def load_settings(folder: HubFolder, environ: Mapping[str, str], flags: Mapping[str, str]) -> Loaded[HubSettings]:
+    """The hub's settings: defaults, system file, the state folder's file, environment, flags.
+
+    Raises `landreeve.settings.SettingsError`.
+    """
+    return load(
+        HubSettings, files=[SYSTEM_FILE, folder.settings_file], prefix="LANDREEVE", environ=environ, flags=flags
+    )
+
+
+def load_config(state: Path, flags: Mapping[str, str]) -> HubConfig:
+    """Settings and state folder for this process."""
+    folder = HubFolder(state.absolute())
+    return HubConfig(folder, load_settings(folder, os.environ, flags).values)
