@@ -177,9 +177,7 @@ def test_waiting_names_who_proves_and_how_far() -> None:
     seen = reported(seen, "d-2", "PROBATION", rows=412, of=500)
     seen = reported(seen, "d-3", "PROBATION", rows=450, of=500)
     decision = decide(first.rollout, seen, T0)
-    assert [words(w) for w in decision.waiting] == [
-        "JFK and LGA are proving v2 on real traffic (412 of 500 rows)"
-    ]
+    assert [words(w) for w in decision.waiting] == ["JFK and LGA are proving v2 on real traffic (412 of 500 rows)"]
 
 
 def test_soak_delays_the_next_wave() -> None:

@@ -127,7 +127,7 @@ def _device_id(connection: Connection, name: str) -> str | None:
 
 def _retrains(connection: Connection) -> dict[str, Any]:
     devices = tables.devices
-    sites = dict(connection.execute(select(devices.c.id, devices.c.site)).tuples().all())
+    sites = dict(connection.execute(select(devices.c.id, devices.c.site)).all())
     runs = connection.execute(select(tables.runs).order_by(tables.runs.c.at.desc())).mappings()
     waiting = {}
     for model in connection.execute(select(tables.models)):

@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from landreeve.release.manifest import BadReleaseError
@@ -15,6 +14,7 @@ from landreeve_hub.access.passwords import BadPasswordError
 from landreeve_hub.access.users import UserExistsError
 from landreeve_hub.errors import NotFoundError
 from landreeve_hub.incidents.incidents import IncidentStateError, UnknownIncidentError
+from landreeve_hub.registry.releases import WrongStateError
 from landreeve_hub.rollout.book import UnknownRolloutError
 from landreeve_hub.rollout.policy import BadPlanError
 from landreeve_hub.rollout.runner import NotAllowedError, RolloutRefusedError
@@ -24,8 +24,8 @@ _STATUS: dict[type[Exception], int] = {
     BadIdError: 422,
     BadReleaseError: 422,
     BadPasswordError: 422,
-    msgspec.ValidationError: 422,
     UserExistsError: 409,
+    WrongStateError: 409,
     RolloutRefusedError: 409,
     IncidentStateError: 409,
     NotAllowedError: 403,
@@ -63,6 +63,10 @@ def install(app: FastAPI) -> None:
     """Answer every expected error as a problem."""
     for kind, status in _STATUS.items():
         app.add_exception_handler(kind, _handler(status))
+
+    @app.exception_handler(Exception)
+    async def _ours(_request: Request, error: Exception) -> Response:
+        return respond(500, f"The hub failed at this ({type(error).__name__}); its log says where.")
 
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, error: HTTPException) -> Response:

@@ -76,7 +76,7 @@ class AuditLog:
 
 def _entries(connection: Connection) -> list[Entry]:
     rows = connection.execute(select(tables.audit).order_by(tables.audit.c.seq)).mappings()
-    return [msgspec.convert(dict(row), Entry) for row in rows]
+    return [Entry(**row) for row in rows]
 
 
 def _load_key(path: Path) -> Ed25519PrivateKey:

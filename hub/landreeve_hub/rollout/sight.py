@@ -23,7 +23,7 @@ def see(connection: Connection, model: str) -> Fleet:
     rows = connection.execute(select(devices).where(~devices.c.revoked)).all()
     assigned = _by_device(connection.execute(select(tables.assignments).where(tables.assignments.c.model == model)))
     reports = _by_device(connection.execute(select(tables.updates).where(tables.updates.c.model == model)))
-    desired = dict(connection.execute(select(tables.desired.c.device, tables.desired.c.generation)).tuples().all())
+    desired = dict(connection.execute(select(tables.desired.c.device, tables.desired.c.generation)).all())
     return {
         row.id: _fact(row, model, assigned.get(row.id), _report(reports.get(row.id)), desired.get(row.id, 0))
         for row in rows

@@ -1,0 +1,448 @@
+"""The hub's API over real rooms: store, signing, registry, publisher, rollout runner, audit."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+from landreeve.blobs.store import BlobStore
+from landreeve.release.layout import Packed, pack
+from landreeve.release.manifest import Gates, Lineage, ReleaseConfig, Signature
+from landreeve.wire.codec import decode
+from landreeve.wire.messages import Command, SignedDesired
+from landreeve_hub.access import setup, tokens, users
+from landreeve_hub.access.roles import Role
+from landreeve_hub.api.app import build
+from landreeve_hub.api.guard import undeclared
+from landreeve_hub.api.services import Services
+from landreeve_hub.audit.log import AuditLog
+from landreeve_hub.desired.publish import Publisher
+from landreeve_hub.incidents.incidents import Incidents
+from landreeve_hub.learning.commands import Commands
+from landreeve_hub.registry.archive import read_archive, write_archive
+from landreeve_hub.registry.releases import Registry
+from landreeve_hub.rollout.runner import RolloutRunner
+from landreeve_hub.signing import keys
+from landreeve_hub.signing.director import Director
+from landreeve_hub.signing.targets import TargetsRepository
+from landreeve_hub.store import tables
+from landreeve_hub.store.database import Store
+from landreeve_hub.store.moment import rfc3339
+from sqlalchemy import insert, update
+
+URL = "http://127.0.0.1"
+SITES = {"d-1": "EWR", "d-2": "JFK", "d-3": "LGA"}
+
+
+class Hub:
+    """A hub without broker: what it would publish is kept in ``published``."""
+
+    def __init__(self, state: Path) -> None:
+        self.now = datetime(2026, 5, 1, 12, tzinfo=UTC)
+        keys.init(state, self.now)
+        self.store = Store(state / "hub.db")
+        self.published: list[tuple[str, bytes, bool]] = []
+        targets = TargetsRepository(state)
+        publisher = Publisher(self.store, Director(state), targets, self.send, self.clock)
+        self.audit = AuditLog(self.store, state / "keys")
+        self.runner = RolloutRunner(self.store, publisher, Incidents(), self.audit)
+        self.services = Services(
+            store=self.store,
+            releases=Registry(self.store, BlobStore(state / "blobs"), targets),
+            runner=self.runner,
+            incidents=Incidents(),
+            audit=self.audit,
+            commands=Commands(self.store, "demo", self.send),
+            delivery=NoDelivery(),
+            mint=self.mint,
+            clock=self.clock,
+            version="0.1.0",
+            work=state,
+        )
+        self.app = build(self.services)
+
+    def clock(self) -> datetime:
+        return self.now
+
+    def send(self, topic: str, payload: bytes, retain: bool) -> None:
+        self.published.append((topic, payload, retain))
+
+    async def mint(self, site: str, labels: dict[str, str], now: datetime) -> str:
+        return f"lrt1.{site}"
+
+    def client(self, token: str = "", **more: Any) -> httpx2.AsyncClient:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        transport = httpx2.ASGITransport(app=self.app)
+        return httpx2.AsyncClient(transport=transport, base_url=more.pop("url", URL), headers=headers, **more)
+
+    async def person(self, name: str, role: Role) -> httpx2.AsyncClient:
+        def make(connection: Any) -> str:
+            users.ensure(connection, name, role, self.now)
+            return tokens.create(connection, name, "test", scopes=["*"], days=1, now=self.now)
+
+        return self.client(await self.store.write(make))
+
+    async def enrol(self) -> None:
+        rows = [{"id": d, "fleet": "demo", "site": s, "online": True} for d, s in SITES.items()]
+        await self.store.write(lambda c: c.execute(insert(tables.devices), rows) and None)
+
+    async def report(self, device: str, state: str, release: str, rollout: str, sentence: str = "") -> None:
+        """What ingest does with a device's update report and state."""
+        row = {"device": device, "model": "delay", "release": release, "rollout": rollout}
+        served = {"model": "delay", "version": "v1", "release": release, "state": "working", "wanted": "", "used": ""}
+
+        def apply(connection: Any) -> None:
+            connection.execute(tables.updates.delete().where(tables.updates.c.device == device))
+            report = {**row, "state": state, "cause": "told", "sentence": sentence}
+            connection.execute(insert(tables.updates).values(report))
+            if state == "COMMITTED":
+                doc = {"models": [served], "generation": 1}
+                own = tables.devices.c.id == device
+                connection.execute(update(tables.devices).where(own).values(doc=doc))
+
+        await self.store.write(apply)
+        await self.runner.tick(self.now)
+
+
+class NoDelivery:
+    async def view(self) -> list[dict[str, Any]]:
+        return []
+
+
+def release(note: str = "first") -> Packed:
+    config = ReleaseConfig(
+        model="delay",
+        family="mlp",
+        created="2026-05-01T00:00:00Z",
+        signature=Signature(inputs=(), output="late"),
+        gates=Gates(metrics={"log_loss": 0.5}),
+        lineage=Lineage(),
+    )
+    definition = msgspec.json.encode({"name": "delay", "purpose": "late departures"})
+    return pack({"definition.json": definition, "card.md": note.encode()}, config)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    made = Hub(tmp_path)
+    yield made
+    made.store.close()
+
+
+@pytest.fixture
+async def ann(hub: Hub) -> AsyncIterator[httpx2.AsyncClient]:
+    """An ml-engineer: proposes."""
+    async with await hub.person("ann", Role.ML_ENGINEER) as client:
+        yield client
+
+
+@pytest.fixture
+async def bob(hub: Hub) -> AsyncIterator[httpx2.AsyncClient]:
+    """An approver."""
+    async with await hub.person("bob", Role.APPROVER) as client:
+        yield client
+
+
+async def push(client: httpx2.AsyncClient, packed: Packed) -> str:
+    headers = {"Content-Type": "application/x-tar"}
+    answer = await client.post("/api/v1/releases", content=write_archive(packed), headers=headers)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["digest"])
+
+
+async def rolled_out(hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient, note: str = "first") -> dict[str, Any]:
+    """A release pushed, approved, and its rollout (canary EWR) begun."""
+    digest = await push(ann, release(note))
+    assert (await bob.post(f"/api/v1/releases/{digest}/approve")).status_code == 200
+    plan = {"waves": [{"devices": ["EWR"]}, {"rest": True}]}
+    made = await ann.post("/api/v1/rollouts", json={"model": "delay", "release": digest, "plan": plan})
+    assert made.status_code == 201, made.text
+    begun = await bob.post(f"/api/v1/rollouts/{made.json()['id']}/approve")
+    assert begun.status_code == 200, begun.text
+    return dict(begun.json())
+
+
+# --- doors ---
+
+
+def test_every_route_declares_who_may_call_it(hub: Hub) -> None:
+    assert undeclared(hub.app) == []
+
+
+async def test_every_api_path_refuses_a_stranger(hub: Hub) -> None:
+    schema = hub.app.openapi()
+    open_paths = {"/api/v1/sessions", "/api/v1/health"}
+    async with hub.client() as stranger:
+        for path, methods in schema["paths"].items():
+            if path in open_paths:
+                continue
+            for method in methods:
+                answer = await stranger.request(method, path.replace("{", "").replace("}", ""))
+                assert answer.status_code == 401, (method, path)
+                assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_viewer_changes_nothing(hub: Hub) -> None:
+    async with await hub.person("vic", Role.VIEWER) as viewer:
+        answer = await viewer.post("/api/v1/rollouts", json={"model": "delay", "version": "v1"})
+        assert answer.status_code == 403
+        assert "vic is viewer" in answer.json()["detail"]
+
+
+async def test_setup_code_opens_one_admin_session_once(hub: Hub) -> None:
+    code = await setup.issue_code(hub.store, hub.now)
+    async with hub.client() as browser:
+        assert (await browser.post("/api/v1/sessions", json={"code": code})).status_code == 201
+        assert (await browser.get("/api/v1/me")).json()["role"] == "admin"
+        assert (await browser.post("/api/v1/sessions", json={"code": code})).status_code == 401
+
+
+async def test_session_ends_when_signed_out_or_idle(hub: Hub) -> None:
+    code = await setup.issue_code(hub.store, hub.now)
+    async with hub.client() as browser:
+        await browser.post("/api/v1/sessions", json={"code": code})
+        hub.now += timedelta(minutes=31)
+        assert (await browser.get("/api/v1/me")).status_code == 401
+
+
+async def test_cookie_from_a_foreign_page_changes_nothing(hub: Hub) -> None:
+    code = await setup.issue_code(hub.store, hub.now)
+    async with hub.client() as browser:
+        await browser.post("/api/v1/sessions", json={"code": code})
+        foreign = {"Origin": "http://evil.example"}
+        answer = await browser.post("/api/v1/users", json={"name": "eve", "role": "admin"}, headers=foreign)
+        assert answer.status_code == 401
+
+
+async def test_foreign_host_name_is_refused(hub: Hub) -> None:
+    async with hub.client(url="http://rebound.example") as rebound:
+        assert (await rebound.get("/api/v1/health")).status_code == 421
+
+
+async def test_guessing_is_slowed_down(hub: Hub) -> None:
+    async with hub.client() as guesser:
+        tries = [await guesser.post("/api/v1/sessions", json={"code": f"AAAA-{n}"}) for n in range(6)]
+    assert [t.status_code for t in tries] == [401, 401, 401, 401, 401, 429]
+    assert int(tries[-1].headers["retry-after"]) > 0
+
+
+async def test_password_signs_in(hub: Hub) -> None:
+    async with await hub.person("root", Role.ADMIN) as admin:
+        new = {"name": "carol", "role": "operator", "password": "correct horse battery"}
+        assert (await admin.post("/api/v1/users", json=new)).status_code == 201
+        assert (await admin.post("/api/v1/users", json=new)).status_code == 409
+    async with hub.client() as browser:
+        asked = {"user": "carol", "password": "correct horse battery"}
+        assert (await browser.post("/api/v1/sessions", json=asked)).status_code == 201
+        assert (await browser.get("/api/v1/me")).json()["user"] == "carol"
+
+
+async def test_token_expires_and_its_scopes_narrow_the_role(hub: Hub) -> None:
+    async with await hub.person("root", Role.ADMIN) as admin:
+        made = await admin.post("/api/v1/tokens", json={"name": "ci", "scopes": ["view"], "days": 1})
+    async with hub.client(made.json()["token"]) as narrow:
+        assert (await narrow.get("/api/v1/fleet")).status_code == 200
+        assert (await narrow.get("/api/v1/users")).status_code == 403
+        hub.now += timedelta(days=2)
+        assert (await narrow.get("/api/v1/fleet")).status_code == 401
+
+
+async def test_bad_body_names_the_field(hub: Hub) -> None:
+    async with await hub.person("root", Role.ADMIN) as admin:
+        answer = await admin.post("/api/v1/users", json={"name": "x", "role": 7})
+        assert answer.status_code == 422
+        assert "$.role" in answer.json()["detail"]
+
+
+async def test_repeated_post_with_the_same_key_happens_once(hub: Hub) -> None:
+    async with await hub.person("root", Role.ADMIN) as admin:
+        key = {"Idempotency-Key": "k1"}
+        body = {"name": "dora", "role": "viewer"}
+        first = await admin.post("/api/v1/users", json=body, headers=key)
+        again = await admin.post("/api/v1/users", json=body, headers=key)
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.content == again.content
+
+
+# --- releases ---
+
+
+async def test_proposer_cannot_approve_their_own_release(hub: Hub) -> None:
+    async with await hub.person("root", Role.ADMIN) as admin:
+        digest = await push(admin, release())
+        answer = await admin.post(f"/api/v1/releases/{digest}/approve")
+        assert answer.status_code == 403
+        assert "cannot also approve" in answer.json()["detail"]
+
+
+async def test_emergency_approval_is_flagged_for_someone_elses_review(hub: Hub) -> None:
+    async with await hub.person("root", Role.ADMIN) as admin:
+        digest = await push(admin, release())
+        answer = await admin.post(f"/api/v1/releases/{digest}/approve", json={"emergency": "the site is down"})
+        assert answer.status_code == 200
+        (incident,) = (await admin.get("/api/v1/incidents")).json()
+        assert incident["kind"] == "emergency_review"
+        assert (await admin.post(f"/api/v1/incidents/{incident['id']}/close")).status_code == 403
+    async with await hub.person("sue", Role.SECURITY) as other:
+        assert (await other.post(f"/api/v1/incidents/{incident['id']}/close")).status_code == 200
+
+
+async def test_release_comes_back_as_it_was_pushed(hub: Hub, ann: httpx2.AsyncClient) -> None:
+    packed = release()
+    digest = await push(ann, packed)
+    archive = await ann.get("/api/v1/releases/delay@v1/archive")
+    (hub.services.work / "pulled.tar").write_bytes(archive.content)
+    with (hub.services.work / "pulled.tar").open("rb") as stream:
+        assert read_archive(stream) == packed
+    assert digest == packed.digest
+
+
+async def test_rubbish_is_no_release(ann: httpx2.AsyncClient) -> None:
+    headers = {"Content-Type": "application/x-tar"}
+    answer = await ann.post("/api/v1/releases", content=b"rubbish" * 100, headers=headers)
+    assert answer.status_code == 422
+    assert "archive" in answer.json()["detail"]
+
+
+# --- rollouts ---
+
+
+async def test_draft_release_cannot_be_rolled_out(hub: Hub, ann: httpx2.AsyncClient) -> None:
+    await hub.enrol()
+    await push(ann, release())
+    answer = await ann.post("/api/v1/rollouts", json={"model": "delay", "version": "v1"})
+    assert answer.status_code == 409
+    assert "only an approved release" in answer.json()["detail"]
+
+
+async def test_proposer_cannot_approve_their_own_rollout(
+    hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient
+) -> None:
+    await hub.enrol()
+    async with await hub.person("root", Role.ADMIN) as admin:
+        digest = await push(ann, release())
+        await bob.post(f"/api/v1/releases/{digest}/approve")
+        made = (await admin.post("/api/v1/rollouts", json={"model": "delay", "version": "v1"})).json()
+        assert made["state"] == "AWAITING_APPROVAL"
+        assert (await admin.post(f"/api/v1/rollouts/{made['id']}/approve")).status_code == 403
+
+
+async def test_canary_alone_is_told_first(hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient) -> None:
+    await hub.enrol()
+    row = await rolled_out(hub, ann, bob)
+    told = {t: decode(p, SignedDesired) for t, p, _ in hub.published}
+    assert row["waiting"] == ["EWR has been told of v1 and not answered yet"]
+    assert row["waves"][0]["in_flight"] == 1
+    assert '"models":[{' in told["lr/1/demo/dn/d-1/desired"].document.replace(" ", "")
+    assert '"models":[]' in told["lr/1/demo/dn/d-2/desired"].document.replace(" ", "")
+
+
+async def test_bad_release_stops_at_the_canary_and_says_why(
+    hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient
+) -> None:
+    await hub.enrol()
+    first = await rolled_out(hub, ann, bob)
+    for device in SITES:
+        await hub.report(device, "COMMITTED", first["release"], first["id"])
+    assert (await ann.get(f"/api/v1/rollouts/{first['id']}")).json()["state"] == "FINISHED"
+    second = await rolled_out(hub, ann, bob, "worse")
+    await hub.report("d-1", "ROLLED_BACK", second["release"], second["id"], "It was worse than v1 on the same rows.")
+    row = (await ann.get(f"/api/v1/rollouts/{second['id']}")).json()
+    (incident,) = (await ann.get("/api/v1/incidents")).json()
+    assert row["state"] in {"ROLLING_BACK", "ROLLED_BACK"}
+    assert "It was worse than v1" in incident["sentence"]
+    assert "JFK and LGA never got it" in incident["sentence"]
+    assert (await ann.get(f"/api/v1/releases/{second['release']}")).json()["state"] == "quarantined"
+    refused = await ann.post("/api/v1/rollouts", json={"model": "delay", "version": "v2"})
+    assert refused.status_code == 409
+    assert "quarantined" in refused.json()["detail"]
+
+
+async def test_late_joiner_gets_the_fleets_release(hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient) -> None:
+    await hub.enrol()
+    first = await rolled_out(hub, ann, bob)
+    for device in SITES:
+        await hub.report(device, "COMMITTED", first["release"], first["id"])
+    row = {"id": "d-4", "fleet": "demo", "site": "PHL", "online": True}
+    await hub.store.write(lambda c: c.execute(insert(tables.devices), [row]) and None)
+    await hub.runner.tick(hub.now)
+    newest = [decode(p, SignedDesired) for t, p, _ in hub.published if t == "lr/1/demo/dn/d-4/desired"][-1]
+    assert first["release"] in newest.document
+
+
+async def test_restart_publishes_what_was_decided_but_not_sent(
+    hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient
+) -> None:
+    await hub.enrol()
+    digest = await push(ann, release())
+    await bob.post(f"/api/v1/releases/{digest}/approve")
+    assignment = {"device": "d-1", "model": "delay", "digest": digest, "version": "v1", "rollout": "r-000001"}
+    await hub.store.write(lambda c: c.execute(insert(tables.assignments).values(assignment)) and None)
+    await hub.runner.tick(hub.now)
+    assert any(t == "lr/1/demo/dn/d-1/desired" for t, _, _ in hub.published)
+
+
+async def test_fleet_shows_each_site_and_what_is_waited_for(
+    hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient
+) -> None:
+    await hub.enrol()
+    await rolled_out(hub, ann, bob)
+    fleet = (await ann.get("/api/v1/fleet")).json()
+    assert fleet["counts"] == {"healthy": 3, "drift": 0, "failing": 0, "offline": 0, "total": 3}
+    assert [row["site"] for row in fleet["devices"]] == ["EWR", "JFK", "LGA"]
+    assert fleet["waiting"] == ["EWR has been told of v1 and not answered yet"]
+
+
+async def test_preview_shows_the_exact_waves(hub: Hub, ann: httpx2.AsyncClient) -> None:
+    await hub.enrol()
+    asked = {"model": "delay", "preview": True, "plan": {"waves": [{"share": 0.34}, {"rest": True}]}}
+    assert (await ann.post("/api/v1/rollouts", json=asked)).json() == {"waves": [["EWR"], ["JFK", "LGA"]]}
+
+
+# --- the rest ---
+
+
+async def test_command_reaches_the_device_until_answered(hub: Hub) -> None:
+    await hub.enrol()
+    async with await hub.person("sue", Role.SECURITY) as sue:
+        made = await sue.post("/api/v1/devices/EWR/commands", json={"name": "bundle"})
+        assert made.status_code == 202
+        topic, payload, retain = hub.published[-1]
+        assert (topic, retain) == ("lr/1/demo/dn/d-1/command", False)
+        assert decode(payload, Command).id == made.json()["id"]
+
+
+async def test_audit_holds_what_people_did_and_verifies(hub: Hub) -> None:
+    async with await hub.person("root", Role.ADMIN) as admin:
+        await admin.post("/api/v1/users", json={"name": "dora", "role": "viewer"})
+        listed = (await admin.get("/api/v1/audit")).json()
+        assert [e["action"] for e in listed["items"]] == ["user.add"]
+        assert (await admin.get("/api/v1/audit/verify")).json()["whole"] is True
+
+
+async def test_change_is_told_to_who_watches_and_the_stream_ends_when_closing(hub: Hub) -> None:
+    stream = hub.services.changes.stream(hub.services.closing)
+    assert await anext(stream) == b"retry: 2000\n\n"
+    waiting = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)
+    hub.services.changes.say("fleet")
+    assert await waiting == b'event: changed\ndata: {"part": "fleet"}\n\n'
+    hub.services.closing.set()
+    assert [chunk async for chunk in stream] == [b": here\n\n"]
+
+
+async def test_drift_of_a_model_without_windows_is_empty(ann: httpx2.AsyncClient) -> None:
+    drift = (await ann.get("/api/v1/drift/delay")).json()
+    assert (drift["columns"], drift["sites"], drift["windows"]) == ([], [], [])
+
+
+async def test_certificate_days_count_down(hub: Hub, ann: httpx2.AsyncClient) -> None:
+    await hub.enrol()
+    expires = {"certificate_expires": rfc3339(hub.now + timedelta(days=9))}
+    own = tables.devices.c.id == "d-1"
+    await hub.store.write(lambda c: c.execute(update(tables.devices).where(own).values(expires)) and None)
+    assert (await ann.get("/api/v1/devices/EWR")).json()["certificate_days"] == 9.0
