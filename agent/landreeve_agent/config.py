@@ -77,7 +77,7 @@ class TrainingSettings(msgspec.Struct, frozen=True):
 
 
 class TuningSettings(msgspec.Struct, frozen=True):
-    budget_s: Annotated[float, Meta(gt=0, le=3600, description="seconds the tuner may spend on one release")] = 20.0
+    budget_s: Annotated[float, Meta(gt=0, le=3600, description="seconds the tuner may time plans of one release")] = 3.0
     deadline_s: Annotated[float, Meta(gt=0, le=7200, description="seconds after which preflight is given up")] = 180.0
 
 

@@ -40,6 +40,7 @@ class Rooms:
     on_failure: Failed
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _troubles: dict[str, Trouble] = field(default_factory=dict)
+    _finishing: set[str] = field(default_factory=set)
 
     def keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         """Run it for ever."""
@@ -51,7 +52,7 @@ class Rooms:
         async def loop() -> None:
             while True:
                 await run()
-                self._recover(name)
+                self.recovered(name)
                 await asyncio.sleep(period_s)
 
         self.keep(name, loop)
@@ -67,30 +68,35 @@ class Rooms:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def end(self, name: str) -> None:
-        """End one room."""
+    async def finish(self, name: str, patience_s: float) -> None:
+        """Let a room that was asked to end do so; end it after ``patience_s``."""
+        self._finishing.add(name)
         task = self._tasks.pop(name, None)
         if task is not None:
+            await asyncio.wait({task}, timeout=patience_s)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        self._recover(name)
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         failures = 0
         while True:
             started = time.monotonic()
-            heal = asyncio.get_running_loop().call_later(GOOD_AFTER_S, self._recover, name)
+            heal = asyncio.get_running_loop().call_later(GOOD_AFTER_S, self.recovered, name)
             try:
-                await _for_ever(name, run)
+                await run()
+                if name in self._finishing:
+                    return
+                _complain(name)
             except Exception as error:
                 failures = 1 if time.monotonic() - started > GOOD_AFTER_S else failures + 1
                 logger.exception("room %s failed (%d in a row)", name, failures)
-                await self._report(name, error, failures)
+                await self.failed(name, error, failures)
             finally:
                 heal.cancel()
             await asyncio.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (failures - 1)))
 
-    async def _report(self, name: str, error: Exception, failures: int) -> None:
+    async def failed(self, name: str, error: Exception, failures: int) -> None:
+        """Show and report a failure that was logged."""
         words = str(error) or type(error).__name__
         since = self._troubles[name].since if name in self._troubles else time.time()
         trouble = Trouble(name, words, since, failures)
@@ -100,11 +106,11 @@ class Rooms:
         except Exception:
             logger.exception("the failure of room %s could not be reported", name)
 
-    def _recover(self, name: str) -> None:
+    def recovered(self, name: str) -> None:
+        """The room works: what it failed with is over."""
         if self._troubles.pop(name, None) is not None:
             logger.info("room %s works again", name)
 
 
-async def _for_ever(name: str, run: Callable[[], Awaitable[None]]) -> NoReturn:
-    await run()
+def _complain(name: str) -> NoReturn:
     raise RoomFailedError(f"the room {name} ended by itself")

@@ -206,7 +206,6 @@ class LocalApi:
         answer = await self.roll_back(model, actor)
         if isinstance(answer, NotDone):
             raise Problem(409, "Not possible", answer.sentence)
-        await self.audit(actor, "model.rollback", model, {})
         return _json({"model": model, "sentence": answer.sentence})
 
     async def add_samples(self, model: str, request: Request) -> Response:

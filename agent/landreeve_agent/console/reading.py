@@ -10,11 +10,14 @@ _JSON_COLUMNS = {"request", "result", "report", "data"}
 
 
 def transitions(tables: Tables, model: str | None, limit: int, before: int | None) -> list[dict[str, Any]]:
-    """Transitions of updates, of one model or of all."""
+    """Transitions of updates, of one model or of all, each with the version it was about."""
     return _rows(
         tables,
-        "SELECT * FROM transitions WHERE (?1 IS NULL OR model = ?1) AND (?2 IS NULL OR n < ?2) "
-        "ORDER BY n DESC LIMIT ?3",
+        # The version stands in the log line that the same transaction wrote.
+        "SELECT t.*, (SELECT json_extract(e.data, '$.version') FROM events AS e WHERE e.name = 'update.transition' "
+        "AND e.subject = t.model AND e.at = t.at AND json_extract(e.data, '$.state') = t.state) AS version "
+        "FROM transitions AS t WHERE (?1 IS NULL OR t.model = ?1) AND (?2 IS NULL OR t.n < ?2) "
+        "ORDER BY t.n DESC LIMIT ?3",
         (model, before, min(limit, _MOST)),
     )
 

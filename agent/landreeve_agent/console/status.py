@@ -37,6 +37,7 @@ class HubView(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0
     last_contact: str | None = None
     certificate_days: float | None = None
+    problem: str = ""
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +108,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelView, ...]
     series: Series
     happened: tuple[Happened, ...]
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,10 @@ class Stored:
     """What the status needs from the store, read in one moment."""
 
     totals: Totals
-    updates: Mapping[str, UpdateView]
     drift: Mapping[str, tuple[str, str]]
     happened: tuple[Happened, ...]
     waiting: int
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,15 @@ class Active:
     release: str
 
 
+@dataclass(frozen=True)
+class Living:
+    """What the living rooms say of one model: its pointer, the worker's word, and its update."""
+
+    active: Active | None
+    running: ModelStatus | None
+    update: UpdateView | None
+
+
 @dataclass
 class StatusSource:
     """Makes the status at most once a second, however many look.
@@ -136,8 +147,8 @@ class StatusSource:
     supervisor knows (settings that cannot be used, a busy port).
     """
 
-    site: str
-    device: str
+    site: Callable[[], str]
+    device: Callable[[], str]
     version: str
     serving: str
     database: Database
@@ -147,6 +158,7 @@ class StatusSource:
     worker: Callable[[], Awaitable[WorkerStatus | None]]
     hub: Callable[[int], HubView]
     active: Callable[[], Mapping[str, Active]]
+    updates: Callable[[], Mapping[str, UpdateView]]
     troubles: Callable[[], tuple[Trouble, ...]]
     findings: Callable[[], tuple[Finding, ...]] = field(default=lambda: ())
     _made: AgentStatus | None = None
@@ -161,6 +173,11 @@ class StatusSource:
                 self._made_at = time.monotonic()
             return self._made
 
+    @property
+    def latest(self) -> AgentStatus | None:
+        """The last status that was made, however old."""
+        return self._made
+
     async def _make(self, now: datetime) -> AgentStatus:
         stored = await self.database.read(lambda tables: read_stored(tables, now))
         worker = await self.worker()
@@ -170,8 +187,8 @@ class StatusSource:
         findings = (*self.findings(), *findings_of(models, hub, worker, machine, self.troubles()))
         now_s = now.timestamp()
         return AgentStatus(
-            site=self.site,
-            device=self.device,
+            site=self.site(),
+            device=self.device(),
             version=self.version,
             time=stamp(now),
             verdict=verdict_of(findings, _quiet(models, hub)),
@@ -189,27 +206,27 @@ class StatusSource:
             models=models,
             series=self.recent.series(now_s),
             happened=stored.happened,
+            generation=stored.generation,
         )
 
     def _models(self, stored: Stored, worker: WorkerStatus | None, now: datetime) -> tuple[ModelView, ...]:
         running = {model.model: model for model in worker.models} if worker else {}
-        active = self.active()
+        active, updates = self.active(), self.updates()
         names = sorted({*self.definitions, *active, *stored.totals.models})
-        return tuple(self._model(name, stored, running.get(name), active.get(name), now) for name in names)
+        pairs = ((name, Living(active.get(name), running.get(name), updates.get(name))) for name in names)
+        return tuple(self._model(name, stored, living, now) for name, living in pairs)
 
-    def _model(
-        self, name: str, stored: Stored, running: ModelStatus | None, active: Active | None, now: datetime
-    ) -> ModelView:
+    def _model(self, name: str, stored: Stored, living: Living, now: datetime) -> ModelView:
         totals = stored.totals.models.get(name, ModelTotals())
         definition = self.definitions.get(name)
-        update = stored.updates.get(name)
+        active, running = living.active, living.running
         verdict, sentence = stored.drift.get(name, ("", ""))
         return ModelView(
             name=name,
             purpose=definition.purpose if definition else "",
             version=active.version if active else "",
             release=active.release if active else "",
-            health=health_of(active, running, update, verdict),
+            health=health_of(living, verdict),
             wanted=running.wanted if running else "",
             used=running.used if running else "",
             reason=running.reason if running else "",
@@ -219,18 +236,19 @@ class StatusSource:
             total=totals.predictions,
             samples=totals.samples,
             labels=totals.labels,
-            update=update,
+            update=living.update,
             drift=sentence,
         )
 
 
-def health_of(active: Active | None, running: ModelStatus | None, update: UpdateView | None, drift: str) -> Health:
+def health_of(living: Living, drift: str) -> Health:
     """One word for a model: what matters most about it now."""
-    if active is None:
+    running, phase = living.running, living.update.state if living.update else ""
+    if living.active is None:
         return "collecting"
-    if running is None or not running.ready or (update and update.state == "ROLLBACK_FAILED"):
+    if running is None or not running.ready or phase == "ROLLBACK_FAILED":
         return "failing"
-    if update and update.state == "PROBATION":
+    if phase == "PROBATION":
         return "probation"
     return "data_changed" if drift in {"drifted", "quality_lost"} else "working"
 
@@ -269,19 +287,16 @@ def findings_of(
 
 def read_stored(tables: Tables, now: datetime) -> Stored:
     """Everything the status needs from the store."""
-    updates = tables.conn.execute(
-        "SELECT model, state, sentence FROM transitions WHERE n IN (SELECT max(n) FROM transitions GROUP BY model)"
-    )
     windows = tables.conn.execute(
         "SELECT model, report FROM windows AS w WHERE window = (SELECT max(window) FROM windows WHERE model = w.model)"
     )
     happened = tables.conn.execute("SELECT at, name, sentence, severity FROM events ORDER BY n DESC LIMIT 20")
     return Stored(
         totals=read_totals(tables, now),
-        updates={str(model): UpdateView(state, sentence) for model, state, sentence in updates},
         drift={str(model): _drift(report) for model, report in windows},
         happened=tuple(Happened(*row) for row in happened),
         waiting=int(tables.conn.execute("SELECT facts FROM outbox_size").fetchone()[0]),
+        generation=int(tables.conn.execute("SELECT coalesce(max(generation), 0) FROM updates").fetchone()[0]),
     )
 
 

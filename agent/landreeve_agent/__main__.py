@@ -1,0 +1,28 @@
+"""``landreeve``: the command line of a box."""
+
+import sys
+from typing import Any
+
+
+def main() -> None:
+    """Run the command line; the version is answered before anything heavy is imported."""
+    if sys.argv[1:] in (["--version"], ["-V"]):
+        from landreeve_agent.version import agent_version
+
+        sys.stdout.write(f"landreeve {agent_version()}\n")
+        return
+    from landreeve_agent.commands.cli import app
+
+    app()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from landreeve_agent.commands.cli import app
+
+        return app
+    raise AttributeError(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""Every room of the supervisor, wired by constructor arguments, opened in order and closed in reverse."""
+
+import asyncio
+import functools
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from landreeve.blobs.store import BlobStore
+from landreeve.wire.messages import Desired, Event
+from landreeve_models.definition import BadDefinitionError, load_definition
+
+from landreeve_agent.actions import Actions
+from landreeve_agent.config import AgentSettings, StateFolder
+from landreeve_agent.console.access import Codes, Sessions, doors, ensure_tokens, write_private
+from landreeve_agent.console.api import LocalApi
+from landreeve_agent.console.server import ConsoleServer, build, listen
+from landreeve_agent.console.status import StatusSource, UpdateView, read_active
+from landreeve_agent.console.verdict import Finding
+from landreeve_agent.drift.windows import Windows
+from landreeve_agent.errors import StateError
+from landreeve_agent.hardware.cgroup import read_limits
+from landreeve_agent.hardware.cpu import read_cpu
+from landreeve_agent.hardware.inventory import Inventory, thread_budget
+from landreeve_agent.hardware.probe import probe
+from landreeve_agent.inference import Inference, hold_port
+from landreeve_agent.intake.definitions import Definitions
+from landreeve_agent.intake.intake import Intake
+from landreeve_agent.intake.retention import Retention
+from landreeve_agent.intake.spool import Spool
+from landreeve_agent.link.identity import BadIdentityError
+from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.membership import Membership
+from landreeve_agent.orders import Orders
+from landreeve_agent.rooms import Rooms, Trouble
+from landreeve_agent.schedule.jobs import BadScheduleError, Schedule
+from landreeve_agent.store.database import Database
+from landreeve_agent.telemetry.machine import MachineProbe
+from landreeve_agent.telemetry.recent import Recent
+from landreeve_agent.telemetry.reporter import Reporter, WorkerFigures
+from landreeve_agent.training.manager import Trainings
+from landreeve_agent.tuning.preflight import Preflight
+from landreeve_agent.update.evidence import Evidence
+from landreeve_agent.update.machine import Phase
+from landreeve_agent.update.runner import Options as UpdateOptions
+from landreeve_agent.update.runner import Runner
+from landreeve_agent.version import agent_version
+
+logger = logging.getLogger(__name__)
+
+STATUS_EVERY_S = 2.0
+RECOVER_S = 15.0
+CONSOLE_END_S = 3.0
+_ROOT = Path("/")
+# Told at these failures in a row: a room that never recovers must not fill the outbox.
+_TOLD_FAILURES = {1, 10, 100, 1000}
+
+
+@dataclass
+class House:
+    """The rooms of one site. `build` makes them, `open` sets them going, `close` ends them."""
+
+    state: StateFolder
+    settings: AgentSettings
+    problem: str
+    clock: Callable[[], datetime]
+    database: Database
+    listener: socket.socket
+    hold: socket.socket
+    moved: tuple[str, ...] = ()
+    inventory: "asyncio.Task[Inventory] | None" = None
+    _recovered: asyncio.Event = field(default_factory=asyncio.Event)
+    _unsettled: set["asyncio.Task[None]"] = field(default_factory=set)
+
+    @classmethod
+    def build(cls, state: StateFolder, settings: AgentSettings, problem: str, clock: Callable[[], datetime]) -> "House":
+        """Open the store, take the ports, make the rooms. Raises `StoreError`, `StateError`."""
+        listener, hold = _ports(state, settings, problem)
+        house = cls(state, settings, problem, clock, Database(state.database), listener, hold)
+        house.moved = _moved(settings, house) if not problem else ()
+        house._make_rooms()
+        house._make_console()
+        return house
+
+    def _make_rooms(self) -> None:
+        settings, state = self.settings, self.state
+        self.outbox = Outbox(self.database, max_bytes=int(settings.link.outbox_mb * 1e6))
+        self.rooms = Rooms(self._room_failed)
+        self.definitions = Definitions(state.definitions)
+        self.blobs = BlobStore(state.blobs)
+        self.recent = Recent()
+        self.inference = Inference(state.spool, self.hold, self._worker_restarted)
+        self.reporter = Reporter(
+            self.database, self.outbox, self.recent, MachineProbe(state.root), self._worker_figures,
+            settings.telemetry.interval_s,
+        )  # fmt: skip
+        self.spool = Spool(self.database, state.spool, self.recent.add)
+        self.membership = Membership(
+            state, self.outbox, self.blobs, settings.link, self.clock,
+            status=lambda: self.source.latest, on_command=self._on_command, on_desired=self._on_desired,
+            on_joined=lambda: self._start(self._be_born()),
+        )  # fmt: skip
+        self._look_for_hub()
+        self.runner = self._make_runner()
+        self.trainings = Trainings(
+            self.database, self.outbox, self.definitions, self.blobs,
+            folder=state.training, models=state.models, site=self.site, clock=self.clock,
+            threads=settings.training.threads or max(1, (os.cpu_count() or 2) - 1),
+        )  # fmt: skip
+        self.windows = Windows(self.database, self.outbox, self.definitions, models=state.models, clock=self.clock)
+        self.actions = Actions(self.database, self.outbox, self.definitions, self.trainings, self.runner, self.clock)
+        self.orders = Orders(self.database, self.reporter, self.actions.of_hub(), self.clock)
+        self.schedule = Schedule(self.rooms.failed, self.rooms.recovered)
+
+    def _make_runner(self) -> Runner:
+        budget = thread_budget(read_cpu(_ROOT).affinity, read_limits(_ROOT).cpus)
+        return Runner(
+            self.database, self.outbox, self.membership, self.membership, self.blobs, self.state.models,
+            self.inference, Preflight(self.settings.tuning.budget_s), Evidence(self.database), self.clock,
+            agent_version=agent_version(),
+            options=UpdateOptions(
+                threads=self.settings.serving.threads or budget,
+                preflight_deadline_s=self.settings.tuning.deadline_s,
+            ),
+            on_change=self._adopt_definitions,
+            on_believed=self._believed,
+        )  # fmt: skip
+
+    def _make_console(self) -> None:
+        settings = self.settings.console
+        tokens = ensure_tokens(self.state.tokens)
+        self.codes = Codes(time.monotonic, settings.code_minutes * 60)
+        sessions = Sessions(self.state.run / "sessions.json", time.time, settings.session_hours * 3600)
+        self.source = StatusSource(
+            site=lambda: self.site, device=self._device, version=agent_version(),
+            serving=self.inference.url, database=self.database, definitions=self.definitions, recent=self.recent,
+            machine=MachineProbe(self.state.root), worker=self.inference.status, hub=self.membership.view,
+            active=functools.partial(read_active, self.state.models), updates=self._updates,
+            troubles=lambda: self.rooms.troubles, findings=self._findings,
+        )  # fmt: skip
+        api = LocalApi(
+            source=self.source, database=self.database, definitions=self.definitions,
+            intake=Intake(self.database, self.definitions), codes=self.codes, sessions=sessions,
+            hardware=self._hardware, train=self.actions.train, roll_back=self.actions.roll_back,
+            audit=self.actions.audit, max_rows=self.settings.intake.max_rows,
+            session_s=settings.session_hours * 3600, now=self.clock,
+        )  # fmt: skip
+        allowed = doors(settings.host, settings.hosts)
+        app, stop = build(api, allowed, tokens, sessions, agent_version())
+        self.server = ConsoleServer(app, self.listener, stop)
+
+    def _look_for_hub(self) -> None:
+        try:
+            self.membership.look()
+        except BadIdentityError as error:
+            logger.warning("%s", error)  # the link's room meets it again, and shows it
+
+    def _device(self) -> str:
+        identity = self.membership.identity
+        return identity.device if identity else ""
+
+    @property
+    def site(self) -> str:
+        """The site's name: as set on the box, else as the hub knows it."""
+        identity = self.membership.identity
+        default = AgentSettings().site.name
+        return identity.site if identity and self.settings.site.name == default else self.settings.site.name
+
+    @property
+    def console_url(self) -> str:
+        """Where the console answers."""
+        return f"http://{_shown(self.settings.console.host)}:{self.listener.getsockname()[1]}"
+
+    async def open(self) -> None:
+        """Recover what served, then set every room going; the link comes last."""
+        self.outbox.bind(asyncio.get_running_loop())
+        self.inventory = asyncio.create_task(asyncio.to_thread(probe))
+        self.rooms.keep("console", self.server.run)
+        self.rooms.keep("updates", self._update)
+        # A model that takes long to load must not keep the other rooms waiting.
+        recovered = asyncio.create_task(self._recovered.wait())
+        await asyncio.wait({recovered}, timeout=RECOVER_S)
+        recovered.cancel()
+        self._say_ports()
+        settings = self.settings
+        self.rooms.every("intake", settings.intake.poll_s, lambda: self.spool.drain(self.clock()))
+        self.rooms.every("status", STATUS_EVERY_S, self.source.status)
+        self.rooms.every("drift", settings.drift.every_s, self.windows.advance)
+        self.rooms.keep("training", self.trainings.run)
+        self._schedule()
+        self._start(self._be_born())
+        self.rooms.keep("link", self.membership.run)
+
+    async def close(self) -> None:
+        """End every room, the worker included, and close the store."""
+        self.schedule.stop()
+        self.server.stop()
+        await self.rooms.finish("console", CONSOLE_END_S)
+        await self.rooms.close()
+        await self.inference.stop()
+        for task in self._unsettled:
+            task.cancel()
+        await asyncio.gather(*self._unsettled, return_exceptions=True)
+        # What the worker answered last is in the spool; the next start would read it, but it is quick to do now.
+        await self.spool.drain_all(self.clock())
+        await asyncio.to_thread(self.database.close)
+        self.listener.close()
+        self.hold.close()
+
+    async def _update(self) -> None:
+        if not self._recovered.is_set():
+            await self.runner.recover()
+            self._recovered.set()
+        await self.runner.run()
+
+    def _schedule(self) -> None:
+        settings = self.settings
+        self.schedule.every("metrics", settings.telemetry.interval_s, lambda: self.reporter.metrics(self.clock()))
+        if not self.problem:  # with settings nobody meant, nothing is deleted and nothing is trained
+            keep = Retention(self.database, settings.intake.keep_days)
+            self.schedule.every("retention", settings.schedule.retention_s, lambda: keep.run(self.clock()))
+            if settings.training.cron:
+                self._schedule_training(settings.training.cron)
+        self.schedule.start()
+
+    def _schedule_training(self, cron: str) -> None:
+        days = self.settings.training.lookback_days
+        try:
+            self.schedule.cron("training.cron", cron, lambda: self.actions.train_by_schedule(days))
+        except BadScheduleError as error:
+            logger.warning("%s", error)
+            self.problem = str(error)
+
+    async def _be_born(self) -> None:
+        """Probe the hardware, a matter of seconds, and tell the hub who we are."""
+        try:
+            hardware = await self._hardware()
+        except Exception:
+            logger.exception("the hardware could not be probed")
+            hardware = {}
+        await self.reporter.birth(
+            self.clock(), agent=agent_version(), site=self.site, hardware=hardware,
+            certificate_expires=self.membership.certificate_expires(), labels=self.settings.site.labels,
+        )  # fmt: skip
+
+    async def _hardware(self) -> dict[str, Any]:
+        if self.inventory is None:
+            return {}
+        inventory = await asyncio.shield(self.inventory)
+        return {**msgspec.to_builtins(inventory), "kind": inventory.kind, "text": inventory.text}
+
+    async def _worker_figures(self) -> WorkerFigures:
+        status = await self.inference.status()
+        return WorkerFigures(status.rss_mb, status.restarts) if status else WorkerFigures()
+
+    def _worker_restarted(self, cause: str, count: int) -> None:
+        """The worker came back: told once each, and held against a version on probation."""
+        event = Event(
+            name="worker.restarted", subject="worker", cause=cause, severity="warning", data={"restarts": count},
+            sentence=f"The inference server ended ({cause}) and was started again ({count} since the agent's start).",
+        )  # fmt: skip
+        self._start(self.reporter.event(event, self.clock()))
+        self._start(self.runner.worker_restarted(cause))
+
+    async def _room_failed(self, trouble: Trouble) -> None:
+        if trouble.failures not in _TOLD_FAILURES:
+            return
+        event = Event(
+            name="room.failed", subject=trouble.room, cause="room_failed", severity="error",
+            sentence=f"{trouble.room} failed ({trouble.failures} in a row): {trouble.sentence}",
+        )  # fmt: skip
+        await self.reporter.event(event, self.clock())
+
+    def _start(self, work: Any) -> None:
+        """Do it beside; a failure is logged."""
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        self._unsettled.add(task)
+        task.add_done_callback(self._settled)
+
+    def _settled(self, task: "asyncio.Task[None]") -> None:
+        self._unsettled.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a side task failed", exc_info=task.exception())
+
+    async def _on_command(self, command: Any) -> None:
+        await self.orders.on_command(command)
+
+    async def _on_desired(self, signed: Any) -> None:
+        await self.runner.on_desired(signed)
+
+    def _believed(self, desired: Desired) -> None:
+        self.membership.limit_rate(desired.max_facts_per_s)
+
+    def _updates(self) -> Mapping[str, UpdateView]:
+        shown = {name: view for name, view in self.runner.views.items() if view.state.phase is not Phase.IDLE}
+        return {
+            name: UpdateView(view.state.phase.value, view.waiting or view.state.sentence)
+            for name, view in shown.items()
+        }
+
+    def _findings(self) -> tuple[Finding, ...]:
+        found = []
+        if self.problem:
+            found.append(
+                Finding("error", f"The settings cannot be used: {self.problem}. The last good ones hold.", "/")
+            )
+        found += [Finding("warning", text, "/") for text in self.moved]
+        found += [
+            Finding("error", f"definition {name}: {why}", "/models") for name, why in self.definitions.problems.items()
+        ]
+        return tuple(found)
+
+    def _adopt_definitions(self) -> None:
+        """A model that came from the hub brings its definition with it."""
+        for name, active in read_active(self.state.models).items():
+            if name in self.definitions or name in self.definitions.problems:
+                continue
+            try:
+                self.definitions.put(load_definition(self.state.models / name / active.release[:12]))
+            except (BadDefinitionError, OSError) as error:
+                logger.warning("model %s came without a definition that can be used: %s", name, error)
+
+    def _say_ports(self) -> None:
+        host, port = self.inference.address
+        ports = {
+            "host": _shown(self.settings.console.host),
+            "console": self.listener.getsockname()[1],
+            "serving": port,
+            "serving_host": _shown(host),
+        }
+        write_private(self.state.ports, msgspec.json.encode(ports))
+
+
+def _ports(state: StateFolder, settings: AgentSettings, problem: str) -> tuple[socket.socket, socket.socket]:
+    console, serving = settings.console.port, settings.serving.port
+    try:
+        return listen(settings.console.host, console), hold_port(settings.serving.host, serving)
+    except OSError as error:
+        raise StateError(f"no port to listen on: {error}; see the settings console.host and serving.host") from error
+
+
+def _moved(settings: AgentSettings, house: House) -> tuple[str, ...]:
+    actual = (house.listener.getsockname()[1], house.hold.getsockname()[1])
+    wanted = (settings.console.port, settings.serving.port)
+    names = ("console.port", "serving.port")
+    return tuple(
+        f"{name} {want} is busy: {got} is used instead"
+        for name, want, got in zip(names, wanted, actual, strict=True)
+        if want not in (0, got)
+    )
+
+
+def _shown(host: str) -> str:
+    """An address a program on this box can use for a listening one."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - translated, not bound

@@ -1,0 +1,162 @@
+"""The box itself: make it, run it, join a hub, ask how it is."""
+
+import os
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from landreeve.cli import Exit, Format, emit, fail, note
+from landreeve.settings import SettingsError, write_values
+
+from landreeve_agent.commands.client import connect, connected
+from landreeve_agent.commands.options import Output, state_of
+from landreeve_agent.config import AgentSettings, StateFolder, load_settings
+from landreeve_agent.errors import AlreadyRunningError, OperatorError
+
+Sets = Annotated[list[str] | None, typer.Option("--set", help="a setting as KEY=VALUE; may be repeated")]
+
+
+def install(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(init)
+    app.command()(run)
+    app.command()(join)
+    app.command()(status)
+    app.command()(doctor)
+    app.command()(code)
+    hub = typer.Typer(help="The link to the hub.", no_args_is_help=True)
+    hub.command("join")(join)
+    hub.command("status")(hub_status)
+    app.add_typer(hub, name="hub")
+
+
+def init(
+    context: typer.Context,
+    site: Annotated[str | None, typer.Option("--site", help="name of this site")] = None,
+    sets: Sets = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Make the state folder, its settings and its tokens; what is there already stays."""
+    from landreeve_agent.console.access import ensure_tokens
+
+    state = state_of(context)
+    changes = _changes(sets) | ({"site.name": site} if site else {})
+    try:
+        state.prepare()
+        if changes or not state.settings_file.exists():
+            write_values(state.settings_file, AgentSettings, changes)
+        loaded = load_settings(state, os.environ, {})
+    except SettingsError as error:
+        fail(Exit.USAGE, str(error))
+    except OperatorError as error:
+        fail(Exit.FAILURE, str(error))
+    ensure_tokens(state.tokens)
+    emit({"state": str(state.root), "site": loaded.values.site.name, "settings": str(state.settings_file)}, output)
+    note("next: landreeve run" + ("" if state.identity.exists() else "  (and, with a hub: landreeve join TOKEN)"))
+
+
+def run(context: typer.Context, sets: Sets = None) -> None:
+    """Run this site until asked to stop: inference, intake, drift, training, updates, console."""
+    from landreeve_agent.app import run_agent
+
+    try:
+        run_agent(state_of(context), os.environ, _changes(sets))
+    except AlreadyRunningError as error:
+        fail(Exit.CONFLICT, str(error))
+    except OperatorError as error:
+        fail(Exit.FAILURE, str(error))
+
+
+def join(
+    context: typer.Context,
+    token: Annotated[str, typer.Argument(help="the single-use token the hub made for this site")],
+    output: Output = Format.TABLE,
+) -> None:
+    """Join a hub: the key is made on this box, the hub signs its certificate."""
+    from landreeve_agent.link import enrol
+
+    state = state_of(context)
+    try:
+        state.prepare()
+        identity = enrol.join(state.root, token, datetime.now(UTC))
+    except (OperatorError, enrol.JoinError) as error:
+        fail(Exit.FAILURE, str(error))
+    emit({"device": identity.device, "site": identity.site, "hub": identity.hub_url}, output)
+    note("joined; a running agent notices by itself")
+
+
+def status(context: typer.Context, output: Output = Format.TABLE) -> None:
+    """What this box is doing, its verdict first. Exit code 3 when something does not work."""
+    document = connected(state_of(context)).get("/status")
+    if output is not Format.TABLE:
+        emit(document, output)
+    else:
+        _show_status(document)
+    if document["verdict"]["level"] == "error":
+        raise SystemExit(int(Exit.PROBLEMS))
+
+
+def hub_status(context: typer.Context, output: Output = Format.TABLE) -> None:
+    """How the link to the hub stands and how many facts wait."""
+    emit(connected(state_of(context)).get("/status")["hub"], output)
+
+
+def doctor(context: typer.Context, output: Output = Format.TABLE) -> None:
+    """Check this box part by part; each finding with its fix. Exit code 3 when a check fails."""
+    from landreeve_agent.commands.checks import examine
+
+    rows = examine(state_of(context), os.environ)
+    emit(rows, output, ("check", "state", "fact", "fix"))
+    if any(row.state == "fail" for row in rows):
+        raise SystemExit(int(Exit.PROBLEMS))
+
+
+def code(context: typer.Context, output: Output = Format.TABLE) -> None:
+    """A fresh one-time code to sign a browser in."""
+    client = connected(state_of(context))
+    made = client.post("/codes")
+    url = f"http://{client.host}:{client.port}/login"
+    if output is Format.TABLE:
+        typer.echo(made["code"])
+        note(f"type it at {url} within {made['valid_s'] / 60:.0f} minutes")
+    else:
+        emit({"code": made["code"], "url": url, "valid_s": made["valid_s"]}, output)
+
+
+def is_running(state: StateFolder) -> bool:
+    """Whether a supervisor answers on this state folder."""
+    from landreeve_agent.commands.client import NotRunningError
+    from landreeve_agent.lock import is_held
+
+    try:
+        connect(state)
+    except NotRunningError:
+        return False
+    return is_held(state.run / "lock")
+
+
+def _changes(sets: list[str] | None) -> dict[str, str]:
+    changes: dict[str, str] = {}
+    for text in sets or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            fail(Exit.USAGE, f"--set {text!r}: write KEY=VALUE, for example console.port=8411")
+        changes[key.strip()] = value
+    return changes
+
+
+def _show_status(document: dict[str, Any]) -> None:
+    verdict = document["verdict"]
+    glyph = {"ok": "✓", "warning": "!", "error": "✕"}[verdict["level"]]
+    typer.echo(f"{glyph} {document['site']}: {verdict['sentence']}")
+    if verdict["detail"]:
+        typer.echo(f"  {verdict['detail']}")
+    hub, worker = document["hub"], document["worker"]
+    typer.echo(
+        f"  {document['predictions_today']:,} predictions today, {document['predictions_total']:,} in all; "
+        f"worker pid {worker['pid'] or '-'}, {worker['restarts']} restarts; "
+        f"hub {hub['state']}, {hub['waiting']} waiting"
+    )
+    emit(
+        document["models"], Format.TABLE, ("name", "version", "health", "wanted", "used", "p95_ms", "today", "samples")
+    )

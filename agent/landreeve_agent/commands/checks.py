@@ -1,0 +1,99 @@
+"""``landreeve doctor``: what is checked, and how each finding is mended."""
+
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+from landreeve.settings import SettingsError
+
+from landreeve_agent.commands.box import is_running
+from landreeve_agent.commands.client import connect
+from landreeve_agent.config import StateFolder, load_settings
+
+_LEAST_FREE_MB = 500
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One line of the report."""
+
+    check: str
+    state: Literal["ok", "warn", "fail"]
+    fact: str
+    fix: str = ""
+
+
+def examine(state: StateFolder, environ: Mapping[str, str]) -> list[Check]:
+    """Every check of a box, whether or not its agent runs."""
+    checks = [_folder(state)]
+    if checks[0].state == "fail":
+        return checks
+    checks += [_settings(state, environ), _disk(state), *_definitions(state), _membership(state)]
+    return checks + _living(state)
+
+
+def _folder(state: StateFolder) -> Check:
+    if not state.root.is_dir():
+        return Check("state folder", "fail", f"{state.root} does not exist", "landreeve init")
+    if not os.access(state.root, os.R_OK | os.W_OK | os.X_OK):
+        return Check("state folder", "fail", f"{state.root} is not writable", "use the account the agent runs as")
+    mode = stat.S_IMODE(state.root.stat().st_mode)
+    if mode & 0o077:
+        return Check("state folder", "warn", f"others can look into it ({mode:o})", f"chmod 700 {state.root}")
+    return Check("state folder", "ok", str(state.root))
+
+
+def _settings(state: StateFolder, environ: Mapping[str, str]) -> Check:
+    try:
+        load_settings(state, environ, {})
+    except SettingsError as error:
+        return Check("settings", "fail", str(error), f"edit {state.settings_file}")
+    return Check("settings", "ok", "every key is known and has a good value")
+
+
+def _disk(state: StateFolder) -> Check:
+    free_mb = shutil.disk_usage(state.root).free // 1_000_000
+    if free_mb < _LEAST_FREE_MB:
+        return Check("disk", "fail", f"{free_mb} MB free", "free some space, or lower intake.keep_days")
+    return Check("disk", "ok", f"{free_mb:,} MB free")
+
+
+def _definitions(state: StateFolder) -> list[Check]:
+    from landreeve_agent.intake.definitions import Definitions
+
+    definitions = Definitions(state.definitions)
+    bad = [
+        Check(f"model {name}", "fail", sentence, "landreeve model add FOLDER")
+        for name, sentence in definitions.problems.items()
+    ]
+    if bad:
+        return bad
+    names = ", ".join(definitions)
+    return [
+        Check("models", "ok" if names else "warn", names or "none yet", "" if names else "landreeve model add FOLDER")
+    ]
+
+
+def _membership(state: StateFolder) -> Check:
+    if not state.identity.exists():
+        return Check("hub", "ok", "not joined: this box works alone")
+    return Check("hub", "ok", "joined")
+
+
+def _living(state: StateFolder) -> list[Check]:
+    if not is_running(state):
+        return [Check("agent", "warn", "not running", "landreeve run")]
+    status = connect(state).get("/status")
+    verdict, hub, worker = status["verdict"], status["hub"], status["worker"]
+    checks = [Check("agent", "fail" if verdict["level"] == "error" else "ok", verdict["sentence"], verdict["detail"])]
+    if hub["state"] == "unreachable":
+        fix = "check the line to the hub; nothing is lost meanwhile"
+        checks.append(Check("hub link", "warn", f"unreachable, {hub['waiting']} facts wait", fix))
+    days = hub["certificate_days"]
+    if days is not None:
+        checks.append(Check("certificate", "warn" if days < 14 else "ok", f"{days:.0f} days left", ""))
+    if worker["pid"]:
+        checks.append(Check("worker", "ok", f"pid {worker['pid']}, {worker['restarts']} restarts"))
+    return checks

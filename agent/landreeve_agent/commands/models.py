@@ -1,0 +1,74 @@
+"""Models and the hardware they run on."""
+
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import msgspec
+import typer
+from landreeve.cli import Exit, Format, emit, fail, note
+
+from landreeve_agent.commands.client import connect, connected
+from landreeve_agent.commands.options import Output, state_of
+
+Name = Annotated[str, typer.Argument(help="the model's name")]
+
+
+def install(app: typer.Typer) -> None:
+    """Add these commands."""
+    model = typer.Typer(help="The models of this box.", no_args_is_help=True)
+    model.command("list")(list_models)
+    model.command("add")(add)
+    model.command("show")(show)
+    model.command("rollback")(rollback)
+    app.add_typer(model, name="model")
+    hardware = typer.Typer(help="What is in this box and what really works.", no_args_is_help=True)
+    hardware.command("list")(list_hardware)
+    app.add_typer(hardware, name="hw")
+
+
+def list_models(context: typer.Context, output: Output = Format.TABLE) -> None:
+    """The models, each with what it wanted and what it really runs on."""
+    models = connected(state_of(context)).get("/models")["items"]
+    emit(models, output, ("name", "version", "health", "wanted", "used", "reason", "precision", "p95_ms", "samples"))
+
+
+def add(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="folder with definition.json or .toml, or the file itself")],
+    output: Output = Format.TABLE,
+) -> None:
+    """Add a model's definition: its columns, label and policies. Data can be collected from then on."""
+    from landreeve_models.definition import BadDefinitionError, load_definition
+
+    from landreeve_agent.commands.box import is_running
+    from landreeve_agent.intake.definitions import Definitions
+
+    state = state_of(context)
+    source = folder / "definition.toml" if (folder / "definition.toml").exists() else folder
+    try:
+        definition = load_definition(source)
+    except BadDefinitionError as error:
+        fail(Exit.USAGE, str(error))
+    if is_running(state):
+        connect(state).post("/models", msgspec.to_builtins(definition))
+    else:
+        state.prepare()
+        Definitions(state.definitions).put(definition)
+        note("no agent is running: the definition is read at its next start")
+    emit({"name": definition.name, "columns": len(definition.columns), "label": definition.label}, output)
+
+
+def show(context: typer.Context, model: Name, output: Output = Format.TABLE) -> None:
+    """One model with its definition and the history of its updates."""
+    emit(connected(state_of(context)).get(f"/models/{quote(model, safe='')}"), output)
+
+
+def rollback(context: typer.Context, model: Name, output: Output = Format.TABLE) -> None:
+    """Return a model to its last good version."""
+    emit(connected(state_of(context)).post(f"/models/{quote(model, safe='')}/rollback"), output)
+
+
+def list_hardware(context: typer.Context, output: Output = Format.TABLE) -> None:
+    """Processor, memory, accelerators and runtimes, as the running agent found them."""
+    emit(connected(state_of(context)).get("/hardware"), output)

@@ -1,0 +1,195 @@
+"""Being part of a fleet: everything that needs the hub, present once the box has joined one.
+
+A box that has not joined works alone; joining while it runs is noticed within seconds, without a restart.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from landreeve.blobs.store import BlobStore
+from landreeve.trust import certs
+from landreeve.trust.verify import Believed, DesiredVerifier, Rejected
+from landreeve.wire.messages import Command, DeviceState, ModelState, SignedDesired, Want
+
+from landreeve_agent.config import LinkSettings, StateFolder
+from landreeve_agent.console.status import AgentStatus, HubView, ModelView
+from landreeve_agent.link.identity import Identity, load_identity
+from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.link.session import Handlers, Options, Session
+from landreeve_agent.link.transfer import Fetcher, Progress, Uploader
+from landreeve_agent.store.stamps import stamp
+from landreeve_agent.version import BUILD_TIME
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+STATE_EVERY_S = 1.0
+
+
+@dataclass
+class _Joined:
+    identity: Identity
+    session: Session
+    fetcher: Fetcher
+    uploader: Uploader
+    verifier: DesiredVerifier
+
+
+@dataclass
+class Membership:
+    """The joined side. As the update runner's fetcher and verifier it waits for, or asks, the real ones.
+
+    ``status`` gives the newest status document, from which the retained device state is made.
+    """
+
+    state: StateFolder
+    outbox: Outbox
+    blobs: BlobStore
+    settings: LinkSettings
+    clock: Callable[[], datetime]
+    status: Callable[[], AgentStatus | None]
+    on_command: Callable[[Command], Awaitable[None]]
+    on_desired: Callable[[SignedDesired], Awaitable[None]]
+    on_joined: Callable[[], None]
+    _joined: _Joined | None = None
+    _ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who this box is in its fleet, or None."""
+        return self._joined.identity if self._joined else None
+
+    def look(self) -> bool:
+        """Become a member when there is an identity on disk; whether the box is one now."""
+        identity = load_identity(self.state.root) if self._joined is None else None
+        if identity is not None:
+            self._joined = self._build(identity)
+            self._ready.set()
+            logger.info("this box is %s of fleet %s", identity.device, identity.fleet)
+        return self._joined is not None
+
+    async def run(self) -> None:
+        """Keep the link up, once there is one."""
+        if self._joined is None:
+            await self._wait_for_identity()
+            self.on_joined()
+        assert self._joined is not None  # noqa: S101 - look() said so
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._joined.session.run())
+            tasks.create_task(self._joined.uploader.run())
+            tasks.create_task(self._watch_state(self._joined.session))
+
+    async def _wait_for_identity(self) -> None:
+        while not self.look():  # noqa: ASYNC110 - another process writes the file
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def fetch(
+        self,
+        digest: str,
+        size: int,
+        block_digests: tuple[str, ...] | None = None,
+        progress: Progress | None = None,
+    ) -> Path:
+        """The artifact's file; waits for as long as there is no hub."""
+        await self._ready.wait()
+        assert self._joined is not None  # noqa: S101 - set before the event
+        return await self._joined.fetcher.fetch(digest, size, block_digests, progress)
+
+    def verify(self, signed: SignedDesired, now: datetime) -> Believed | Rejected:
+        """Believe a document or say why not; only a member gets one."""
+        if self._joined is None:
+            raise RuntimeError("a signed document without a hub: the link must be built before it is used")
+        return self._joined.verifier.verify(signed, now)
+
+    def limit_rate(self, facts_per_s: float | None) -> None:
+        """Send at most that many facts a second, as the hub asked."""
+        if self._joined is not None:
+            self._joined.session.limit_rate(facts_per_s)
+
+    def view(self, waiting: int) -> HubView:
+        """The link in the status document."""
+        if self._joined is None:
+            return HubView(state="not_joined", waiting=waiting)
+        contact = self._joined.session.contact
+        lost = not contact.connected and bool(contact.problem)
+        return HubView(
+            state="unreachable" if lost else "waiting" if waiting or not contact.connected else "in_sync",
+            waiting=waiting,
+            last_contact=stamp(contact.last_contact) if contact.last_contact else None,
+            certificate_days=self._certificate_days(),
+            problem=contact.problem if lost else "",
+        )
+
+    def certificate_expires(self) -> str:
+        """When the device's certificate ends, RFC 3339; empty without one."""
+        if self._joined is None or not self.state.certificate.exists():
+            return ""
+        return stamp(certs.describe(self.state.certificate.read_bytes(), str(self.state.certificate)).not_after)
+
+    def _build(self, identity: Identity) -> _Joined:
+        handlers = Handlers(self.on_desired, self.on_command, self._on_want)
+        session = Session(
+            identity,
+            self.state.root / "keys",
+            self.outbox,
+            handlers,
+            self._device_state,
+            clock=self.clock,
+            options=Options(reconnect_jitter_s=self.settings.reconnect_jitter_s),
+        )
+        return _Joined(
+            identity,
+            session,
+            Fetcher(session, self.blobs),
+            Uploader(session, self.blobs),
+            DesiredVerifier(self.state.trust, identity.device, BUILD_TIME),
+        )
+
+    def _on_want(self, digest: str, want: Want) -> None:
+        if self._joined is not None:
+            self._joined.uploader.on_want(digest, want)
+
+    async def _watch_state(self, session: Session) -> None:
+        told: tuple[object, ...] = ()
+        while True:
+            state = self._device_state()
+            now = (state.generation, state.models)
+            if now != told:
+                session.state_changed()
+                told = now
+            await asyncio.sleep(STATE_EVERY_S)
+
+    def _device_state(self) -> DeviceState:
+        """``session``, ``online`` and ``outbox`` are filled in by the session itself."""
+        status = self.status()
+        models = tuple(_model_state(model) for model in status.models) if status else ()
+        return DeviceState(
+            session=0,
+            online=True,
+            at=stamp(self.clock()),
+            generation=status.generation if status else 0,
+            models=models,
+            certificate_days=self._certificate_days() or 0.0,
+        )
+
+    def _certificate_days(self) -> float | None:
+        try:
+            return round(certs.days_left(self.state.certificate, self.clock()), 2)
+        except (OSError, certs.BadCertificateError):
+            return None  # the link itself says what is wrong with the keys
+
+
+def _model_state(model: ModelView) -> ModelState:
+    return ModelState(
+        model=model.name,
+        version=model.version,
+        release=model.release,
+        state=model.update.state if model.update else model.health,
+        wanted=model.wanted,
+        used=model.used,
+        reason=model.reason,
+    )
