@@ -25,6 +25,7 @@ from landreeve.trust.certs import describe, parse
 from landreeve.trust.enrolment import EnrolmentAnswer, EnrolmentProblem, EnrolmentRequest
 from landreeve.trust.token import EnrolmentToken, parse_token
 
+from landreeve_agent.errors import OperatorError
 from landreeve_agent.link.identity import Identity, keys_folder, load_identity, save_identity, trust_folder
 
 TIMEOUT_S = 20.0
@@ -43,7 +44,7 @@ class Step(StrEnum):
     STORE = "store the identity"
 
 
-class JoinError(Exception):
+class JoinError(OperatorError):
     """Joining stopped at ``step``; nothing was changed that stands in the way of trying again."""
 
     def __init__(self, step: Step, sentence: str) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 import msgspec
 from landreeve.blobs.durable import write_durably
 
+from landreeve_agent.errors import StateError
+
 IDENTITY_FILE = "identity.json"
 
 
-class BadIdentityError(ValueError):
+class BadIdentityError(StateError, ValueError):
     """``identity.json`` cannot be read; the text says what is wrong."""
 
 

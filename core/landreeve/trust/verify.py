@@ -250,4 +250,4 @@ _SENTENCES: tuple[tuple[type[Exception], Cause, str], ...] = (
 
 def _refusal(repository: str, error: RepositoryError | DownloadError) -> _RefusedError:
     cause, sentence = next((cause, text) for kind, cause, text in _SENTENCES if isinstance(error, kind))
-    return _RefusedError(cause, f"{sentence.format(repository)}: {error}.")
+    return _RefusedError(cause, f"{sentence.format(repository)}: {str(error).rstrip('.')}.")

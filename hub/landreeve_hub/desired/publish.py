@@ -18,6 +18,7 @@ from landreeve.wire.topics import Down, DownTopic, format_topic
 from sqlalchemy import Connection, RowMapping, select
 
 from landreeve_hub.desired.document import compose, content_hash
+from landreeve_hub.errors import NotFoundError
 from landreeve_hub.signing.chain import FRESH_LIFETIME
 from landreeve_hub.signing.director import Director, timestamp_version
 from landreeve_hub.signing.errors import SigningError, UnapprovedReleaseError
@@ -32,7 +33,7 @@ RESIGN_AFTER: timedelta = FRESH_LIFETIME / 2
 _LOG = logging.getLogger(__name__)
 
 
-class UnknownDeviceError(LookupError):
+class UnknownDeviceError(NotFoundError, LookupError):
     """A document was asked for that no enrolled, unrevoked device would read."""
 
 

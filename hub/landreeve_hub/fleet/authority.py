@@ -23,6 +23,7 @@ from landreeve.blobs.durable import write_durably
 from landreeve.trust.certs import BadCertificateError, describe, fingerprint, parse
 from landreeve.wire.ids import check_id
 
+from landreeve_hub.errors import OperatorError
 from landreeve_hub.fleet.certificates import PrivateKey, PublicKey, authority_certificate, end_certificate, make_key
 
 AUTHORITY_LIFETIME = timedelta(days=3650)
@@ -33,7 +34,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 MAX_CSR_BYTES = 16 * 1024
 
 
-class AuthorityError(Exception):
+class AuthorityError(OperatorError):
     """The authority's files cannot be used; the text says which and what to do."""
 
 

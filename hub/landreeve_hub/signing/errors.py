@@ -1,12 +1,14 @@
 """What can go wrong with signing.
 
-SigningError
+SigningError                (an OperatorError)
 ├── KeyMissingError         the key is not on this machine       (operator)
 └── UnapprovedReleaseError  the director may not choose this     (operator: approve it first)
 """
 
+from landreeve_hub.errors import OperatorError
 
-class SigningError(Exception):
+
+class SigningError(OperatorError):
     """Base of what signing raises."""
 
 
