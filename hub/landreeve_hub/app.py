@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -409,7 +410,7 @@ class Hub:
         now = self._clock()
         await tokens.ensure_admin_token(rooms.store, self._folder.admin_token, now)
         url = f"http://{_bracketed(_reachable(self._settings.http.host))}:{http}"
-        ports.write({"broker": rooms.address.port, "url": url})
+        ports.write({"broker": rooms.address.port, "url": url, "pid": os.getpid()})
         note(f"Landreeve hub of fleet {self._settings.fleet}: {url}")
         if not await rooms.store.read(_anyone_came_in):
             note(f"one-time code to sign in: {await setup.issue_code(rooms.store, now)}")
