@@ -171,7 +171,7 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.last = _mend(path)
+        self.last, self.answered = _mend(path)
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, departure: Departure, version: str, probability: float | None) -> None:
@@ -182,14 +182,14 @@ class Log:
         self._file.flush()
 
 
-def _mend(path: Path) -> str:
-    """Cut off a line that a kill left unfinished; the id of the last whole one, or the empty text."""
+def _mend(path: Path) -> tuple[str, bool]:
+    """Cut off a line that a kill left unfinished; the id of the last whole one, and whether a model ever answered."""
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1] or LOG_HEAD.encode()
     if whole != data:
         path.write_bytes(whole)
-    last = whole.splitlines()[-1].decode().split(",")[0]
-    return "" if last == "id" else last
+    last = whole.splitlines()[-1].decode().split(",")
+    return ("", False) if last[0] == "id" else (last[0], last[2] != "")
 
 
 class Application:
@@ -204,13 +204,19 @@ class Application:
         self._labels: list[tuple[datetime, str, int]] = []
         self._due: list[dict[str, Any]] = []
         self._batch_end: datetime | None = None
+        self._model_seen = log.answered
+        self._absent_until: datetime | None = None
         self.speed = 0.0
         self.counts = Counts()
 
-    def remember(self, departures: Iterator[Departure]) -> None:
-        """After a restart: labels of logged departures may not have been sent. Sending them again is harmless."""
+    def remember(self, logged: Iterator[Departure]) -> None:
+        """After a restart: labels that became known after the last hour of the log may not have been sent. Sending
+        one again is harmless."""
+        departures = list(logged)
+        sent = max((departure.at for departure in departures), default=None)
         for departure in departures:
-            heapq.heappush(self._labels, (departure.known, departure.id, departure.label))
+            if sent is not None and departure.known > sent - 2 * BATCH:
+                heapq.heappush(self._labels, (departure.known, departure.id, departure.label))
 
     def until(self, moment: datetime) -> dict[str, Any]:
         """Replay up to a moment of the year."""
@@ -263,13 +269,30 @@ class Application:
 
     def _predict(self, departure: Departure) -> tuple[str, float] | None:
         """Version and probability; None when there is no such model (yet)."""
-        path = f"/v2/models/{MODEL}/infer"
+        if self._absent_until is not None and departure.at < self._absent_until:
+            return None
         began = time.perf_counter()
-        status, answer = self._post(self._infer, path, oip_request(departure), absent_is_fine=True)
+        status, answer = self._ask(departure)
         if status == http.client.NOT_FOUND:
             return None
+        if status == 0:
+            # Nobody listens where no model has ever been: look again in an hour, collecting meanwhile.
+            self._absent_until = departure.at + BATCH
+            return None
+        self._model_seen = True
         self.counts.times_us.append(int((time.perf_counter() - began) * 1e6))
         return str(answer.get("model_version", "")), float(answer["outputs"][0]["data"][0])
+
+    def _ask(self, departure: Departure) -> tuple[int, Any]:
+        path, body = f"/v2/models/{MODEL}/infer", oip_request(departure)
+        if not self._model_seen:
+            try:
+                status, answer = self._infer.post(path, body)
+            except (OSError, http.client.HTTPException) as error:
+                return 0, error
+            if status in (200, http.client.NOT_FOUND):
+                return status, answer
+        return self._post(self._infer, path, body, absent_is_fine=True)
 
     def _flush_samples(self) -> None:
         if not self._samples:

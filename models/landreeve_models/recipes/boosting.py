@@ -81,6 +81,8 @@ def fit(data: Data, config: Mapping[str, Any], checkpoint: Checkpoint, progress:
 
     settings = parse_config(config)
     x, y = np.concatenate([data.x, data.x_val]), np.concatenate([data.y, data.y_val])
+    # scikit-learn cannot bin a column that is never known; as a constant it is never split on, which is the same.
+    x[:, np.isnan(x).all(axis=0)] = 0
     progress(0.0, f"growing {settings.max_iter} trees on {len(y)} rows")
     model = HistGradientBoostingClassifier(
         max_iter=settings.max_iter,
