@@ -6,6 +6,7 @@ whose online keys are stolen, can neither forge a release nor bring back an olde
 Uptane Standard 2.1, clause 5.4.4 (full verification), with one device for each vehicle.
 """
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -98,13 +99,14 @@ class _MapFetcher(FetcherInterface):
 
 class DesiredVerifier:
     """Judges documents for one device. ``trust_dir`` holds the roots from enrolment, the TUF caches and the time
-    floor; ``build_time`` is when this software was made. One verifier for each folder, one call at a time."""
+    floor; ``build_time`` is when this software was made. One verifier for each folder; calls wait for each other."""
 
     def __init__(self, trust_dir: Path, device: str, build_time: datetime) -> None:
         self._trust_dir = trust_dir
         self._device = device
         self._build_time = build_time
         self._caches = Caches(trust_dir)
+        self._one = threading.Lock()
 
     def verify(self, signed: SignedDesired, now: datetime) -> Believed | Rejected:
         """Believe the document or say why not. What is rejected changes nothing that is kept; what is believed
@@ -117,7 +119,8 @@ class DesiredVerifier:
                 "Nothing new is installed until the clock is set.",
             )
         try:
-            return self._verify(signed, now, floor)
+            with self._one:
+                return self._verify(signed, now, floor)
         except _RefusedError as refused:
             return refused.rejected
         except OSError as error:
