@@ -56,7 +56,7 @@ class FakeHub:
             if path == "enrolment-tokens":
                 return JSONResponse({"token": "lrt1.eyJ1cmwiOiJodHRwczovL2h1Yi5leGFtcGxlOjg0NDMiLCJzaXRlIjoiQk9TIn0"}, 201)
             if path == "rollouts":
-                return JSONResponse({"id": "r-0002"}, 201)
+                return JSONResponse({"id": "r-0001"}, 201)
             return JSONResponse({})
 
         return app
@@ -69,7 +69,7 @@ class FakeHub:
             "models": {"items": [{"name": "flight-delay", "definition": {"purpose": PURPOSE}}]},
             "releases": {"items": self.releases},
             "rollouts": {"items": [*self.fleet["rollouts"], ended()]},
-            "delivery": [{"device": self.fleet["devices"][0]["id"], "facts": 18211, "gaps": 0, "duplicates_suppressed": 41, "rejected": 0}],
+            "delivery": [{"device": "d-000000000000", "facts": 18211, "gaps": 0, "duplicates_suppressed": 41, "rejected": 0}],
             "drift/flight-delay": drift([row["site"] for row in self.fleet["devices"][:8]]),
         }
         if path in fixed:
@@ -77,7 +77,7 @@ class FakeHub:
         kind, _, name = path.partition("/")
         if kind == "devices":
             found = next((row for row in self.fleet["devices"] if row["id"] == name), None)
-            return found and {**found, "labels": {"region": "ny"}, "events": events()}
+            return found and {**found, "labels": {"region": "ny"}, "events": events(), "metrics": metrics()}
         if kind == "rollouts":
             return next((row for row in [*self.fleet["rollouts"], ended()] if row["id"] == name), None)
         return None
@@ -246,6 +246,11 @@ def events() -> list[dict[str, Any]]:
         {"n": 2, "at": at(3), "name": "update.transition", "severity": "info", "sentence": "Version 4 is in service."},
         {"n": 1, "at": at(70), "name": "worker.restarted", "severity": "warning", "sentence": "The worker was restarted."},
     ]
+
+
+def metrics() -> dict[str, list[float]]:
+    t = [time.time() - 3600 + 60 * n for n in range(60)]
+    return {"t": t, "p50_ms": [0.6 + (n % 7) / 40 for n in range(60)], "p95_ms": [1.5 + (n % 11) / 9 for n in range(60)]}
 
 
 def drift(sites: list[str]) -> dict[str, Any]:

@@ -191,6 +191,10 @@ def drift() -> dict[str, Any]:
         "thresholds": {"wind_speed": 0.2, "carrier": 0.2, "temp": 0.2, "hour": 0.2, "distance": 0.2},
         "drifted": ["wind_speed", "carrier"],
         "quality": {"log_loss": 0.5123, "labelled": 2010, "auc": 0.71},
+        "sketches": {
+            "carrier": {"kind": "categories", "values": ["UA", "B6", "DL", "AA"], "counts": [9, 7, 5, 2]},
+            "temp": {"kind": "histogram", "edges": [30, 45, 61, 80], "counts": [1, 4, 6, 3, 1]},
+        },
         "verdict": "drifted",
         "sentence": "Two of five inputs changed: wind_speed and carrier.",
     }

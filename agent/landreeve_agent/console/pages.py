@@ -68,7 +68,8 @@ async def _model(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -
     if known is None:
         raise ApiError(404, "Not found", f"There is no model {name!r} on this site.")
     detail = await api.find("models", name) or {}
-    fields = trying.fields(detail.get("definition"))
+    windows = _windows(await api.find("drift", name, query={"limit": "1"}))
+    fields = trying.fields(detail.get("definition"), windows[0].get("sketches") if windows else None)
     return {
         "name": name,
         "model": known,
@@ -92,8 +93,12 @@ async def _data(api: Api, names: Mapping[str, str], query: Mapping[str, str]) ->
     known = [model["name"] for model in status["models"]]
     chosen = query.get("model") or (known[0] if known else "")
     answer = await api.find("drift", chosen) if chosen in known else None
-    windows = [{**row, **(row.get("report") or {})} for row in _listed(answer)]
-    return {"chosen": chosen, "windows": windows}
+    return {"chosen": chosen, "windows": _windows(answer)}
+
+
+def _windows(answer: object) -> list[dict[str, Any]]:
+    """Closed windows with the members of their report beside their own."""
+    return [{**row, **(row.get("report") or {})} for row in _listed(answer)]
 
 
 def _moving(update: Mapping[str, Any] | None) -> bool:

@@ -36,17 +36,26 @@ def install(app: FastAPI) -> None:
             return _problem(422, "Bad request", f"The row is no JSON object of columns: {error}")
 
 
-def fields(definition: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The model's inputs as form fields, each with an example inside the allowed range."""
-    return [_field(column) for column in (definition or {}).get("columns") or ()]
+def fields(definition: Mapping[str, Any] | None, sketches: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The model's inputs as form fields, each with an example: what the latest window saw, else the range's middle."""
+    seen = sketches or {}
+    return [_field(column, seen.get(column["name"]) or {}) for column in (definition or {}).get("columns") or ()]
 
 
-def _field(column: Mapping[str, Any]) -> dict[str, Any]:
+def _field(column: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
     numeric = column.get("kind") != "category"
+    choices = [] if numeric else [str(value) for value in seen.get("values") or ()]
+    example = f"{_typical(column, seen):g}" if numeric else (choices[0] if choices else "")
+    named = {"name": column["name"], "unit": column.get("unit", ""), "numeric": numeric}
+    return {**named, "choices": choices, "example": example}
+
+
+def _typical(column: Mapping[str, Any], seen: Mapping[str, Any]) -> float:
+    edges = seen.get("edges") or ()
+    if edges:
+        return float(edges[len(edges) // 2])
     low, high = column.get("low"), column.get("high")
-    middle = (low + high) / 2 if low is not None and high is not None else (low or 0)
-    example = f"{middle:g}" if numeric else ""
-    return {"name": column["name"], "unit": column.get("unit", ""), "numeric": numeric, "example": example}
+    return (low + high) / 2 if low is not None and high is not None else float(low or 0)
 
 
 async def _ask(serving: str, model: str, columns: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from landreeve.ui.inside import Api, ApiError
-from landreeve_hub.console.answers import listed
+from landreeve_hub.console.answers import listed, order_of
 
 Row = dict[str, Any]
 
@@ -37,13 +37,8 @@ async def model(api: Api, names: Mapping[str, str], query: Mapping[str, str]) ->
 
 def _of(name: str, releases: Sequence[Row], devices: Sequence[Row]) -> list[Row]:
     own = [row for row in releases if row["model"] == name]
-    own.sort(key=lambda row: (_number(row.get("version")), str(row.get("created", ""))), reverse=True)
+    own.sort(key=lambda row: (order_of(row.get("version")), str(row.get("created", ""))), reverse=True)
     return [{**row, **_origin(row), "sites": _sites(row["digest"], devices)} for row in own]
-
-
-def _number(version: object) -> int:
-    digits = "".join(sign for sign in str(version) if sign.isdigit())
-    return int(digits) if digits else 0
 
 
 def _sites(digest: str, devices: Sequence[Row]) -> list[Row]:

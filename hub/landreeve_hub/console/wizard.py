@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from landreeve.ui.inside import Api
-from landreeve_hub.console.answers import listed
+from landreeve_hub.console.answers import listed, order_of
 from landreeve_hub.rollout.policy import BadPlanError, parse_plan, resolve
 
 SHARES = ("0", "0.1", "0.25", "0.5")
@@ -20,8 +20,8 @@ async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> 
     devices = listed((await api.get("fleet"))["devices"])
     models = sorted({row["model"] for row in approved})
     model = query.get("model") if query.get("model") in models else (models[0] if models else "")
-    versions = [str(row["version"]) for row in approved if row["model"] == model]
-    version = query.get("version") if query.get("version") in versions else (versions[-1] if versions else "")
+    versions = sorted((str(row["version"]) for row in approved if row["model"] == model), key=order_of, reverse=True)
+    version = query.get("version") if query.get("version") in versions else (versions[0] if versions else "")
     canary = query.get("canary") or (min((row["site"] for row in devices), default=""))
     share = query.get("share") if query.get("share") in SHARES else "0"
     plan = _plan(canary, share, query)

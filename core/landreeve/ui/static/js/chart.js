@@ -31,11 +31,11 @@
       width: element.clientWidth,
       height: element.clientHeight,
       legend: { show: false },
-      padding: [8, 12, 0, 0],
+      padding: [8, 20, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
       scales: { y: { range: (_, low, high) => (days ? [low * 0.96, high * 1.04] : [0, Math.max(high || 1, 0.01) * 1.12]) } },
       axes: [
-        { ...axis, size: 30, space: 74, values: (_, ticks) => ticks.map((t, i) => (i && time.format(t * 1000) === time.format(ticks[i - 1] * 1000) ? "" : time.format(t * 1000))) },
+        { ...axis, size: 30, space: element.clientWidth < 420 ? 52 : 74, values: (_, ticks) => ticks.map((t, i) => (i && time.format(t * 1000) === time.format(ticks[i - 1] * 1000) ? "" : time.format(t * 1000))) },
         { ...axis, size: 58, space: 38, values: (_, ticks) => ticks.map(unit) },
       ],
       series: [{}, ...styles.map((style) => ({ ...style, points: { show: false }, spanGaps: false }))],
