@@ -1,6 +1,7 @@
 """``landreeve-hub``: the command line of the fleet's hub. Heavy imports wait until a command needs them."""
 
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -13,6 +14,14 @@ def main() -> None:
     from landreeve_hub.commands.root import build
 
     build()()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from landreeve_hub.commands.root import build
+
+        return build()
+    raise AttributeError(name)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from landreeve.wire.messages import Command, SignedDesired
 from landreeve_hub.access import setup, tokens, users
 from landreeve_hub.access.roles import Role
 from landreeve_hub.api.app import build
+from landreeve_hub.api.archive import read_archive, write_archive
 from landreeve_hub.api.guard import undeclared
 from landreeve_hub.api.services import Services
 from landreeve_hub.audit.log import AuditLog
 from landreeve_hub.desired.publish import Publisher
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.learning.commands import Commands
-from landreeve_hub.registry.archive import read_archive, write_archive
 from landreeve_hub.registry.releases import Registry
 from landreeve_hub.rollout.runner import RolloutRunner
 from landreeve_hub.signing import keys

@@ -174,8 +174,8 @@ def test_limit_in_flight_is_kept_and_shown() -> None:
 def test_waiting_names_who_proves_and_how_far() -> None:
     first = decide(rollout({"waves": [{"rest": True}]}), fleet(), T0)
     seen = reported(fleet(), "d-1", "COMMITTED")
-    seen = reported(seen, "d-2", "PROBATION", rows=412, of=500)
-    seen = reported(seen, "d-3", "PROBATION", rows=450, of=500)
+    seen = reported(seen, "d-2", "PROBATION", rows=412)
+    seen = reported(seen, "d-3", "PROBATION", rows=450)
     decision = decide(first.rollout, seen, T0)
     assert [words(w) for w in decision.waiting] == ["JFK and LGA are proving v2 on real traffic (412 of 500 rows)"]
 

@@ -16,7 +16,7 @@ KEEP_S = 86_400.0
 MAX_ANSWERS = 2_000
 MAX_KEPT_BYTES = 256 * 1024
 # A sign-in's answer is a secret of that moment.
-_NEVER = frozenset({"/api/v1/sessions", "/api/v1/tokens", "/api/v1/enrolment-tokens"})
+_NEVER = frozenset({"/api/v1/sessions", "/api/v1/tokens", "/api/v1/setup-codes", "/api/v1/enrolment-tokens"})
 
 
 @dataclass(slots=True)

@@ -71,6 +71,14 @@ def router(services: Services) -> APIRouter:
             await services.store.write(lambda c: identity.close_session(c, cookie))
         response.delete_cookie(COOKIE, path="/")
 
+    @routes.post("/setup-codes", status_code=201)
+    async def new_code(person: Annotated[Person, may(Permission.USERS)]) -> dict[str, str]:
+        """A fresh one-time code that lets one person in as admin within 24 h."""
+        now = services.clock()
+        code = await setup.issue_code(services.store, now)
+        await services.audit.record(now, Act(person.name, "setup.code", identity.SETUP_USER))
+        return {"code": code}
+
     @routes.get("/me")
     async def me(person: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
         """Who is asking, and what they may do."""

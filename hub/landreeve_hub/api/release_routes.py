@@ -14,12 +14,12 @@ from sqlalchemy import Connection, select
 from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Permission
 from landreeve_hub.access.separation import Denied, judge
+from landreeve_hub.api.archive import read_archive, write_archive
 from landreeve_hub.api.body import read, text_of
 from landreeve_hub.api.guard import may
 from landreeve_hub.api.problems import Problem
 from landreeve_hub.api.services import Services
 from landreeve_hub.audit.entry import Act
-from landreeve_hub.registry.archive import read_archive, write_archive
 from landreeve_hub.rollout.runner import review_later
 from landreeve_hub.store import tables
 

@@ -96,7 +96,7 @@ def _archive(folder: Path, repack: bool) -> bytes:
     from landreeve.release.layout import read_folder
     from landreeve.release.manifest import BadReleaseError
 
-    from landreeve_hub.registry.archive import write_archive
+    from landreeve_hub.api.archive import write_archive
 
     if not folder.is_dir():
         fail(Exit.NOT_FOUND, f"{folder}: no such folder")
@@ -125,7 +125,7 @@ def _unpack(archive: bytes, folder: Path) -> str:
     from landreeve.release.layout import write_folder
     from landreeve.release.manifest import BadReleaseError
 
-    from landreeve_hub.registry.archive import read_archive
+    from landreeve_hub.api.archive import read_archive
 
     try:
         packed = read_archive(io.BytesIO(archive))

@@ -1,4 +1,4 @@
-"""``user`` and ``token``."""
+"""``code``, ``user`` and ``token``."""
 
 import os
 import sys
@@ -11,6 +11,19 @@ from landreeve_hub.commands.client import connect
 from landreeve_hub.commands.options import Output, State, Token, Url
 
 PASSWORD_VARIABLE = "LANDREEVE_HUB_PASSWORD"  # noqa: S105  a name, no secret
+
+
+def install(root: typer.Typer) -> None:
+    """Put ``code`` on the root."""
+
+    @root.command()
+    def code(*, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE) -> None:
+        """Write a fresh one-time code to sign in to the console with."""
+        made = connect(url, token, state).post("setup-codes")
+        if output is Format.TABLE:
+            sys.stdout.write(made["code"] + "\n")
+        else:
+            emit(made, output)
 
 
 def users() -> typer.Typer:

@@ -15,6 +15,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     server.install(root)
+    people.install(root)
     for name, group in (
         ("user", people.users()),
         ("token", people.tokens()),

@@ -1,16 +1,17 @@
 """Incidents: opened once for each key, taken note of by a person, closed with a reason."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from landreeve.wire.messages import Fact
+from landreeve.wire.messages import Event, Fact
 from sqlalchemy import Connection, func, insert, select, update
 
-from landreeve_hub.incidents.rules import Raise, incident_of
+from landreeve_hub.incidents.rules import CRASHES_WITHIN_S, Raise, crash_loop, incident_of
 from landreeve_hub.store import tables
-from landreeve_hub.store.moment import rfc3339
+from landreeve_hub.store.moment import parse_rfc3339, rfc3339
 
+RESTARTED = "worker.restarted"
 OPEN, ACKNOWLEDGED, CLOSED = "open", "acknowledged", "closed"
 
 
@@ -114,5 +115,15 @@ class IncidentWatch:
             select(tables.devices.c.site).where(tables.devices.c.id == device)
         ).scalar_one_or_none()
         raised = incident_of(fact.body, device, site or device)
+        if isinstance(fact.body, Event) and fact.body.name == RESTARTED:
+            raised = crash_loop(_restarts(connection, device, fact.at), fact.body.cause, device, site or device)
         if raised is not None:
             self._incidents.open_in(connection, self._clock(), raised)
+
+
+def _restarts(connection: Connection, device: str, at: str) -> int:
+    """Restarts of the device's worker within the span before ``at``, by the device's own clock."""
+    since = rfc3339(parse_rfc3339(at) - timedelta(seconds=CRASHES_WITHIN_S))
+    events = tables.events
+    own = (events.c.device == device) & (events.c.name == RESTARTED) & (events.c.at >= since)
+    return connection.execute(select(func.count()).select_from(events).where(own)).scalar_one()

@@ -29,11 +29,8 @@ def incident_of(body: Body, device: str, site: str) -> Raise | None:
             return _stuck(body, device, site)
         case UpdateReport() if body.state == "REJECTED" and _untrusted(body.cause):
             return _signature(_Doubt(body.model, body.rollout, body.cause, body.sentence), device, site)
-        case Event() if body.name == "worker.crash_loop":
-            return _crash_loop(body, device, site)
-        case Event() if body.name in {"desired.rejected", "trust.rejected"}:
-            order = str(body.data.get("generation", ""))
-            return _signature(_Doubt(body.subject, order, body.cause, body.sentence), device, site)
+        case Event() if body.name == "update.refused":
+            return _signature(_Doubt("", body.subject, body.cause, body.sentence), device, site)
         case _:
             return None
 
@@ -79,7 +76,16 @@ def _signature(doubt: _Doubt, device: str, site: str) -> Raise:
     return Raise(key, "signature_rejected", "error", doubt.cause, text, subject)
 
 
-def _crash_loop(body: Event, device: str, site: str) -> Raise:
-    text = f"The inference worker at {site} crashes again and again: {body.sentence}"
-    subject = {"device": device, "site": site, "model": body.subject}
-    return Raise(f"crash-loop:{device}:{body.subject}", "crash_loop", "error", body.cause, text, subject)
+CRASHES = 5
+CRASHES_WITHIN_S = 600.0
+
+
+def crash_loop(crashes: int, cause: str, device: str, site: str) -> Raise | None:
+    """The incident that so many restarts of a worker within `CRASHES_WITHIN_S` amount to."""
+    if crashes < CRASHES:
+        return None
+    text = (
+        f"The inference server at {site} died {crashes} times within {CRASHES_WITHIN_S / 60:.0f} minutes "
+        f"(last: {cause}). It is started again each time; requests wait meanwhile."
+    )
+    return Raise(f"crash-loop:{device}", "crash_loop", "error", cause, text, {"device": device, "site": site})

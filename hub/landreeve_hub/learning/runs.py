@@ -114,7 +114,7 @@ def seen(connection: Connection, model: str) -> list[RunSeen]:
     found = []
     for row in connection.execute(select(tables.runs).where(tables.runs.c.model == model)):
         last = row.request.get("last")
-        if last:
+        if last and row.state != "expired":  # nobody trained on that
             found.append(RunSeen(row.id, row.device, parse_rfc3339(last), row.state in OPEN))
     return found
 

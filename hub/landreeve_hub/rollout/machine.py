@@ -77,12 +77,16 @@ def _observe(rollout: Rollout, member: Member, fact: DeviceFact | None, now: dat
     if fact is None:
         return _outcome(member, Outcome.REMOVED, "removed", f"{member.site} no longer belongs to the fleet.")
     report = fact.report
+    if member.back is not Back.NO:  # sent back: what it reports of this release now is our doing, not its failure
+        return member
     if member.outcome not in _TOUCHED or report is None or not _concerns(report, rollout):
         return _overdue(rollout, member, now)
     if report.state != member.stage:
         member = replace(member, stage=report.state, heard=now)
     if report.state in FAILED_STAGES:
         return _outcome(member, Outcome.FAILED, report.cause, report.sentence)
+    if report.state == "CANCELLED":  # someone on the site would not have it now: no evidence against the release
+        return _outcome(member, Outcome.SILENT, report.cause, report.sentence)
     if report.state == "COMMITTED":
         return _outcome(member, Outcome.COMMITTED, report.cause, report.sentence)
     return _overdue(rollout, member, now)
@@ -140,8 +144,7 @@ def _run(rollout: Rollout, fleet: Fleet, now: datetime) -> Decision:
         return _stop_for_failures(rollout, now)
     gone = silent(rollout)
     if len(gone) > max(rollout.plan.gate.max_silent, rollout.accepted_silent):
-        sites = named([m.site for m in gone])
-        return _pause(rollout, "silent", f"{sites} made no progress within the deadline.")
+        return _pause(rollout, "silent", " ".join(_ended(m.sentence) for m in gone))
     orders: list[Order] = []
     while True:
         rollout = _order_due(rollout, fleet, now, orders)
@@ -243,11 +246,10 @@ def _waiting(rollout: Rollout, fleet: Fleet, now: datetime) -> tuple[Waiting, ..
 def _at_stage(rollout: Rollout, stage: str, members: list[Member], fleet: Fleet) -> ForDevices:
     sites = tuple(m.site for m in members)
     reports = [fleet[m.device].report for m in members]
-    progress = [(r.rows, r.of) for r in reports if r and r.rows is not None and r.of and _concerns(r, rollout)]
-    if stage != "PROBATION" or not progress:
+    rows = [r.rows for r in reports if r and r.rows is not None and _concerns(r, rollout)]
+    if stage != "PROBATION" or not rows:
         return ForDevices(stage, sites, rollout.version)
-    rows, of = min(progress, key=lambda pair: pair[0] / pair[1])
-    return ForDevices(stage, sites, rollout.version, rows, of)
+    return ForDevices(stage, sites, rollout.version, min(rows), rollout.plan.probation.min_rows)
 
 
 # --- stopping ---

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from landreeve_hub.ingest.minutes import read_rows
 from landreeve_hub.rollout.state import DeviceFact, Fleet, Report
 from landreeve_hub.store import tables
 from landreeve_hub.store.moment import parse_rfc3339
@@ -25,7 +26,9 @@ def see(connection: Connection, model: str) -> Fleet:
     reports = _by_device(connection.execute(select(tables.updates).where(tables.updates.c.model == model)))
     desired = dict(connection.execute(select(tables.desired.c.device, tables.desired.c.generation)).all())
     return {
-        row.id: _fact(row, model, assigned.get(row.id), _report(reports.get(row.id)), desired.get(row.id, 0))
+        row.id: _fact(
+            row, model, assigned.get(row.id), _report(connection, row, reports.get(row.id)), desired.get(row.id, 0)
+        )
         for row in rows
     }
 
@@ -56,17 +59,26 @@ def serving(doc: dict[str, Any], model: str) -> dict[str, Any]:
     return next((m for m in doc.get("models") or () if m.get("model") == model), {})
 
 
-def _report(row: Row[Any] | None) -> Report | None:
+def _report(connection: Connection, device: Row[Any], row: Row[Any] | None) -> Report | None:
     if row is None:
         return None
-    data = getattr(row, "data", None) or {}
-    return Report(
-        rollout=row.rollout,
-        generation=row.generation,
-        release=row.release,
-        state=row.state,
-        cause=row.cause,
-        sentence=row.sentence,
-        rows=data.get("rows"),
-        of=data.get("of"),
-    )
+    rows = _answered_since(connection, device, row.at) if row.state == "PROBATION" and row.at else None
+    return Report(row.rollout, row.generation, row.release, row.state, row.cause, row.sentence, rows)
+
+
+def _answered_since(connection: Connection, device: Row[Any], at: str) -> int | None:
+    """Rows the box has answered since its probation began, from its metrics; None where they cannot tell: before
+    two points, or when it serves more than one model."""
+    if len(device.doc.get("models") or ()) != 1:
+        return None
+    sets = tables.metric_sets
+    newest = connection.execute(
+        select(sets.c.set, sets.c.names).where(sets.c.device == device.id).order_by(sets.c.set.desc())
+    ).first()
+    if newest is None or "predictions" not in newest.names:
+        return None
+    place = newest.names.index("predictions") + 1
+    since_s = parse_rfc3339(at).timestamp()
+    points = [row[place] for row in read_rows(connection, device.id, newest.set, since_s) if len(row) > place]
+    known = [value for value in points if value is not None]
+    return int(known[-1] - known[0]) if len(known) > 1 else None

@@ -100,7 +100,8 @@ class Rollout(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The latest update report of a device on the rollout's model. ``rows`` of ``of`` is probation's progress."""
+    """The latest update report of a device on the rollout's model. ``rows`` have been answered in
+    probation so far, where known."""
 
     rollout: str
     generation: int
@@ -109,7 +110,6 @@ class Report:
     cause: str = ""
     sentence: str = ""
     rows: int | None = None
-    of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

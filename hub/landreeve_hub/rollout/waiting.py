@@ -105,8 +105,13 @@ def _devices(waiting: ForDevices) -> str:
     if len(waiting.sites) == 1:
         doing = doing.replace("their own", "its own")
     verb = _have(waiting.sites) if waiting.stage in _DONE else _are(waiting.sites)
-    progress = f" ({waiting.rows} of {waiting.of} rows)" if waiting.rows is not None and waiting.of else ""
-    return f"{verb} {doing}{progress}"
+    return f"{verb} {doing}{_progress(waiting.rows, waiting.of)}"
+
+
+def _progress(rows: int | None, of: int | None) -> str:
+    if rows is None or not of:
+        return ""
+    return f" ({rows} of {of} rows)" if rows < of else f" ({rows} rows answered; the evidence is not conclusive yet)"
 
 
 def _are(sites: Sequence[str]) -> str:
