@@ -7,6 +7,7 @@ in the outbox, and what the hub wants of us is retained at the broker. Losing th
 import asyncio
 import logging
 import random
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -39,6 +40,7 @@ from landreeve_agent.store.stamps import stamp
 logger = logging.getLogger(__name__)
 
 _SESSION = "link.session"
+_CLIENT = "link.client"
 _GOODBYE_S = 2.0
 
 
@@ -181,10 +183,10 @@ class Session:
             self._carrier.unsubscribe(self._shared_topic(digest))
 
     async def _one_connection(self) -> None:
-        self._number = await self._outbox.database.write(_next_session)
+        self._number, client = await self._outbox.database.write(_next_session)
         self._window.restart(await self._outbox.epoch(self._clock()))
         self._empty_queues()
-        carrier = await self._connect(self._endpoint(), self._will(), self._receive)
+        carrier = await self._connect(self._endpoint(client), self._will(), self._receive)
         self._carrier = carrier
         try:
             await self._greet(carrier)
@@ -368,10 +370,11 @@ class Session:
         state = msgspec.structs.replace(self._state(), session=self._number, online=False, at=stamp(self._clock()))
         return Will(self._topic(Up.STATE), encode(state))
 
-    def _endpoint(self) -> Endpoint:
+    def _endpoint(self, client: str) -> Endpoint:
         who, options = self.identity, self._options
+        client_id = f"{who.device}-{client}"
         return Endpoint(
-            who.broker_host, who.broker_port, who.device, self._keys, options.keepalive_s, options.persistent
+            who.broker_host, who.broker_port, client_id, self._keys, options.keepalive_s, options.persistent
         )
 
     def _empty_queues(self) -> None:
@@ -397,11 +400,15 @@ class Session:
         return format_topic(SharedBlocksTopic(self.identity.fleet, digest))
 
 
-def _next_session(db: SqliteDatabase) -> int:
-    """Grows with every connection and is never used twice, also across restarts."""
-    row = db.conn.execute(
+def _next_session(db: SqliteDatabase) -> tuple[int, str]:
+    """The session's number, which grows with every connection and is never used twice, also across restarts; and
+    the random part of the client id, made once: brokers that do not bind ids to certificates let whoever knows an
+    id evict its owner."""
+    number = db.conn.execute(
         "INSERT INTO meta VALUES (?, '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1 "
         "RETURNING value",
         (_SESSION,),
     ).fetchone()
-    return int(row[0])
+    db.conn.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (_CLIENT, secrets.token_hex(8)))
+    client = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_CLIENT,)).fetchone()
+    return int(number[0]), str(client[0])
