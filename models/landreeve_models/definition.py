@@ -33,7 +33,7 @@ class Retrain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
     first_days: int = 59
-    lookback_days: int = 60
+    lookback_days: int = 120
     cooldown_days: int = 28
     min_labelled: int = 0
 

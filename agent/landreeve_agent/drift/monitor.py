@@ -59,9 +59,7 @@ def score(
     return Measured(rows, scores, limits, quality)
 
 
-def judge(
-    policy: DriftPolicy, now: Measured, before: Sequence[Measured], claimed_auc: float | None = None
-) -> Judgement:
+def judge(policy: DriftPolicy, now: Measured, before: Sequence[Measured], claimed: Mapping[str, float]) -> Judgement:
     """The verdict of a window given the windows of the same release before it, newest last.
 
     Nothing is said on one window alone: ``persist`` in a row must agree. Lost quality outranks drifted columns, which
@@ -71,7 +69,7 @@ def judge(
         return Judgement("too_little_data", (), f"{now.rows} rows; at least {policy.min_rows} are needed to judge.")
     recent = [*before, now][-policy.persist :]
     drifted = _persisting(recent, policy.persist)
-    words = _quality_words(policy, [*before, now], claimed_auc)
+    words = _quality_words(policy, [*before, now], claimed)
     if words:
         return Judgement("quality_lost", drifted, words)
     if drifted:
@@ -85,7 +83,7 @@ def _persisting(recent: Sequence[Measured], persist: int) -> tuple[str, ...]:
     return tuple(sorted(frozenset.intersection(*(window.over for window in recent))))
 
 
-def _quality_words(policy: DriftPolicy, windows: Sequence[Measured], claimed_auc: float | None) -> str:
+def _quality_words(policy: DriftPolicy, windows: Sequence[Measured], claimed: Mapping[str, float]) -> str:
     """Why quality counts as lost, or the empty text."""
     known = [w.quality for w in windows[-MERGED:] if w.quality and w.quality.labelled >= policy.min_labelled]
     now = windows[-1].quality
@@ -94,8 +92,8 @@ def _quality_words(policy: DriftPolicy, windows: Sequence[Measured], claimed_auc
     recent = known[-policy.persist :]
     if len(recent) == policy.persist and all(excess_is_large(q.excess, q.excess_error, policy) for q in recent):
         return _excess_words(now, f"for {policy.persist} windows in a row")
-    if len(recent) == policy.persist and all(auc_fell(q, claimed_auc, policy) for q in recent):
-        return f"AUC fell to {now.auc:.3f} from the claimed {claimed_auc:.3f} for {policy.persist} windows in a row."
+    if len(recent) == policy.persist and all(auc_fell(q, claimed, policy) for q in recent):
+        return f"AUC fell to {now.auc:.3f} from the claimed {claimed['auc']:.3f} for {policy.persist} windows in a row."
     if len(known) == MERGED and excess_is_large(*merge_excess(known), policy) and now.excess >= policy.min_excess:
         return _excess_words(now, f"taking the last {MERGED} windows together")
     return ""

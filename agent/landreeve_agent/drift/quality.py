@@ -7,6 +7,7 @@ that does better than promised is nobody's incident.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -70,15 +71,19 @@ def excess_is_large(excess: float, error: float, policy: DriftPolicy) -> bool:
     return excess >= policy.min_excess and excess / error > NormalDist().inv_cdf(1 - policy.quality_alpha)
 
 
-def auc_fell(quality: Quality, claimed_auc: float | None, policy: DriftPolicy) -> bool:
-    """The AUC lies clearly under the claimed one: by ``max_auc_fall``, and beyond its own noise (Hanley & McNeil
-    1982, DOI 10.1148/radiology.143.1.7063747)."""
-    if claimed_auc is None or not math.isfinite(quality.auc):
+def auc_fell(quality: Quality, claimed: Mapping[str, float], policy: DriftPolicy) -> bool:
+    """The AUC lies clearly under the claimed one: by ``max_auc_fall``, and beyond the noise of both (Hanley & McNeil
+    1982, DOI 10.1148/radiology.143.1.7063747). A claim from few held-out rows is itself uncertain."""
+    if "auc" not in claimed or not math.isfinite(quality.auc):
         return False
-    fall = claimed_auc - quality.auc
-    positives = quality.labelled * quality.label_mean
-    error = auc_error(quality.auc, positives, quality.labelled - positives)
-    return fall >= policy.max_auc_fall and fall > NormalDist().inv_cdf(1 - policy.quality_alpha) * error
+    fall = claimed["auc"] - quality.auc
+    now = auc_error(quality.auc, *_labels(quality.labelled, quality.label_mean))
+    then = auc_error(claimed["auc"], *_labels(claimed.get("rows", 0.0), claimed.get("label_mean", 0.5)))
+    return fall >= policy.max_auc_fall and fall > NormalDist().inv_cdf(1 - policy.quality_alpha) * math.hypot(now, then)
+
+
+def _labels(rows: float, mean: float) -> tuple[float, float]:
+    return rows * mean, rows * (1 - mean)
 
 
 def auc_error(auc: float, positives: float, negatives: float) -> float:

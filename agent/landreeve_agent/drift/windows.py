@@ -95,7 +95,7 @@ class Windows:
         quality = measure([p for p, _ in known], [y for _, y in known])
         measured = score(definition.drift, baseline, sketches, quality, len(answered.rows))
         earlier = [item.measured for item in before if item.report.release == answered.release]
-        judgement = judge(definition.drift, measured, earlier, baseline.figures.get("auc"))
+        judgement = judge(definition.drift, measured, earlier, baseline.figures)
         documents = {name: sketch.withhold(baseline.k).to_document() for name, sketch in sketches.items()}
         head = DriftReport(
             model=definition.name,

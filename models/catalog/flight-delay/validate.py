@@ -142,7 +142,7 @@ def one_window(site: Site, model: Model, begin: datetime, end: datetime, served:
     sketches = baseline.sketch(DEFINITION, rows, p.tolist())
     measured = score(DEFINITION.drift, baseline, sketches, measure(p, site.label[chosen]), len(rows))
     before = model.history.setdefault(site.name, [])
-    judgement = judge(DEFINITION.drift, measured, before[-3:], baseline.figures.get("auc"))
+    judgement = judge(DEFINITION.drift, measured, before[-3:], baseline.figures)
     before.append(measured)
     return judgement
 
