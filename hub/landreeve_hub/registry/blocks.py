@@ -159,8 +159,9 @@ class Allowed:
         self._read_at = -REFRESH_S
 
     def may_leave(self, digest: str) -> bool:
-        """Whether the blob belongs to such a release, from tables at most a second old."""
-        if self._clock() - self._read_at >= REFRESH_S:
+        """Whether the blob belongs to such a release, from tables at most a second old; a no is asked again
+        sooner, since a release may just have been approved."""
+        if self._clock() - self._read_at >= (REFRESH_S if digest in self._digests else REFRESH_S / 10):
             self._refresh()
         return digest in self._digests
 

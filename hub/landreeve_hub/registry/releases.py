@@ -82,32 +82,23 @@ class Registry:
             raise WrongStateError(f"{row.model} {row.version} is {row.state}: only a draft can be approved")
         sign = self._targets.add_release
         await asyncio.to_thread(sign, digest, row.manifest_bytes, row.model, row.version, by, now)
-        await self._set_state(digest, APPROVED, approved_by=by)
+        await self._change(digest, state=APPROVED, approved_by=by)
 
     async def withdraw(self, digest: str, by: str, now: datetime) -> None:
-        """Take the signature back: no device installs it from now on; those that run it keep serving."""
+        """Take the signature back: no device installs it from now on; those that run it keep serving.
+
+        Who did it stands in the audit log, which the caller writes.
+        """
+        del by
         await self._row(digest)
         await asyncio.to_thread(self._targets.remove_release, digest, now)
-        await self._set_state(digest, WITHDRAWN, approved_by=by)
+        await self._change(digest, state=WITHDRAWN)
 
     def pull(self, digest: str) -> Packed:
         """The whole release, every blob verified again; `LookupError` when it is not here."""
         manifest_bytes = self._read(digest)
         blobs = {blob.sha256: self._read(blob.sha256) for blob in parse_manifest(manifest_bytes).blobs()}
         return Packed(manifest_bytes, digest, blobs)
-
-    async def list(self, model: str = "") -> list[dict[str, Any]]:
-        """The releases, newest version first within each model."""
-        return await self._store.read(lambda c: _list(c, model))
-
-    async def find(self, model: str, version: str) -> str:
-        """The digest of a version; `NotFoundError` names what there is."""
-        rows = await self.list(model)
-        for row in rows:
-            if row["version"] == version:
-                return str(row["digest"])
-        known = ", ".join(str(row["version"]) for row in rows) or "none"
-        raise NotFoundError(f"model {model!r} has no version {version!r}; known: {known}")
 
     def _keep(self, packed: Packed) -> None:
         self._blobs.reserve(sum(len(data) for data in packed.blobs.values()))
@@ -128,9 +119,9 @@ class Registry:
             raise NoSuchReleaseError(f"release {digest[:12]} is not in the registry; push it first")
         return row
 
-    async def _set_state(self, digest: str, state: str, *, approved_by: str) -> None:
-        change = update(tables.releases).where(tables.releases.c.digest == digest)
-        await self._store.write(lambda c: c.execute(change.values(state=state, approved_by=approved_by)) and None)
+    async def _change(self, digest: str, **values: str) -> None:
+        change = update(tables.releases).where(tables.releases.c.digest == digest).values(values)
+        await self._store.write(lambda connection: connection.execute(change).rowcount)
 
 
 def _add(connection: Connection, found: Examined, source: Mapping[str, str]) -> Registered:
@@ -152,11 +143,3 @@ def _add(connection: Connection, found: Examined, source: Mapping[str, str]) -> 
             keep=["created"],
         )
     return Registered(found.digest, row["version"])
-
-
-def _list(connection: Connection, model: str) -> list[dict[str, Any]]:
-    table = tables.releases
-    query = select(table).order_by(table.c.model, table.c.created.desc(), table.c.version.desc())
-    if model:
-        query = query.where(table.c.model == model)
-    return [dict(row) for row in connection.execute(query).mappings()]

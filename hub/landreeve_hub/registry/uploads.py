@@ -138,7 +138,7 @@ class Uploads:
         if used + size > self._quota_bytes:
             raise QuotaError(
                 f"{device} offers {size:,} bytes on top of {used:,} within a day; its quota is "
-                f"{self._quota_bytes:,} (uploads.quota_mb)"
+                f"{self._quota_bytes:,} (transfer.quota_mb)"
             )
         asked[digest] = (now, size)
 
