@@ -139,7 +139,22 @@ def test_silent_device_past_its_deadline_pauses_the_rollout() -> None:
     first = decide(rollout(), fleet(), T0)
     decision = decide(first.rollout, fleet(), T0 + timedelta(days=2))
     assert decision.rollout.state is State.PAUSED
-    assert "EWR made no progress" in decision.rollout.sentence
+    assert "EWR has made no progress since 2026-03-01 10:00 UTC." in decision.rollout.sentence
+
+
+def test_device_cancelled_on_site_is_no_evidence_against_the_release() -> None:
+    first = decide(rollout(), fleet(), T0)
+    decision = decide(first.rollout, reported(fleet(), "d-1", "CANCELLED"), T0)
+    assert decision.rollout.state is State.PAUSED
+    assert not [o for o in decision.orders if isinstance(o, Quarantine)]
+
+
+def test_device_sent_back_mid_way_is_not_counted_as_failed() -> None:
+    plan = {"waves": [{"devices": ["EWR", "JFK"]}, {"rest": True}]}
+    first = decide(rollout(plan), fleet(), T0)
+    stopped = decide(first.rollout, reported(fleet(), "d-1", "REJECTED"), T0)
+    seen = reported(reported(fleet(), "d-1", "REJECTED"), "d-2", "ROLLED_BACK", cause="superseded")
+    assert decide(stopped.rollout, seen, T0).rollout.members[1].outcome is Outcome.ORDERED
 
 
 def test_resumed_in_spite_of_silence_still_asks_for_proof() -> None:

@@ -18,16 +18,16 @@ def install(root: typer.Typer) -> None:
     @root.command()
     def serve(*, state: StateFolder = Path("hub-state"), settings: Set = None) -> None:
         """Run the hub: API, console, ingest, rollouts, with the broker as a child."""
-        from landreeve_hub import app
+        from landreeve_hub.app import serve as run
 
-        raise SystemExit(app.serve(state, parse_settings(settings)))
+        raise SystemExit(run(state, parse_settings(settings)))
 
     @root.command()
     def init(*, state: StateFolder = Path("hub-state"), settings: Set = None, output: Output = Format.TABLE) -> None:
         """Make the state folder: keys, authority, settings. Does nothing where they exist."""
-        from landreeve_hub import app
+        from landreeve_hub.app import init as make
 
-        emit(app.init(state, parse_settings(settings)), output)
+        emit(make(state, parse_settings(settings)), output)
 
 
 def parse_settings(given: list[str] | None) -> dict[str, str]:
