@@ -33,10 +33,10 @@ def pipeline() -> Pipeline:
     return Pipeline(COLUMNS, {"carrier": {name: float(i) for i, name in enumerate(CARRIERS)}})
 
 
-def graph(bias: float = 0.0, *, hidden: int = 16, nan: bool = False, seed: int = 7) -> bytes:
+def graph(bias: float = 0.0, *, hidden: int = 16, nan: bool = False, seed: int = 7, width: int = WIDTH) -> bytes:
     """A small network; another ``bias`` gives other answers, ``nan`` gives no number at all."""
     rng = np.random.default_rng(seed)
-    first = (rng.normal(size=(WIDTH, hidden)) * 0.2).astype(np.float32)
+    first = (rng.normal(size=(width, hidden)) * 0.2).astype(np.float32)
     second = (rng.normal(size=(hidden, 1)) * 0.5).astype(np.float32)
     offset = np.array([np.nan if nan else bias], np.float32)
     nodes = [
@@ -53,7 +53,7 @@ def graph(bias: float = 0.0, *, hidden: int = 16, nan: bool = False, seed: int =
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     initializers.append(numpy_helper.from_array(np.array([1], np.int64), "axes"))
     ends = (
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
         [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n"])],
     )
     built = helper.make_graph(nodes, "tiny", *ends, initializers)

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from landreeve_agent.serving import oip
 from landreeve_agent.serving.errors import BadRequestError, TooLargeError
+from landreeve_agent.serving.interface import Interface
 
 from tests.agent.onnx_models import COLUMNS, body
+
+INTERFACE = Interface.of("delay", "1.0.0", COLUMNS, "probability")
 
 
 def decode(document: object, json_bytes: int | None = None, tail: bytes = b"") -> oip.Infer:
     raw = msgspec.json.encode(document)
-    return oip.decode(raw + tail, len(raw) if tail else json_bytes, COLUMNS, "probability")
+    return oip.decode(raw + tail, len(raw) if tail else json_bytes, INTERFACE)
 
 
 def tensor(name: str, data: object, datatype: str = "FP64", shape: object = None) -> dict[str, object]:
@@ -132,7 +135,7 @@ def test_torn_texts_are_refused() -> None:
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b"null", b'{"inputs":[{"shape":[99999999999999999999]}]}'])
 def test_any_bytes_are_a_bad_request_and_nothing_else(raw: bytes) -> None:
     with pytest.raises(BadRequestError):
-        oip.decode(raw, None, COLUMNS, "probability")
+        oip.decode(raw, None, INTERFACE)
 
 
 def test_too_many_rows_are_refused() -> None:
@@ -142,11 +145,11 @@ def test_too_many_rows_are_refused() -> None:
 
 def test_header_length_outside_the_body_is_refused() -> None:
     with pytest.raises(BadRequestError, match="Inference-Header-Content-Length: 999"):
-        oip.decode(b"{}", 999, COLUMNS, "probability")
+        oip.decode(b"{}", 999, INTERFACE)
 
 
 def test_answer_in_json_and_in_binary_carries_the_same_numbers() -> None:
-    who = oip.Answering("delay", "1.0.0", "probability")
+    who = INTERFACE
     p = np.array([0.25, 0.5], np.float32)
     request = oip.Infer("r", None, [None, None], 2, {}, binary=False)
     text, json_bytes = oip.encode(who, request, ["r/0", "r/1"], p)

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from landreeve_agent.serving.control import Version
 from landreeve_agent.serving.errors import LoadFailedError, RunFailedError
-from landreeve_agent.serving.oip import Answering, Infer
+from landreeve_agent.serving.interface import Interface
+from landreeve_agent.serving.oip import Infer
 from landreeve_agent.serving.policy import require_accepted
 from landreeve_agent.serving.session import Opened, Tensor, open_session
 
@@ -30,7 +31,7 @@ class LoadedModel:
     definition: Definition
     pipeline: Pipeline
     opened: Opened
-    answering: Answering
+    interface: Interface
     quick: bool
 
     @property
@@ -70,8 +71,8 @@ def load(version: Version, *, checked: bool = False) -> LoadedModel:
     except LoadFailedError as error:
         raise LoadFailedError(error.cause, f"{version.model} {version.version}: {error.sentence}") from error
     quick = _warm(version, opened, _sample(folder, pipeline.width)) < INLINE_BELOW_S
-    answering = Answering(version.model, version.version, definition.output)
-    return LoadedModel(version, definition, pipeline, opened, answering, quick)
+    interface = Interface.of(version.model, version.version, definition.columns, definition.output)
+    return LoadedModel(version, definition, pipeline, opened, interface, quick)
 
 
 def _sample(folder: Path, width: int) -> Tensor:

@@ -122,7 +122,7 @@ class Routes:
         if lane is None:
             raise NotReadyError(f"model {model!r} is not ready: {serving.problem.sentence if serving.problem else ''}")
         try:
-            request = oip.decode(body, json_bytes, lane.model.columns, lane.model.definition.output)
+            request = oip.decode(body, json_bytes, lane.model.interface)
         except BadRequestError:
             counts.refused += 1
             raise
@@ -213,7 +213,7 @@ class _Walk:
             respond(p)
             return
         self._counts.answered(request.rows, self._us)
-        respond(Answer(*oip.encode(self._model.answering, request, ids, p)))
+        respond(Answer(*oip.encode(self._model.interface, request, ids, p)))
 
     def _lines(self, ids: list[str], p: Tensor | RunFailedError, shadow: Tensor | None) -> list[Line]:
         version = self._model.version

@@ -1,0 +1,145 @@
+"""What a version takes and answers, prepared for the hot path: one pass over a request's tensors checks all of it.
+
+Every refusal is a `BadRequestError` that names the input and, where there is one, the value.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from landreeve.release.manifest import Column
+from landreeve_models.definition import check_value
+
+from landreeve_agent.serving.errors import BadRequestError
+
+FLOAT32_MAX = 3.4e38
+# Datatype → code of `struct`, little-endian as the binary extension demands.
+_CODES = {
+    "FP64": "d", "FP32": "f", "FP16": "e", "INT64": "q", "INT32": "i", "INT16": "h", "INT8": "b",
+    "UINT64": "Q", "UINT32": "I", "UINT16": "H", "UINT8": "B", "BOOL": "?",
+}  # fmt: skip
+_NUMERIC = ", ".join(_CODES)
+
+Values = Sequence[Any]
+
+
+class Input:
+    """One column's rule; `check` is called for every tensor of every request."""
+
+    __slots__ = ("_high", "_low", "_number", "column")
+
+    def __init__(self, column: Column) -> None:
+        self.column = column
+        self._number = column.kind == "number"
+        self._low = -FLOAT32_MAX if column.low is None else max(column.low, -FLOAT32_MAX)
+        self._high = FLOAT32_MAX if column.high is None else min(column.high, FLOAT32_MAX)
+
+    def check(self, datatype: str, values: Values) -> None:
+        """Return when the values may be used; else raise. The rules are `check_value`'s; only the common case of a
+        plain number within its bounds is decided here."""
+        if self._number:
+            if datatype not in _CODES:
+                raise bad_datatype(self.column.name, datatype, f"a number: {_NUMERIC}")
+            low, high = self._low, self._high
+            for index, value in enumerate(values):
+                kind = type(value)
+                if not ((kind is float or kind is int) and low <= value <= high):
+                    self._refuse(index, value)
+            return
+        if datatype != "BYTES":
+            raise bad_datatype(self.column.name, datatype, "a category: BYTES")
+        for index, value in enumerate(values):
+            if check_value(self.column, value):
+                self._refuse(index, value)
+
+    def _refuse(self, index: int, value: object) -> None:
+        """Raise with the reason, unless the value is an allowed absence."""
+        reason = check_value(self.column, value)
+        if not reason and value is None:
+            return
+        reason = reason or f"{value!r:.40} does not fit into 32 bits"
+        raise BadRequestError(f"input {self.column.name!r}: value {index}{_spoken(reason)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A version's name, its inputs by name, and its output tensor."""
+
+    model: str
+    version: str
+    output: str
+    inputs: dict[str, Input]
+
+    @classmethod
+    def of(cls, model: str, version: str, columns: Sequence[Column], output: str) -> "Interface":
+        """The interface of a definition's columns."""
+        return cls(model, version, output, {column.name: Input(column) for column in columns})
+
+    def fill(self, ready: dict[str, Values], rows: int) -> None:
+        """Add the optional inputs that were not sent, as unknown; `BadRequestError` for a required one."""
+        for name, rule in self.inputs.items():
+            if name not in ready:
+                if rule.column.required:
+                    raise BadRequestError(f"input {name!r}: missing")
+                ready[name] = [None] * rows
+
+    def unknown(self, name: str) -> BadRequestError:
+        """The refusal of an input that the model has not."""
+        return BadRequestError(f"input {name[:80]!r}: unknown; the model's inputs are {', '.join(self.inputs)}")
+
+
+def _spoken(reason: str) -> str:
+    """A reason after the words "value 3": its verb when it has one, else a colon before it.
+
+    >>> _spoken("is required"), _spoken("-1 is below 0")
+    (' is required', ': -1 is below 0')
+    """
+    return f" {reason}" if reason.startswith(("is ", "must ")) else f": {reason}"
+
+
+def bad_datatype(name: str, got: str, expected: str) -> BadRequestError:
+    """The refusal of a datatype."""
+    return BadRequestError(f"input {name!r}: datatype {got[:20]!r}, expected {expected}")
+
+
+def binary_values(name: str, datatype: str, raw: bytes, rows: int) -> Values:
+    """The elements of a binary tensor as plain values; NaN becomes None.
+
+    Plain, because captured rows are JSON, and a missing value has no place in an array.
+    """
+    if datatype == "BYTES":
+        return _texts(name, raw, rows)
+    form = _form(datatype, rows)
+    if form is None:
+        raise bad_datatype(name, datatype, f"{_NUMERIC} or BYTES")
+    if len(raw) != form.size:
+        raise BadRequestError(f"input {name!r}: {len(raw)} binary bytes, {rows} x {datatype} = {form.size}")
+    return [None if v != v else v for v in form.unpack(raw)]  # noqa: PLR0124 - only NaN differs from itself
+
+
+@lru_cache(maxsize=256)
+def _form(datatype: str, rows: int) -> struct.Struct | None:
+    """The layout of a numeric tensor; None when the datatype is unknown."""
+    code = _CODES.get(datatype)
+    return struct.Struct(f"<{rows}{code}") if code else None
+
+
+def _texts(name: str, raw: bytes, rows: int) -> list[str]:
+    """Elements of BYTES: each 4 bytes little-endian length, then UTF-8."""
+    texts: list[str] = []
+    offset = 0
+    while offset + 4 <= len(raw):
+        (length,) = struct.unpack_from("<I", raw, offset)
+        offset += 4
+        if offset + length > len(raw):
+            raise BadRequestError(f"input {name!r}: element {len(texts)} of {length} bytes goes beyond the tensor")
+        try:
+            texts.append(raw[offset : offset + length].decode())
+        except UnicodeDecodeError as error:
+            raise BadRequestError(f"input {name!r}: element {len(texts)} is no UTF-8: {error}") from error
+        offset += length
+    if offset != len(raw) or len(texts) != rows:
+        raise BadRequestError(f"input {name!r}: {len(texts)} elements in the binary tensor, {rows} in shape")
+    return texts
