@@ -67,8 +67,9 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     floor = Floor()
     listener = listen("127.0.0.1", 0)
     source = StatusSource(
-        site=lambda: "Test", device=str, version="0", serving="", database=database, definitions=definitions, recent=Recent(),
-        machine=MachineProbe(tmp_path), worker=floor.worker, hub=lambda waiting: HubView(waiting=waiting),
+        site=lambda: "Test", device=str, version="0", serving="", database=database, definitions=definitions,
+        recent=Recent(), machine=MachineProbe(tmp_path), worker=floor.worker,
+        hub=lambda waiting: HubView(waiting=waiting),
         active=lambda: {"m": Active("1", "r")}, updates=dict, troubles=tuple,
     )  # fmt: skip
     sessions = Sessions(tmp_path / "sessions.json", lambda: 1000.0, 3600)

@@ -1,6 +1,7 @@
 """The box itself: make it, run it, join a hub, ask how it is."""
 
 import os
+import sys
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -57,6 +58,8 @@ def init(
 
 def run(context: typer.Context, sets: Sets = None) -> None:
     """Run this site until asked to stop: inference, intake, drift, training, updates, console."""
+    # sqlite-utils imports pandas where it is installed: 40 MB of a small box for nothing we use.
+    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
     from landreeve_agent.app import run_agent
 
     try:

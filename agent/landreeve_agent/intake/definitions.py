@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from landreeve.blobs.durable import write_durably
 from landreeve.wire.ids import BadIdError, check_id
 from landreeve_models.definition import BadDefinitionError, Definition, encode_definition, load_definition
-
-from landreeve_agent.console.access import write_private
 
 
 @dataclass
@@ -42,7 +41,7 @@ class Definitions(Mapping[str, Definition]):
 
     def put(self, definition: Definition) -> None:
         """Keep a definition, in place of the one of the same name."""
-        write_private(self.folder / f"{check_id(definition.name)}.json", encode_definition(definition))
+        write_durably(self.folder / f"{check_id(definition.name)}.json", encode_definition(definition), 0o600)
 
     def _load(self, name: str) -> Definition | None:
         try:
