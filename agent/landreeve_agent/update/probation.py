@@ -210,13 +210,13 @@ def _conclude(stats: ProbationStats, policy: Probation) -> Pass | Fail | Wait:
         return Pass(f"{stats.rows} rows answered without a fault; labels are not asked for.")
     surely = stats.difference.mean + radius(stats.difference, policy.alpha, policy.max_rows // 2)
     if surely <= policy.max_log_loss_increase:
-        return Pass(f"{_passed(stats)}, surely within the limit.")
+        return Pass(_sentence(f"{_passed(stats)}, surely within the limit."))
     if stats.rows < policy.max_rows and not over:
         return Wait(f"{_progress(stats, policy)[:-1]}; {_passed(stats)} (+/- {surely - stats.difference.mean:.4f}).")
     # Undecided at the end of the probation: the estimate decides, and it fails closed.
     if stats.difference.mean > policy.max_log_loss_increase:
         return _worse(stats, policy)
-    return Pass(f"{_passed(stats)}, by the estimate at the end of the probation.")
+    return Pass(_sentence(f"{_passed(stats)}, by the estimate at the end of the probation."))
 
 
 def _not_proven(stats: ProbationStats, policy: Probation) -> Fail:
@@ -241,3 +241,7 @@ def _passed(stats: ProbationStats) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]

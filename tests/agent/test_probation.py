@@ -1,0 +1,188 @@
+"""Judging a probation: what fails it, what ends it, and how often chance alone would."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from landreeve.wire.messages import Probation
+from landreeve_agent.update.probation import (
+    Fail,
+    Moments,
+    Pass,
+    ProbationStats,
+    Wait,
+    error_evidence,
+    judge,
+    log_loss,
+    moments,
+    radius,
+)
+
+POLICY = Probation()
+ENOUGH = ProbationStats(rows=600, distinct=300, distinct_before=300, difference=Moments(400, 0.0, 400 * 0.02**2))
+
+
+def losses(mean: float, deviation: float, n: int) -> Moments:
+    return Moments(n, mean, (n - 1) * deviation**2)
+
+
+def test_harmless_version_passes_as_soon_as_that_is_sure() -> None:
+    verdict = judge(ENOUGH, POLICY)
+    assert isinstance(verdict, Pass)
+    assert "surely" in verdict.sentence
+
+
+def test_too_little_traffic_waits_and_says_for_what() -> None:
+    verdict = judge(replace(ENOUGH, rows=120, difference=Moments(7)), POLICY)
+    assert verdict == Wait("On probation: 120 of 500 rows answered, 7 of 300 labels known.")
+
+
+def test_clearly_worse_version_fails_before_the_end() -> None:
+    verdict = judge(replace(ENOUGH, difference=losses(0.08, 0.3, 1500)), POLICY)
+    assert isinstance(verdict, Fail)
+    assert verdict.cause == "log_loss"
+    assert "+0.0800 against the last good version on the same 1500 labelled rows" in verdict.sentence
+
+
+def test_undecided_version_waits_until_the_end() -> None:
+    unsure = replace(ENOUGH, rows=3999, difference=losses(0.004, 0.4, 500))
+    assert isinstance(judge(unsure, POLICY), Wait)
+
+
+@pytest.mark.parametrize(("mean", "kind"), [(0.004, Pass), (0.006, Fail)])
+def test_undecided_version_is_decided_by_the_estimate_at_the_end(mean: float, kind: type) -> None:
+    assert isinstance(judge(replace(ENOUGH, rows=4000, difference=losses(mean, 0.4, 500)), POLICY), kind)
+
+
+def test_silent_site_proves_nothing_and_the_version_goes() -> None:
+    verdict = judge(ProbationStats(rows=3, distinct=3, elapsed_s=90_000), POLICY)
+    assert isinstance(verdict, Fail)
+    assert verdict.cause == "not_proven"
+    assert "25.0 h only 3 of 500 rows" in verdict.sentence
+
+
+def test_labels_that_never_come_prove_nothing_where_they_are_asked_for() -> None:
+    unlabelled = replace(ENOUGH, rows=9000, difference=Moments())
+    assert isinstance(judge(unlabelled, POLICY), Wait)
+    assert isinstance(judge(replace(unlabelled, elapsed_s=90_000), POLICY), Fail)
+    assert isinstance(judge(unlabelled, Probation(min_labelled=0)), Pass)
+
+
+@pytest.mark.parametrize(
+    ("stats", "cause"),
+    [
+        (replace(ENOUGH, invalid=1), "invalid_output"),
+        (replace(ENOUGH, distinct=1), "constant_output"),
+        (replace(ENOUGH, errors=60), "error_rate"),
+        (replace(ENOUGH, p95_ms=80.0, p95_ratio=6.0), "latency"),
+    ],
+)
+def test_technical_faults_fail_whatever_the_quality(stats: ProbationStats, cause: str) -> None:
+    verdict = judge(stats, POLICY)
+    assert isinstance(verdict, Fail)
+    assert verdict.cause == cause
+
+
+def test_constant_traffic_is_no_fault_of_the_new_version() -> None:
+    assert isinstance(judge(replace(ENOUGH, distinct=1, distinct_before=1), POLICY), Pass)
+
+
+def test_slower_version_that_nobody_notices_is_kept() -> None:
+    assert isinstance(judge(replace(ENOUGH, p95_ms=2.0, p95_ratio=9.0), POLICY), Pass)
+
+
+def test_first_model_must_beat_the_base_rate() -> None:
+    first = replace(ENOUGH, reference="base_rate", distinct_before=0)
+    assert isinstance(judge(replace(first, difference=losses(-0.05, 0.3, 2000)), POLICY), Pass)
+    verdict = judge(replace(first, difference=losses(0.2, 0.3, 500)), POLICY)
+    assert isinstance(verdict, Fail)
+    assert "always forecasting the base rate" in verdict.sentence
+
+
+def test_first_model_far_from_its_claim_fails() -> None:
+    first = replace(ENOUGH, reference="base_rate", claimed_loss=0.1, loss=losses(0.5, 0.3, 500))
+    verdict = judge(first, POLICY)
+    assert isinstance(verdict, Fail)
+    assert verdict.cause == "claim_missed"
+
+
+def test_one_early_error_is_not_the_end() -> None:
+    assert isinstance(judge(ProbationStats(rows=5, errors=1, distinct=5), POLICY), Wait)
+
+
+def run_of_errors(rate: float, rng: random.Random, rows: int) -> bool:
+    """Whether a version with that error rate is refused at any of its looks."""
+    errors = 0
+    for n in range(1, rows + 1):
+        errors += rng.random() < rate
+        if error_evidence(errors, n, POLICY.max_error_rate) >= 1 / POLICY.alpha:
+            return True
+    return False
+
+
+def test_error_rate_at_the_limit_is_rarely_refused_and_thrice_the_limit_is() -> None:
+    rng = random.Random(7)
+    false_alarms = sum(run_of_errors(POLICY.max_error_rate, rng, 1000) for _ in range(120))
+    found = sum(run_of_errors(3 * POLICY.max_error_rate, rng, 1000) for _ in range(20))
+    assert false_alarms / 120 <= POLICY.alpha + 0.02
+    assert found == 20
+
+
+def ever_outside(rng: random.Random, rows: int) -> bool:
+    """Whether the true mean 0 leaves the confidence sequence at any look from row 300 on."""
+    mean, m2 = 0.0, 0.0
+    for n in range(1, rows + 1):
+        value = rng.gauss(0.0, 1.0) * (3.0 if rng.random() < 0.1 else 1.0)
+        delta = value - mean
+        mean += delta / n
+        m2 += delta * (value - mean)
+        if n >= 300 and n % 20 == 0 and abs(mean) > radius(Moments(n, mean, m2), 0.05, 2000):
+            return True
+    return False
+
+
+def test_confidence_sequence_keeps_its_promise_at_every_look() -> None:
+    rng = random.Random(11)
+    assert sum(ever_outside(rng, 4000) for _ in range(150)) / 150 <= 0.05 + 0.02
+
+
+def test_radius_shrinks_and_is_infinite_without_rows() -> None:
+    assert radius(Moments(1, 0.0, 0.0), 0.05, 2000) == math.inf
+    assert radius(losses(0, 1, 4000), 0.05, 2000) < radius(losses(0, 1, 400), 0.05, 2000)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=50))
+def test_moments_are_those_of_the_textbook(values: list[float]) -> None:
+    found = moments(values)
+    mean = sum(values) / len(values)
+    assert found.n == len(values)
+    assert found.mean == pytest.approx(mean, abs=1e-9)
+    assert found.m2 == pytest.approx(sum((v - mean) ** 2 for v in values), abs=1e-6)
+
+
+@given(
+    st.builds(
+        ProbationStats,
+        rows=st.integers(0, 10_000),
+        errors=st.integers(0, 10_000),
+        invalid=st.integers(0, 3),
+        distinct=st.integers(0, 100),
+        difference=st.builds(losses, st.floats(-7, 7), st.floats(0, 7), st.integers(2, 10_000)),
+        elapsed_s=st.floats(0, 200_000),
+        p95_ms=st.none() | st.floats(0, 1e4),
+        p95_ratio=st.none() | st.floats(0, 1e4),
+    )
+)
+def test_evidence_always_leads_to_a_verdict_in_words(stats: ProbationStats) -> None:
+    verdict = judge(stats, POLICY)
+    assert verdict.sentence.endswith(".")
+    if isinstance(verdict, Wait):
+        assert stats.elapsed_s < POLICY.max_s
+
+
+@given(st.floats(0, 1), st.sampled_from([0.0, 1.0]))
+def test_one_row_costs_a_bounded_amount(p: float, label: float) -> None:
+    assert 0.0 <= log_loss(p, label) <= 6.91
