@@ -47,6 +47,7 @@ BATCH = timedelta(hours=1)
 BATCH_ROWS = 500
 REQUEST_TIMEOUT_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
+PATIENCE_S = 10.0
 LOG_HEAD = "id,at,version,probability,label\n"
 
 
@@ -181,6 +182,9 @@ class Log:
     def flush(self) -> None:
         self._file.flush()
 
+    def close(self) -> None:
+        self._file.close()
+
 
 def _mend(path: Path) -> tuple[str, bool]:
     """Cut off a line that a kill left unfinished; the id of the last whole one, and whether a model ever answered."""
@@ -231,6 +235,11 @@ class Application:
             self._next = next(self._departures, None)
         self._flush_until(moment)
         return self.counts.line(moment)
+
+    def close(self) -> None:
+        self._infer.close()
+        self._intake.close()
+        self._log.close()
 
     def _wait(self, began: float, passed: timedelta) -> None:
         if self.speed > 0:
@@ -290,9 +299,17 @@ class Application:
                 status, answer = self._infer.post(path, body)
             except (OSError, http.client.HTTPException) as error:
                 return 0, error
-            if status in (200, http.client.NOT_FOUND):
+            if status == http.client.NOT_FOUND or _is_answer(status, path, answer):
                 return status, answer
-        return self._post(self._infer, path, body, absent_is_fine=True)
+        status, answer = self._post(self._infer, path, body, absent_is_fine=True)
+        patience = time.monotonic() + PATIENCE_S
+        while status == http.client.NOT_FOUND and self._model_seen and time.monotonic() < patience:
+            # A model that answered before is not gone: its server is starting.
+            self.counts.retries += 1
+            time.sleep(FIRST_PAUSE_S)
+            status, answer = self._post(self._infer, path, body, absent_is_fine=True)
+        self._model_seen = self._model_seen and status != http.client.NOT_FOUND
+        return status, answer
 
     def _flush_samples(self) -> None:
         if not self._samples:
@@ -319,13 +336,18 @@ class Application:
                 status, answer = server.post(path, body)
             except (OSError, http.client.HTTPException) as error:
                 status, answer = 0, error
-            if status in (200, 202) or (status == http.client.NOT_FOUND and absent_is_fine):
+            if (status == http.client.NOT_FOUND and absent_is_fine) or _is_answer(status, path, answer):
                 return status, answer
-            if 400 <= status < 500 and status not in (408, 429):
-                raise RefusedError(f"POST {path}: {status} {answer}")
             self.counts.retries += 1
             time.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_S)
+
+
+def _is_answer(status: int, path: str, answer: Any) -> bool:
+    """Whether the server did it; False when it is worth another try; `RefusedError` when it never will be."""
+    if 400 <= status < 500 and status not in (408, 429):
+        raise RefusedError(f"POST {path}: {status} {answer}")
+    return status in (200, 202)
 
 
 def oip_request(departure: Departure) -> dict[str, Any]:
@@ -357,7 +379,7 @@ def main() -> int:
         print(f"the service refused a request, which needs a person: {error}", file=sys.stderr)
         return 1
     finally:
-        log.flush()
+        application.close()
 
 
 def serve(application: Application, commands: io.TextIOBase | Any, out: Any) -> int:

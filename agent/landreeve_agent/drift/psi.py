@@ -29,7 +29,8 @@ def threshold(
 
 
 def chi2_quantile(level: float, freedom: int) -> float:
-    """The quantile of χ² (Wilson & Hilferty 1931); within 1 % for freedom of 10 and more, up to 4 % high (so cautious) below.
+    """The quantile of χ² (Wilson & Hilferty 1931); within 1 % for freedom of 10 and more, up to
+    4 % high, so cautious, below.
 
     >>> round(chi2_quantile(0.95, 10), 1)
     18.3
