@@ -1,5 +1,8 @@
 """The walk of a request through the routes: answer, shadow, capture; and the status that tells of it."""
 
+import asyncio
+import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from landreeve_agent.serving.errors import LoadFailedError, RunFailedError, Serv
 from landreeve_agent.serving.metrics import Metrics
 from landreeve_agent.serving.model import LoadedModel, load
 from landreeve_agent.serving.routes import Answer, Lane, Routes, Serving
-from landreeve_agent.serving.session import Opened, Tensor
+from landreeve_agent.serving.session import Opened, Session, Tensor
 
 from tests.agent.onnx_models import answers, body, graph, pipeline, version, write_release
 
@@ -25,9 +28,15 @@ class Failing:
         raise RunFailedError(f"no luck with {len(x)} rows")
 
 
-def with_session(model: LoadedModel, session: Failing) -> LoadedModel:
-    import dataclasses
+class Sleepy:
+    """A session that answers 0.75, late."""
 
+    def run(self, x: Tensor) -> Tensor:
+        time.sleep(0.4)
+        return np.full(len(x), 0.75, np.float32)
+
+
+def with_session(model: LoadedModel, session: Session) -> LoadedModel:
     return dataclasses.replace(model, opened=Opened(session, Plan(), ""))
 
 
@@ -46,6 +55,15 @@ class Stand:
 
     def ask(self, document: object, model: str = "delay", name: str | None = None) -> dict[str, object]:
         self.routes.infer(model, name, msgspec.json.encode(document), None, self.answered.append)
+        answer = self.answered[-1]
+        return msgspec.json.decode(answer.body, type=dict) if isinstance(answer, Answer) else {"error": str(answer)}
+
+    async def wait(self, document: object) -> dict[str, object]:
+        """Ask a model that answers from its thread."""
+        before = len(self.answered)
+        self.routes.infer("delay", None, msgspec.json.encode(document), None, self.answered.append)
+        while len(self.answered) == before:  # noqa: ASYNC110 - the answer arrives through a plain callback
+            await asyncio.sleep(0.005)
         answer = self.answered[-1]
         return msgspec.json.decode(answer.body, type=dict) if isinstance(answer, Answer) else {"error": str(answer)}
 
@@ -91,6 +109,30 @@ async def test_a_failing_shadow_never_hurts_the_answer(stand: Stand, model: Call
     (line,) = stand.lines()
     assert (line.shadow, line.err) == (None, None)
     assert stand.metrics.counts().shadow_failures == 1
+
+
+async def test_slow_graphs_answer_from_their_threads_and_shadows_too(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    stand.serve(dataclasses.replace(model(), quick=False), dataclasses.replace(model("2.0.0", bias=2.0), quick=False))
+    assert "outputs" in await stand.wait(body())
+    (line,) = stand.lines()
+    assert line.p == pytest.approx(expected(), abs=1e-6)
+    assert line.shadow == pytest.approx(expected(2.0), abs=1e-6)
+    stand.routes.replace({})
+
+
+async def test_a_shadow_that_is_too_slow_does_not_hold_the_answer_back(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    stand.serve(model(), dataclasses.replace(with_session(model("2.0.0"), Sleepy()), quick=False))
+    assert "outputs" in await stand.wait(body())
+    (line,) = stand.lines()
+    assert line.shadow is None
+    await asyncio.sleep(0.5)
+    assert (len(stand.lines()), len(stand.answered)) == (1, 1)
+    assert stand.metrics.counts().shadow_failures == 1
+    stand.routes.replace({})
 
 
 async def test_a_failed_run_is_captured_with_its_reason_and_answered_as_an_error(
@@ -149,6 +191,13 @@ def test_a_device_that_is_not_there_gives_way_to_the_cpu_and_says_why(tmp_path: 
     loaded = load(version(folder, plan=Plan("onnxruntime", "gpu", "fp32", 1, wanted="gpu")), checked=True)
     assert loaded.opened.used == "CPU · onnxruntime · fp32 · 1 thread"
     assert "this onnxruntime has no provider for gpu" in loaded.opened.reason
+
+
+def test_a_tuned_graph_that_is_gone_gives_way_to_the_released_one(tmp_path: Path) -> None:
+    plan = Plan(precision="int8", graph="model.int8.onnx")
+    loaded = load(version(write_release(tmp_path), plan=plan), checked=True)
+    assert loaded.opened.used == "CPU · onnxruntime · fp32 · 1 thread"
+    assert loaded.opened.reason.startswith("model.int8.onnx is gone")
 
 
 @pytest.mark.parametrize(

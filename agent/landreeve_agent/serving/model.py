@@ -12,7 +12,7 @@ from landreeve_models.features.pipeline import Pipeline
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from landreeve_agent.serving.control import Version
+from landreeve_agent.serving.control import Plan, Version
 from landreeve_agent.serving.errors import LoadFailedError, RunFailedError
 from landreeve_agent.serving.interface import Interface
 from landreeve_agent.serving.oip import Infer
@@ -20,6 +20,7 @@ from landreeve_agent.serving.policy import require_accepted
 from landreeve_agent.serving.session import Opened, Tensor, open_session
 
 WARM_RUNS = 5
+RELEASED_GRAPH = Plan().graph
 INLINE_BELOW_S = 0.002  # a graph faster than this runs on the event loop: a thread handoff would cost more
 
 
@@ -59,13 +60,14 @@ def load(version: Version, *, checked: bool = False) -> LoadedModel:
     ``checked`` skips the graph's policy: only for a version that a worker of this supervisor has served before.
     """
     folder = Path(version.folder)
-    graph_path = folder / version.plan.graph
+    plan = _available(folder, version.plan)
+    graph_path = folder / plan.graph
     try:
         definition = load_definition(folder)
         pipeline = Pipeline.from_bytes((folder / "features.json").read_bytes())
         if not checked:
             require_accepted(graph_path)
-        opened = open_session(version.plan, graph_path.read_bytes())
+        opened = open_session(plan, graph_path.read_bytes())
     except (OSError, BadReleaseError, BadDefinitionError) as error:
         raise LoadFailedError("bad_release", f"{version.model} {version.version}: {error}") from error
     except LoadFailedError as error:
@@ -73,6 +75,13 @@ def load(version: Version, *, checked: bool = False) -> LoadedModel:
     quick = _warm(version, opened, _sample(folder, pipeline.width)) < INLINE_BELOW_S
     interface = Interface.of(version.model, version.version, definition.columns, definition.output)
     return LoadedModel(version, definition, pipeline, opened, interface, quick)
+
+
+def _available(folder: Path, plan: Plan) -> Plan:
+    """The plan, or the default one when the graph that tuning made is gone: that file is no part of the release."""
+    if plan.graph == RELEASED_GRAPH or (folder / plan.graph).exists():
+        return plan
+    return Plan(wanted=plan.wanted, reason=f"{plan.graph} is gone: default plan until the next preflight")
 
 
 def _sample(folder: Path, width: int) -> Tensor:

@@ -21,7 +21,9 @@ def require_accepted(path: Path) -> None:
     """Return when the policy accepts the graph; else `LoadFailedError` with its reason."""
     command = [sys.executable, "-m", "landreeve_agent.serving.policy", str(path)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=DEADLINE_S, check=False, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired as error:
         raise LoadFailedError("bad_graph", f"{path.name}: not checked within {DEADLINE_S:g} s") from error
     if done.returncode == REFUSED:

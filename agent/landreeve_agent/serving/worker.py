@@ -7,13 +7,12 @@ the supervisor.
 
 import argparse
 import asyncio
-import contextlib
 import faulthandler
 import gc
 import os
 import resource
+import signal
 import socket
-import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -177,9 +176,8 @@ def main() -> None:
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the site's rows
     stdout = _own_stdout()
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the whole group; the supervisor ends us in order
-        _run(_serve(options, os.dup(0), stdout))
-    sys.stderr.flush()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor ends us in order
+    _run(_serve(options, os.dup(0), stdout))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -255,6 +256,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True)
     die_with_parent(parser.parse_args().parent)
     prefer_for_oom()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor ends us
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not break a frame
     length = int.from_bytes(sys.stdin.buffer.read(4), "big")
