@@ -19,7 +19,13 @@ from landreeve_agent.console import pages as site_pages
 from landreeve_hub.console import pages as hub_pages
 
 CHROMIUM = Path("/usr/bin/chromium")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @dataclass
@@ -115,6 +121,10 @@ def look(browser: Any) -> Iterator[Callable[..., Watched]]:
 
 def listen(watched: Watched) -> None:
     page, complaints = watched.page, watched.complaints
-    page.on("console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None)
+    page.on(
+        "console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None
+    )
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: complaints.append(request.url) if not request.url.startswith(watched.url) else None)
+    page.on(
+        "request", lambda request: complaints.append(request.url) if not request.url.startswith(watched.url) else None
+    )

@@ -20,6 +20,7 @@ class FakeHub:
         self.incidents = incidents()
         self.releases = releases()
         self.open = False
+        self.permissions = PERMISSIONS
         self.calls: list[tuple[str, Any]] = []
 
     def app(self) -> FastAPI:
@@ -54,7 +55,9 @@ class FakeHub:
             body = await request.json()
             self.calls.append((path, body))
             if path == "enrolment-tokens":
-                return JSONResponse({"token": "lrt1.eyJ1cmwiOiJodHRwczovL2h1Yi5leGFtcGxlOjg0NDMiLCJzaXRlIjoiQk9TIn0"}, 201)
+                return JSONResponse(
+                    {"token": "lrt1.eyJ1cmwiOiJodHRwczovL2h1Yi5leGFtcGxlOjg0NDMiLCJzaXRlIjoiQk9TIn0"}, 201
+                )
             if path == "rollouts":
                 return JSONResponse({"id": "r-0001"}, 201)
             return JSONResponse({})
@@ -63,13 +66,15 @@ class FakeHub:
 
     def _answer(self, path: str) -> Any:
         fixed = {
-            "me": {"name": "mona", "role": "admin"},
+            "me": {"user": "mona", "role": "admin", "permissions": self.permissions},
             "fleet": self.fleet,
             "incidents": {"items": self.incidents},
             "models": {"items": [{"name": "flight-delay", "definition": {"purpose": PURPOSE}}]},
             "releases": {"items": self.releases},
             "rollouts": {"items": [*self.fleet["rollouts"], ended()]},
-            "delivery": [{"device": "d-000000000000", "facts": 18211, "gaps": 0, "duplicates_suppressed": 41, "rejected": 0}],
+            "delivery": [
+                {"device": "d-000000000000", "facts": 18211, "gaps": 0, "duplicates_suppressed": 41, "rejected": 0}
+            ],
             "drift/flight-delay": drift([row["site"] for row in self.fleet["devices"][:8]]),
         }
         if path in fixed:
@@ -83,6 +88,7 @@ class FakeHub:
         return None
 
 
+PERMISSIONS = ["view", "propose", "approve", "steer", "roll_back", "enrol", "incidents", "emergency"]
 PURPOSE = "The chance that a departure leaves 15 minutes late or more"
 
 
@@ -168,7 +174,14 @@ def running(devices: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def wave(name: str, members: list[Any], committed: int, flying: int, rows: list[Any]) -> dict[str, Any]:
-    return {"name": name, "total": len(members), "committed": committed, "failed": 0, "in_flight": flying, "devices": rows}
+    return {
+        "name": name,
+        "total": len(members),
+        "committed": committed,
+        "failed": 0,
+        "in_flight": flying,
+        "devices": rows,
+    }
 
 
 def ended() -> dict[str, Any]:
@@ -244,13 +257,23 @@ def incidents() -> list[dict[str, Any]]:
 def events() -> list[dict[str, Any]]:
     return [
         {"n": 2, "at": at(3), "name": "update.transition", "severity": "info", "sentence": "Version 4 is in service."},
-        {"n": 1, "at": at(70), "name": "worker.restarted", "severity": "warning", "sentence": "The worker was restarted."},
+        {
+            "n": 1,
+            "at": at(70),
+            "name": "worker.restarted",
+            "severity": "warning",
+            "sentence": "The worker was restarted.",
+        },
     ]
 
 
 def metrics() -> dict[str, list[float]]:
     t = [time.time() - 3600 + 60 * n for n in range(60)]
-    return {"t": t, "p50_ms": [0.6 + (n % 7) / 40 for n in range(60)], "p95_ms": [1.5 + (n % 11) / 9 for n in range(60)]}
+    return {
+        "t": t,
+        "p50_ms": [0.6 + (n % 7) / 40 for n in range(60)],
+        "p95_ms": [1.5 + (n % 11) / 9 for n in range(60)],
+    }
 
 
 def drift(sites: list[str]) -> dict[str, Any]:
@@ -263,7 +286,11 @@ def drift(sites: list[str]) -> dict[str, Any]:
             "site": site,
             "window": n,
             "last": month,
-            "quality": {"log_loss": 0.44 + 0.02 * (n % 4) + rng.random() / 60, "labelled": 2000, "reference_log_loss": 0.44},
+            "quality": {
+                "log_loss": 0.44 + 0.02 * (n % 4) + rng.random() / 60,
+                "labelled": 2000,
+                "reference_log_loss": 0.44,
+            },
         }
         for n, month in enumerate(months)
         for site in sites
@@ -271,7 +298,13 @@ def drift(sites: list[str]) -> dict[str, Any]:
     bell = [1, 4, 9, 22, 41, 66, 70, 51, 30, 12, 5, 2]
     sketches = {
         "wind_speed": {"kind": "histogram", "edges": list(range(11)), "counts": bell[::-1], "missing": 0},
-        "carrier": {"kind": "categories", "values": ["UA", "B6", "DL", "AA"], "counts": [9, 7, 5, 2], "other": 1, "missing": 0},
+        "carrier": {
+            "kind": "categories",
+            "values": ["UA", "B6", "DL", "AA"],
+            "counts": [9, 7, 5, 2],
+            "other": 1,
+            "missing": 0,
+        },
     }
     return {
         "model": "flight-delay",
@@ -279,7 +312,9 @@ def drift(sites: list[str]) -> dict[str, Any]:
         "sites": sites,
         "matrix": matrix,
         "thresholds": {s: dict.fromkeys(columns, 0.2) for s in sites},
-        "verdicts": {s: {"verdict": "stable", "sentence": "No input changed beyond its limit.", "version": "4"} for s in sites},
+        "verdicts": {
+            s: {"verdict": "stable", "sentence": "No input changed beyond its limit.", "version": "4"} for s in sites
+        },
         "windows": windows,
         "merged": {"release": "9f2c", "sites": sites, "sketches": sketches, "left_out": {}},
     }

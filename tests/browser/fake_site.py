@@ -30,7 +30,9 @@ class FakeSite:
         @app.post("/api/v1/sessions")
         async def sign_in(request: Request) -> JSONResponse:
             if (await request.json()).get("code") != CODE:
-                return JSONResponse({"title": "Wrong code", "detail": "This code is not valid. Ask for a new one."}, 401)
+                return JSONResponse(
+                    {"title": "Wrong code", "detail": "This code is not valid. Ask for a new one."}, 401
+                )
             answer = JSONResponse({"ok": True})
             answer.set_cookie(COOKIE, "yes", httponly=True, samesite="strict")
             return answer
@@ -96,7 +98,12 @@ def status() -> dict[str, Any]:
         "happened": [
             {"at": at(4), "name": "drift", "sentence": "wind_speed moved beyond its limit.", "severity": "warning"},
             {"at": at(72), "name": "update.transition", "sentence": "Version 4 is in service.", "severity": "info"},
-            {"at": at(75), "name": "worker.restarted", "sentence": "The inference worker was killed by SIGSEGV.", "severity": "error"},
+            {
+                "at": at(75),
+                "name": "worker.restarted",
+                "sentence": "The inference worker was killed by SIGSEGV.",
+                "severity": "error",
+            },
             {"at": at(3000), "name": "hub.joined", "sentence": "Joined the fleet.", "severity": "info"},
         ],
     }
@@ -169,7 +176,8 @@ def updates() -> list[dict[str, Any]]:
         ("rolled_back", "Version 2 did worse on real traffic and was taken back.", 9000),
     ]
     return [
-        {"at": at(m), "model": "flight-delay", "state": s, "version": "4", "cause": s, "sentence": w} for s, w, m in steps
+        {"at": at(m), "model": "flight-delay", "state": s, "version": "4", "cause": s, "sentence": w}
+        for s, w, m in steps
     ]
 
 

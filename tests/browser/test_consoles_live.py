@@ -30,15 +30,16 @@ Look = Callable[..., Any]
 
 @pytest.mark.parametrize(("lang", "theme", "width"), LOOKS)
 def test_local_pages_fit_and_pass_wcag(site: Any, look: Look, lang: str, theme: str, width: int) -> None:
-    walk(look, site, SITE_PAGES, lang, theme, width)
+    walk(look, site, SITE_PAGES, (lang, theme, width))
 
 
 @pytest.mark.parametrize(("lang", "theme", "width"), LOOKS)
 def test_fleet_pages_fit_and_pass_wcag(hub: Any, look: Look, lang: str, theme: str, width: int) -> None:
-    walk(look, hub, HUB_PAGES, lang, theme, width)
+    walk(look, hub, HUB_PAGES, (lang, theme, width))
 
 
-def walk(look: Look, served: Any, paths: tuple[str, ...], lang: str, theme: str, width: int) -> None:
+def walk(look: Look, served: Any, paths: tuple[str, ...], appearance: tuple[str, str, int]) -> None:
+    lang, theme, width = appearance
     size = {"width": width, "height": 844}
     watched = look(served, paths[0], lang=lang, theme=theme, viewport=size, bypass_csp=True)
     found = []
@@ -227,3 +228,22 @@ def test_empty_states_say_the_next_step(site: Any, hub: Any, look: Look) -> None
     expect(look(hub, "/").page.locator("#live_cells .empty")).to_contain_text("Add a site")
     hub.fake.releases.clear()
     expect(look(hub, "/rollouts/new").page.locator(".empty")).to_contain_text("approved")
+
+
+def test_approving_ones_own_proposal_asks_for_the_reason(hub: Any, look: Look) -> None:
+    hub.fake.fleet["rollouts"][0]["state"] = "AWAITING_APPROVAL"
+    watched = look(hub, "/rollouts/r-0001")
+    watched.page.get_by_role("button", name="Approve").click()
+    watched.page.get_by_label("You proposed this yourself").fill("night shift, nobody else is awake")
+    with watched.page.expect_response("**/approve"):
+        watched.page.locator("#confirm").get_by_role("button", name="Approve").click()
+    assert hub.fake.calls == [("rollouts/r-0001/approve", {"emergency": "night shift, nobody else is awake"})]
+
+
+def test_a_viewer_sees_no_buttons_that_the_api_would_refuse(hub: Any, look: Look) -> None:
+    from playwright.sync_api import expect
+
+    hub.fake.permissions = ["view"]
+    watched = look(hub, "/rollouts/r-0001")
+    expect(watched.page.get_by_role("heading", level=1)).to_contain_text("flight-delay")
+    expect(watched.page.locator("#main button")).to_have_count(0)

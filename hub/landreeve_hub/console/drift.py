@@ -6,6 +6,7 @@ from typing import Any
 
 from landreeve.ui.figures import moment, number
 from landreeve.ui.inside import Api
+
 from landreeve_hub.console.answers import listed
 
 MOST_BINS = 40
@@ -66,7 +67,9 @@ def _cells(found: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
 
 
 def _cell(score: float | None, limit: float | None) -> dict[str, Any]:
-    level = "" if score is None else "much" if limit and score > limit else "some" if limit and score > limit / 2 else ""
+    level = (
+        "" if score is None else "much" if limit and score > limit else "some" if limit and score > limit / 2 else ""
+    )
     return {"score": score, "limit": limit, "level": level}
 
 

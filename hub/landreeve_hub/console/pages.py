@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
-
 from landreeve.ui.console import Console, Entry, Page
 from landreeve.ui.inside import Api
+
 from landreeve_hub.console import drift, releases, wizard
 from landreeve_hub.console.answers import listed
 from landreeve_hub.console.filter import select

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from landreeve.ui.inside import Api, ApiError
+
 from landreeve_hub.console.answers import listed, order_of
 
 Row = dict[str, Any]
@@ -58,7 +59,8 @@ def _same(served: str, digest: str) -> bool:
 def _origin(row: Row) -> Row:
     """Lineage and claimed figures from the release's config, wherever the ModelPack members put them."""
     config = row.get("config") or {}
-    own = config.get("landreeve") if isinstance(config.get("landreeve"), dict) else config
+    inner = config.get("landreeve")
+    own: Row = inner if isinstance(inner, dict) else config
     lineage = row.get("lineage") or own.get("lineage") or {}
     metrics = row.get("metrics") or (own.get("gates") or {}).get("metrics") or {}
     return {"lineage": lineage, "metrics": {k: v for k, v in metrics.items() if isinstance(v, int | float)}}

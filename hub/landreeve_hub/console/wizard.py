@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from landreeve.ui.inside import Api
+
 from landreeve_hub.console.answers import listed, order_of
 from landreeve_hub.rollout.policy import BadPlanError, parse_plan, resolve
 
@@ -19,15 +20,20 @@ async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> 
     approved = [row for row in listed(await api.find("releases")) if row.get("state") == "approved"]
     devices = listed((await api.get("fleet"))["devices"])
     models = sorted({row["model"] for row in approved})
-    model = query.get("model") if query.get("model") in models else (models[0] if models else "")
+    model = _one_of(models, query.get("model"))
     versions = sorted((str(row["version"]) for row in approved if row["model"] == model), key=order_of, reverse=True)
-    version = query.get("version") if query.get("version") in versions else (versions[0] if versions else "")
-    canary = query.get("canary") or (min((row["site"] for row in devices), default=""))
-    share = query.get("share") if query.get("share") in SHARES else "0"
+    version = _one_of(versions, query.get("version"))
+    canary = query.get("canary") or min((row["site"] for row in devices), default="")
+    share = _one_of(SHARES, query.get("share"))
     plan = _plan(canary, share, query)
     choice = {"models": models, "model": model, "versions": versions, "version": version}
     form = {"canary": canary, "share": share, "shares": SHARES, "max_failures": query.get("max_failures", "0")}
     return {**choice, **form, "devices": devices, **_preview(plan, devices, model, version)}
+
+
+def _one_of(choices: Sequence[str], wanted: str | None) -> str:
+    """What was wanted if it is a choice, else the first one, else nothing."""
+    return wanted if wanted in choices else (choices[0] if choices else "")
 
 
 def _plan(canary: str, share: str, query: Mapping[str, str]) -> dict[str, Any]:

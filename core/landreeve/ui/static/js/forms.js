@@ -67,22 +67,31 @@
 
   const confirmed = (element) => {
     const box = document.getElementById("confirm");
-    if (!element.dataset.confirm) return Promise.resolve(true);
+    if (!element.dataset.confirm) return Promise.resolve({ reason: "" });
     box.querySelector("[data-question]").textContent = element.dataset.confirm;
     box.querySelector("[value=yes]").textContent = element.dataset.label || element.textContent.trim();
+    const asked = box.querySelector("[data-asked]");
+    const reason = asked.querySelector("input");
+    asked.hidden = !element.dataset.ask;
+    asked.querySelector("label").textContent = element.dataset.askLabel || "";
+    reason.required = Boolean(element.dataset.ask);
+    reason.value = "";
     box.returnValue = "";
     box.showModal();
-    return new Promise((done) => box.addEventListener("close", () => done(box.returnValue === "yes"), { once: true }));
+    return new Promise((done) => box.addEventListener("close", () => done(box.returnValue === "yes" && { reason: reason.value.trim() }), { once: true }));
   };
 
   const run = async (element) => {
     const trouble = element.querySelector?.(".form-error");
     const button = element.matches("form") ? element.querySelector("[type=submit]") : element;
-    if (!(await confirmed(element))) return;
+    const answer = await confirmed(element);
+    if (!answer) return;
+    const content = body(element);
+    if (element.dataset.ask) content[element.dataset.ask] = answer.reason;
     if (trouble) trouble.textContent = "";
     button?.setAttribute("aria-busy", "true");
     try {
-      then(element, await call(element.dataset.api, body(element)));
+      then(element, await call(element.dataset.api, content));
     } catch (error) {
       const text = error instanceof TypeError ? landreeve.words.unreachable : error.message;
       if (trouble) trouble.textContent = text;

@@ -26,26 +26,35 @@
     children(old, fresh);
   };
 
+  // Moving a node takes its focus away, so what is gone is removed before what stays is looked for.
+  const obsolete = (node, wanted, keys) =>
+    (key(node) && !keys.has(key(node))) || (node.nodeType === 3 && !node.nodeValue.trim() && wanted.nodeType !== 3);
+
+  const match = (from, wanted) => {
+    for (let node = from; node; node = node.nextSibling) if (alike(node, wanted)) return node;
+    return null;
+  };
+
   const children = (old, fresh) => {
+    const keys = new Set([...fresh.childNodes].map(key));
     let at = old.firstChild;
+    const drop = () => {
+      const next = at.nextSibling;
+      at.remove();
+      at = next;
+    };
     for (const wanted of [...fresh.childNodes]) {
-      let found = at;
-      if (!found || !alike(found, wanted)) {
-        found = key(wanted) ? [...old.childNodes].find((node) => alike(node, wanted)) : null;
-      }
+      while (at && obsolete(at, wanted, keys)) drop();
+      const found = match(at, wanted);
       if (!found) {
         old.insertBefore(wanted, at);
         continue;
       }
-      if (found !== at) old.insertBefore(found, at);
-      else at = at.nextSibling;
+      if (found === at) at = at.nextSibling;
+      else old.insertBefore(found, at);
       same(found, wanted);
     }
-    while (at) {
-      const next = at.nextSibling;
-      at.remove();
-      at = next;
-    }
+    while (at) drop();
   };
 
   landreeve.morph = (element, html) => {
