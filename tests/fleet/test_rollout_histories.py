@@ -120,6 +120,17 @@ class FleetHistory(RuleBasedStateMachine):
         self.rollout = decision.rollout
         self._carry_out(decision.orders)
 
+    @rule(rounds=st.integers(1, 9), late=st.booleans())
+    def everyone_works_for_a_while(self, rounds: int, late: bool) -> None:
+        """Boxes work on; the hub hears each of them at once, or only at the end."""
+        for number in range(rounds):
+            for box in self.boxes.values():
+                box.obey(self.assigned[box.name], self.generations[box.name])
+                box.step("")
+                if box.reachable and (not late or number == rounds - 1):
+                    box.heard.extend(box.said[-1:])
+            self.hub_looks()
+
     @rule()
     def hub_is_killed_and_resumes(self) -> None:
         self.rollout = msgspec.convert(msgspec.json.decode(msgspec.json.encode(self.rollout)), Rollout)
@@ -271,5 +282,5 @@ class FleetHistory(RuleBasedStateMachine):
             assert not [o for o in decision.orders if isinstance(o, Assign) and o.action == "install"]
 
 
-FleetHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+FleetHistory.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
 TestFleetHistories = FleetHistory.TestCase
