@@ -152,7 +152,7 @@ class Runner:
                 return
             desired, releases = verdict.desired, verdict.releases
             states = await self._database.write(lambda db: self._take(db, desired, releases, now))
-            self.generation = desired.generation
+            self.generation = max(self.generation, desired.generation)
         for model, (before, after) in states.items():
             self._show(after)
             self._interrupt(model, before, after)
@@ -352,6 +352,8 @@ class Runner:
     ) -> dict[str, tuple[State, State]]:
         """Every model's new order in one transaction with the generation they came with."""
         changes: dict[str, tuple[State, State]] = {}
+        if desired.generation <= _last_order(db)[0]:
+            return changes  # it came before `recover` had told how far we are
         states = journal.load_all(db)
         orders = {model.model: _order(model, desired.generation, releases) for model in desired.models}
         for name in states.keys() | orders.keys():
