@@ -59,6 +59,17 @@ def auc(probability: ArrayLike, truth: ArrayLike) -> float:
     return float((ranks[y == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def auc_error(auc: float, positives: float, negatives: float) -> float:
+    """The standard error of an AUC of independent rows (Hanley & McNeil 1982, DOI 10.1148/radiology.143.1.7063747).
+
+    >>> round(auc_error(0.7, 100, 300), 3)
+    0.031
+    """
+    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
+    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc * auc) + (negatives - 1) * (q2 - auc * auc)
+    return math.sqrt(max(variance, 0.0) / max(positives * negatives, 1.0))
+
+
 def ece(probability: ArrayLike, truth: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error over bins of equal count (Naeini et al. 2015, adaptive form).
 
@@ -126,8 +137,8 @@ def gate(
 
     It must beat the champion — or, where there is none, the constant ``base_rate`` of the training rows — by more
     than noise: a paired mean difference above ``min_z`` standard errors. Unless said otherwise that is 1.645 against a
-    champion (one-sided 5 %) and 1 against the base rate (16 %): there, nothing is replaced that is known to work, and
-    the first model still has its probation.
+    champion (one-sided 5 %) and 1 against the base rate: there, nothing is replaced that is known to work, but the
+    challenger's order must be right as well, its AUC above one half by 1.645 standard errors.
     """
     needed = min_z if min_z is not None else (FIRST_Z if champion is None else CHAMPION_Z)
     p = np.asarray(challenger, dtype=np.float64)
@@ -148,7 +159,16 @@ def gate(
         figures["champion"] = summary(other, truth)
     told = f"{figures['challenger']['log_loss']:.4f} against {figures['rival_log_loss']:.4f} nats of {rival}"
     noise = f"gain {gain.mean:+.4f} ± {gain.standard_error:.4f} on {len(p)} held-out rows"
-    if gain.z > needed:
+    if gain.z > needed and (champion is not None or _orders(figures["challenger"])):
         return Verdict(True, "better", f"better: {told}; {noise}", figures)
     cause = "not_better" if gain.mean <= 0 else "within_noise"
     return Verdict(False, cause, f"not clearly better: {told}; {noise}", figures)
+
+
+def _orders(figures: dict[str, float]) -> bool:
+    """Whether the AUC is clearly above one half."""
+    if "auc" not in figures:
+        return False
+    positives = figures["rows"] * figures["label_mean"]
+    error = auc_error(figures["auc"], positives, figures["rows"] - positives)
+    return figures["auc"] - 0.5 > CHAMPION_Z * error

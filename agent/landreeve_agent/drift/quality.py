@@ -77,21 +77,10 @@ def auc_fell(quality: Quality, claimed: Mapping[str, float], policy: DriftPolicy
     if "auc" not in claimed or not math.isfinite(quality.auc):
         return False
     fall = claimed["auc"] - quality.auc
-    now = auc_error(quality.auc, *_labels(quality.labelled, quality.label_mean))
-    then = auc_error(claimed["auc"], *_labels(claimed.get("rows", 0.0), claimed.get("label_mean", 0.5)))
+    now = evaluate.auc_error(quality.auc, *_labels(quality.labelled, quality.label_mean))
+    then = evaluate.auc_error(claimed["auc"], *_labels(claimed.get("rows", 0.0), claimed.get("label_mean", 0.5)))
     return fall >= policy.max_auc_fall and fall > NormalDist().inv_cdf(1 - policy.quality_alpha) * math.hypot(now, then)
 
 
 def _labels(rows: float, mean: float) -> tuple[float, float]:
     return rows * mean, rows * (1 - mean)
-
-
-def auc_error(auc: float, positives: float, negatives: float) -> float:
-    """The standard error of an AUC.
-
-    >>> round(auc_error(0.7, 100, 300), 3)
-    0.031
-    """
-    q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
-    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc * auc) + (negatives - 1) * (q2 - auc * auc)
-    return math.sqrt(max(variance, 0.0) / max(positives * negatives, 1.0))
