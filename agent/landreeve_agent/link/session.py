@@ -67,6 +67,7 @@ class Options:
     resend_s: float = 3.0
     keepalive_s: int = 30
     state_every_s: float = 60.0
+    order_retry_s: float = 10.0
     persistent: bool = True
 
 
@@ -303,16 +304,18 @@ class Session:
             message.done()
 
     async def _take_orders(self) -> None:
+        orders = self._orders
         while True:
-            message = await self._orders.get()
+            message = await orders.get()
             try:
                 await self._take_order(message)
             except (BadTopicError, BadMessageError) as error:
                 self._reject(message, str(error))
             except Exception:
-                # Not acknowledged: it comes again with the next connection, and `desired` is retained anyway.
+                # Not acknowledged to the broker either: it also comes again with the next connection.
                 self.contact.counts.failures += 1
                 logger.exception("order on %s failed", message.topic)
+                asyncio.get_running_loop().call_later(self._options.order_retry_s, orders.put_nowait, message)
 
     async def _take_order(self, message: Message) -> None:
         if not message.payload:
