@@ -63,7 +63,7 @@ def auc_error(auc: float, positives: float, negatives: float) -> float:
     """The standard error of an AUC of independent rows (Hanley & McNeil 1982, DOI 10.1148/radiology.143.1.7063747).
 
     >>> round(auc_error(0.7, 100, 300), 3)
-    0.031
+    0.032
     """
     q1, q2 = auc / (2 - auc), 2 * auc * auc / (1 + auc)
     variance = auc * (1 - auc) + (positives - 1) * (q1 - auc * auc) + (negatives - 1) * (q2 - auc * auc)

@@ -166,7 +166,7 @@ async def test_same_request_twice_is_one_run(site: Site) -> None:
 async def test_unknown_model_and_empty_range_are_refused_by_field(site: Site) -> None:
     with pytest.raises(TrainingRefusedError, match=r"model: .*known: toy"):
         await site.trainings.request(TrainRequest(model="x", first=stamp(START), last=stamp(NOW)))
-    with pytest.raises(TrainingRefusedError, match="first: .* is not before"):
+    with pytest.raises(TrainingRefusedError, match=r"first: .* is not before"):
         await site.trainings.request(TrainRequest(model="toy", first=stamp(NOW), last=stamp(START)))
     with pytest.raises(TrainingRefusedError, match="no time"):
         await site.trainings.request(TrainRequest(model="toy", first="yesterday", last=stamp(START)))
