@@ -81,8 +81,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
             running.process.wait()
 
 
-def test_a_hub_comes_up_says_where_it_is_and_ends_with_its_broker(start: Start) -> None:
-    hub = start().up()
+@pytest.mark.parametrize("kind", ["mosquitto", "nats"])
+def test_a_hub_comes_up_says_where_it_is_and_ends_with_its_broker(start: Start, kind: str) -> None:
+    hub = start("http.port=0", "https.port=0", "broker.port=0", f"broker.kind={kind}").up()
     assert hub.get("fleet").json()["counts"]["total"] == 0
     assert re.search(r"one-time code to sign in: \S{4}(-\S{4}){3}", hub.said.read_text())
     for secret in ("run/admin-token", "keys/root-1.pem", "ca/ca.key"):

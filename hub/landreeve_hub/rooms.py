@@ -1,0 +1,242 @@
+"""The hub's rooms, built and wired by constructor: what `landreeve_hub.app` then runs."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+from landreeve.blobs.store import BlobStore
+from landreeve.wire.codec import Block
+from landreeve.wire.ids import check_id
+from landreeve.wire.messages import Audit, Body, Candidate, DriftReport, Event, Fact, UpdateReport, Want
+from sqlalchemy import Connection
+
+from landreeve_hub.api import app as api
+from landreeve_hub.api.changes import Changes
+from landreeve_hub.api.services import Services
+from landreeve_hub.audit.entry import Act
+from landreeve_hub.audit.log import AuditLog
+from landreeve_hub.broker.child import Broker, find_program
+from landreeve_hub.broker.plan import HUB_NAME, BrokerPlan
+from landreeve_hub.config import HubConfig
+from landreeve_hub.desired.publish import Publisher
+from landreeve_hub.errors import OperatorError
+from landreeve_hub.fleet.authority import Authority
+from landreeve_hub.fleet.enrolment import TOKEN_LIFETIME, mint
+from landreeve_hub.fleet.inventory import guests
+from landreeve_hub.incidents.incidents import Incidents, IncidentWatch
+from landreeve_hub.ingest.appliers import Applier, standard_appliers
+from landreeve_hub.ingest.commit import Outcome
+from landreeve_hub.ingest.delivery import Delivery
+from landreeve_hub.ingest.line import Address, Line
+from landreeve_hub.ingest.receive import Receiver
+from landreeve_hub.learning.commands import Commands
+from landreeve_hub.learning.runner import Learning
+from landreeve_hub.process import Port, Ports
+from landreeve_hub.registry.blocks import BlockServer
+from landreeve_hub.registry.releases import Registry
+from landreeve_hub.registry.uploads import Challengers, Uploads
+from landreeve_hub.rollout.runner import RolloutRunner
+from landreeve_hub.signing import keys
+from landreeve_hub.signing.director import Director
+from landreeve_hub.signing.targets import TargetsRepository
+from landreeve_hub.store.database import Store
+
+EVERYWHERE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  asked, not bound
+_PARTS: dict[type[Body], str] = {UpdateReport: "rollouts", DriftReport: "drift", Candidate: "retrains"}
+Clock = Callable[[], datetime]
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """Everything that is built for one run. ``broker`` is None when one runs elsewhere."""
+
+    store: Store
+    authority: Authority
+    broker: Broker | None
+    address: Address
+    line: Line
+    receiver: Receiver
+    blocks: BlockServer
+    publisher: Publisher
+    runner: RolloutRunner
+    learning: Learning
+    audit: AuditLog
+    services: Services
+    web: FastAPI
+
+
+def make_keys(config: HubConfig, now: datetime) -> Authority:
+    """Signing keys and the authority, where they are missing."""
+    check_id(config.settings.fleet)
+    keys.init(config.folder.root, now)
+    authority = Authority(config.folder.root)
+    authority.init(now)
+    return authority
+
+
+class Builder:
+    """Builds the rooms of one hub. ``changed`` is told, in the event loop, which parts of the API changed."""
+
+    def __init__(
+        self,
+        config: HubConfig,
+        ports: Ports,
+        clock: Clock,
+        changes: Changes,
+        changed: Callable[[set[str]], None],
+    ) -> None:
+        self._folder = config.folder
+        self._settings = config.settings
+        self._config = config
+        self._ports = ports
+        self._clock = clock
+        self._changes = changes
+        self._changed = changed
+
+    async def build(self) -> Rooms:
+        """Open the store and build what stands on it; nothing runs yet."""
+        store = Store(self._config.store_url)
+        try:
+            return await self._build_on(store)
+        except BaseException:
+            store.close()
+            raise
+
+    async def _build_on(self, store: Store) -> Rooms:
+        settings, folder, say = self._settings, self._folder, self._changes.say
+        authority = make_keys(self._config, self._clock())
+        broker = None if settings.broker.url else await self._broker(store, authority)
+        address = self._address(authority, broker)
+        line = Line(address, settings.fleet)
+        blobs, targets = BlobStore(folder.blobs), TargetsRepository(folder.root)
+        registry = Registry(store, blobs, targets)
+        rate = settings.limits.facts_per_s or None
+        publisher = Publisher(store, Director(folder.root), targets, line.publish, self._clock, rate)
+        audit, incidents = AuditLog(store, folder.keys), Incidents()
+        runner = RolloutRunner(store, publisher, incidents, audit, say)
+        uploads = Uploads(blobs, line.publish, settings.fleet, quota_bytes=int(settings.transfer.quota_mb * 1e6))
+        blocks = BlockServer(store, blobs, line, settings.fleet, bytes_per_s=settings.transfer.mb_per_s * 1e6)
+        commands = Commands(store, settings.fleet, line.publish)
+        learning = Learning(store, commands, Challengers(uploads, blobs, registry), self._clock, say)
+        receiver = Receiver(
+            store,
+            settings.fleet,
+            self._appliers(audit, learning, IncidentWatch(incidents, self._clock)),
+            line.publish,
+            self._clock,
+            blocks=_Traffic(blocks, uploads),
+            listeners=[self._listener()],
+        )
+        services = Services(
+            store=store,
+            releases=registry,
+            runner=runner,
+            incidents=incidents,
+            audit=audit,
+            commands=commands,
+            delivery=Delivery(store),
+            mint=self._mint(store, authority),
+            clock=self._clock,
+            version=version("landreeve"),
+            work=folder.work,
+            changes=self._changes,
+            hosts=frozenset({"127.0.0.1", "localhost", "[::1]", settings.https.name, *settings.http.hosts}),
+        )
+        kept = (store, authority, broker, address, line, receiver, blocks, publisher, runner, learning, audit)
+        return Rooms(*kept, services, api.build(services))
+
+    async def _broker(self, store: Store, authority: Authority) -> Broker:
+        settings = self._settings
+        pair = authority.issue_server("broker", self._clock(), [settings.https.name])
+        plan = BrokerPlan(
+            settings.fleet,
+            settings.broker.bind,
+            self._ports.reserve(Port("broker", settings.broker.bind, settings.broker.port)),
+            self._folder.broker,
+            authority.ca_path,
+            pair.certificate,
+            pair.key,
+        )
+        return Broker(plan, find_program(settings.broker.kind), await store.read(guests))
+
+    def _address(self, authority: Authority, broker: Broker | None) -> Address:
+        """Where the hub itself reaches the broker, and what it shows there."""
+        client = authority.issue_client(HUB_NAME, self._clock())
+        host, port = self._place(broker)
+        return Address(host, port, authority.ca_path, client.certificate, client.key)
+
+    def _place(self, broker: Broker | None) -> tuple[str, int]:
+        if broker is not None:
+            return reachable(self._settings.broker.bind), broker.port
+        url = urlsplit(self._settings.broker.url)
+        if url.scheme not in {"mqtts", "ssl"} or not url.hostname:
+            raise OperatorError(f"broker.url {self._settings.broker.url!r}: write it as mqtts://host:8883")
+        return url.hostname, url.port or 8883
+
+    def _appliers(self, audit: AuditLog, learning: Learning, watch: IncidentWatch) -> dict[type[Body], Applier]:
+        def record(connection: Connection, device: str, fact: Fact) -> None:
+            if isinstance(fact.body, Audit):
+                body = fact.body
+                data = {**body.data, "at": fact.at}
+                act = Act(f"site:{device}:{body.actor}", body.action, body.object, body.decision, data)
+                audit.record_in(connection, self._clock(), act)
+
+        chains: dict[type[Body], list[Applier]] = {kind: [one] for kind, one in standard_appliers(record).items()}
+        chains[Event].append(learning.apply)
+        chains[Candidate] = [learning.apply]
+        return {kind: _chain([*chain, watch.apply]) for kind, chain in chains.items()}
+
+    def _listener(self) -> Callable[[Outcome], None]:
+        """Tells the event loop what a batch changed; called in the ingest thread."""
+        loop = asyncio.get_running_loop()
+
+        def tell(outcome: Outcome) -> None:
+            changed = {"fleet", *(_PARTS.get(type(fact.body), "events") for _, fact in outcome.accepted)}
+            loop.call_soon_threadsafe(self._changed, changed)
+
+        return tell
+
+    def _mint(self, store: Store, authority: Authority) -> Callable[..., Awaitable[str]]:
+        async def made(site: str, labels: Mapping[str, str], now: datetime) -> str:
+            url = f"https://{bracketed(self._settings.https.name)}:{self._ports.found('https')}"
+            return await mint(
+                store, site, labels, TOKEN_LIFETIME, now, url=url, ca_fingerprint=authority.ca_fingerprint
+            )
+
+        return made
+
+
+class _Traffic:
+    """Blocks both ways, as the ingest hands them on."""
+
+    def __init__(self, server: BlockServer, uploads: Uploads) -> None:
+        self._server = server
+        self._uploads = uploads
+
+    def on_want(self, device: str, digest: str, want: Want) -> None:
+        self._server.on_want(device, digest, want)
+
+    def on_block(self, device: str, block: Block) -> None:
+        self._uploads.on_block(device, block)
+
+
+def _chain(appliers: Sequence[Applier]) -> Applier:
+    def apply(connection: Connection, device: str, fact: Fact) -> None:
+        for one in appliers:
+            one(connection, device, fact)
+
+    return apply
+
+
+def reachable(host: str) -> str:
+    """Where this machine itself reaches what listens on that address."""
+    return "127.0.0.1" if host in EVERYWHERE else host
+
+
+def bracketed(host: str) -> str:
+    """The host as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
