@@ -1,0 +1,114 @@
+"""The hub's command line against a running hub: what it writes where, and its exit codes."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+UP_S = 30.0
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """One command in a process of its own, as a person would run it."""
+    command = [sys.executable, "-m", "landreeve_hub", *arguments]
+    env = {"PATH": "/usr/bin:/bin", "NO_COLOR": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The state folder of a running hub."""
+    folder = tmp_path_factory.mktemp("hub") / "state"
+    ports = ("http.port=0", "https.port=0", "broker.port=0")
+    flags = [part for port in ports for part in ("--set", port)]
+    log = (folder.parent / "said.txt").open("wb")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "landreeve_hub", "serve", "--state", str(folder), *flags], stderr=log
+    )
+    deadline = time.monotonic() + UP_S
+    while run("device", "list", "--state", str(folder)).returncode != 0:
+        assert process.poll() is None, (folder.parent / "said.txt").read_text()
+        assert time.monotonic() < deadline, (folder.parent / "said.txt").read_text()
+    yield folder
+    process.terminate()
+    process.wait(timeout=20)
+    log.close()
+
+
+def told(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_version_is_answered_alone() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("landreeve-hub ")
+
+
+def test_no_hub_named_is_a_usage_error() -> None:
+    done = run("device", "list")
+    assert done.returncode == 2
+    assert "--url and --token, or --state" in done.stderr
+
+
+def test_nobody_there_is_unreachable() -> None:
+    done = run("device", "list", "--url", "http://127.0.0.1:9", "--token", "x")
+    assert done.returncode == 7
+    assert "no hub answers at http://127.0.0.1:9" in done.stderr
+
+
+def test_wrong_token_is_an_auth_error(state: Path) -> None:
+    done = run("device", "list", "--state", str(state), "--token", "wrong")
+    assert done.returncode == 5
+
+
+def test_unknown_thing_is_not_found(state: Path) -> None:
+    done = run("rollout", "status", "r-000009", "--state", str(state))
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "rollout: 'r-000009' is unknown" in done.stderr
+
+
+def test_people_get_tokens_that_work_without_the_state_folder(state: Path) -> None:
+    told(run("user", "add", "mina", "--role", "ml-engineer", "--no-password", "--state", str(state), "-o", "json"))
+    token = run("token", "create", "--user", "mina", "-q", "--state", str(state)).stdout.strip()
+    url = json.loads((state / "run" / "ports.json").read_text())["url"]
+    named = {"LANDREEVE_HUB_URL": url, "LANDREEVE_HUB_TOKEN": token}
+    assert told(run("model", "list", "-o", "json", **named)) == []
+    refused = run("user", "list", **named)
+    assert refused.returncode == 5
+    assert "mina is ml-engineer" in refused.stderr
+    again = run("user", "add", "mina", "--role", "viewer", "--no-password", "--state", str(state))
+    assert again.returncode == 6
+
+
+def test_token_for_a_site_is_one_line(state: Path) -> None:
+    done = run("device", "token", "EWR", "--state", str(state))
+    assert done.returncode == 0
+    assert done.stdout.startswith("lrt1.")
+    assert done.stdout.count("\n") == 1
+
+
+def test_json_goes_to_output_and_words_to_error(state: Path) -> None:
+    done = run("retrain", "list", "--state", str(state), "-o", "json")
+    assert told(done) == {"runs": [], "waiting": {}}
+
+
+def test_folder_that_is_no_release_is_refused_before_it_is_sent(state: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    done = run("model", "push", str(tmp_path), "--state", str(state))
+    assert done.returncode == 3
+    assert "--repack" in done.stderr
+
+
+def test_audit_verifies(state: Path) -> None:
+    assert told(run("audit", "verify", "--state", str(state), "-o", "json"))["whole"] is True
+
+
+def test_fresh_code_can_be_had(state: Path) -> None:
+    assert len(told(run("code", "--state", str(state), "-o", "json"))["code"]) == 19
