@@ -1,6 +1,6 @@
 """The local console's pages. Each one reads the public API in the name of the person looking at it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -74,10 +74,17 @@ async def _model(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -
         "name": name,
         "model": known,
         "columns": fields,
-        "curl": trying.curl(status["serving"], name, fields),
+        "curl": _example(api, status["serving"], known, fields),
         "transitions": _listed(detail.get("history")),
         "show_model": False,
     }
+
+
+def _example(api: Api, serving: str, model: Mapping[str, Any], fields: Sequence[Mapping[str, Any]]) -> str:
+    """What a program would send: a question once something answers, samples to learn from until then."""
+    if model["version"]:
+        return trying.curl(serving, model["name"], fields)
+    return trying.samples_curl(f"http://{api.request.headers.get('host', '')}", model["name"], fields)
 
 
 async def _updates(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:

@@ -87,6 +87,14 @@ def curl(serving: str, name: str, columns: Sequence[Mapping[str, Any]]) -> str:
     return f"curl {_http(serving)}/v2/models/{name}/infer -d '\n {{\"inputs\": [\n   {lines}]}}'"
 
 
+def samples_curl(console: str, name: str, columns: Sequence[Mapping[str, Any]]) -> str:
+    """A request that brings in one sample, with the token that applications use."""
+    row = {c["name"]: float(c["example"] or 0) if c["numeric"] else c["example"] or "?" for c in columns}
+    sample = json.dumps({"samples": [{"id": "1", "at": "2026-01-31T12:00:00Z", "row": row}]}, indent=1)
+    token = '-H "Authorization: Bearer $(landreeve token show app)"'
+    return f"curl {console}/api/v1/models/{name}/samples \\\n {token} -d '\n{sample}'"
+
+
 def _http(serving: str) -> str:
     return serving if serving.startswith(("http://", "https://")) else f"http://{serving}"
 

@@ -4,7 +4,7 @@ import math
 from datetime import UTC, datetime
 from typing import Final
 
-UNKNOWN: Final = "–"
+UNKNOWN: Final = "\N{EN DASH}"
 _THIN: Final = "\N{NO-BREAK SPACE}"
 
 

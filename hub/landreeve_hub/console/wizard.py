@@ -33,7 +33,7 @@ async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> 
 
 def _one_of(choices: Sequence[str], wanted: str | None) -> str:
     """What was wanted if it is a choice, else the first one, else nothing."""
-    return wanted if wanted in choices else (choices[0] if choices else "")
+    return wanted if wanted is not None and wanted in choices else (choices[0] if choices else "")
 
 
 def _plan(canary: str, share: str, query: Mapping[str, str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@
   };
   const date = new Intl.DateTimeFormat(locale, { day: "numeric", month: "short", timeZone: "UTC" });
   const plain = (value) => (value == null ? "–" : String(+value.toPrecision(4)));
-  const ms = (value) => (value == null ? "–" : value < 1 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : value.toFixed(0)) + "\u00a0ms";
+  const ms = (value) => (value == null ? "–" : (value < 1 ? value.toFixed(2) : value < 100 ? value.toFixed(1) : value.toFixed(0)) + "\u00a0ms");
   const options = (element) => {
     const days = "day" in element.dataset;
     const time = days ? date : clock;
