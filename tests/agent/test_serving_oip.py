@@ -6,6 +6,8 @@ import struct
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from landreeve_agent.serving import oip
 from landreeve_agent.serving.errors import BadRequestError, TooLargeError
 from landreeve_agent.serving.interface import Interface
@@ -136,6 +138,28 @@ def test_torn_texts_are_refused() -> None:
 def test_any_bytes_are_a_bad_request_and_nothing_else(raw: bytes) -> None:
     with pytest.raises(BadRequestError):
         oip.decode(raw, None, INTERFACE)
+
+
+_LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+_INPUT = st.fixed_dictionaries(
+    {"name": st.sampled_from(["hour", "wind", "rain", "carrier", "x"])},
+    optional={
+        "shape": st.lists(st.integers(-1, 3), max_size=3),
+        "datatype": st.sampled_from(["FP64", "INT8", "BYTES", "BOOL", "?"]),
+        "data": st.lists(_LEAVES | st.lists(_LEAVES, max_size=2), max_size=3),
+        "parameters": st.fixed_dictionaries({}, optional={"binary_data_size": st.integers(-3, 30)}),
+    },
+)
+
+
+@given(st.lists(_INPUT, max_size=5), st.binary(max_size=40), st.booleans())
+def test_whatever_is_sent_is_decoded_wholly_or_refused(sent: list[object], tail: bytes, with_tail: bool) -> None:
+    try:
+        request = decode({"inputs": sent}, tail=tail if with_tail else b"")
+    except BadRequestError:
+        return  # any other error would be a defect, and fails this test
+    assert set(request.columns) == {c.name for c in COLUMNS}
+    assert {len(values) for values in request.columns.values()} == {request.rows}
 
 
 def test_too_many_rows_are_refused() -> None:

@@ -191,6 +191,13 @@ async def test_a_child_that_dies_on_a_vital_step_refuses_the_release(
     assert words in ended.sentence
 
 
+async def test_a_child_that_floods_its_stderr_is_still_heard_to_the_end(tmp_path: Path) -> None:
+    ended = await fake("sys.stderr.write('x' * 300_000 + chr(10) * 3); sys.stderr.flush()\n" + _REPORT).run(
+        tmp_path, threads=1, deadline_s=20
+    )
+    assert isinstance(ended, PreflightReport)
+
+
 async def test_the_deadline_holds_however_many_candidates_hang(tmp_path: Path) -> None:
     code = "\n".join(f"if trying('plan {n}'): time.sleep(60)" for n in range(9))
     ended = await fake(code).run(tmp_path, threads=1, deadline_s=2)

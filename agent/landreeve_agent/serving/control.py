@@ -6,12 +6,15 @@ knows no runtime.
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import TypeVar
 
 import msgspec
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 _LENGTH_BYTES = 4
+_PIECE_BYTES = 16 * 1024
+_LINE_BYTES = 2000
 T = TypeVar("T")
 
 
@@ -165,3 +168,18 @@ async def read_frame(reader: asyncio.StreamReader, decoder: msgspec.json.Decoder
         return decoder.decode(body)
     except msgspec.DecodeError as error:
         raise BadFrameError(f"no message of ours: {error}") from error
+
+
+async def read_lines(reader: asyncio.StreamReader) -> AsyncIterator[str]:
+    """The lines a child writes to its stderr, long ones cut to 2000 characters.
+
+    Not `StreamReader.readline`: it raises at 64 KiB, and a pipe that nobody reads stops its writer.
+    """
+    rest = b""
+    while piece := await reader.read(_PIECE_BYTES):
+        *lines, rest = (rest + piece).split(b"\n")
+        rest = rest[:_PIECE_BYTES]
+        for line in lines:
+            yield line[:_LINE_BYTES].decode(errors="replace").rstrip()
+    if rest:
+        yield rest[:_LINE_BYTES].decode(errors="replace").rstrip()

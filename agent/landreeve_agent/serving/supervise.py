@@ -35,6 +35,7 @@ from landreeve_agent.serving.control import (
     WorkerStatus,
     frame,
     read_frame,
+    read_lines,
 )
 from landreeve_agent.serving.errors import LoadFailedError
 
@@ -350,10 +351,9 @@ class _Link:
 
     async def _hear(self) -> None:
         assert self._process.stderr is not None  # noqa: S101 - it was spawned with a pipe
-        while line := await self._process.stderr.readline():
-            text = line.decode(errors="replace").rstrip()
-            self._words.append(text)
-            _log.info("%s", text)
+        async for line in read_lines(self._process.stderr):
+            self._words.append(line)
+            _log.info("%s", line)
 
     def kill(self) -> None:
         """End it by force."""

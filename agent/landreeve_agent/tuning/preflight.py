@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from landreeve_agent.serving.control import BadFrameError, frame, read_frame
+from landreeve_agent.serving.control import BadFrameError, frame, read_frame, read_lines
 from landreeve_agent.tuning.report import FromChild, PreflightFailed, PreflightReport, Task, Trying
 
 _CHILD = (sys.executable, "-m", "landreeve_agent.tuning.child")
@@ -115,8 +115,9 @@ class _Child:
 
 async def _last_words(stream: asyncio.StreamReader | None) -> str:
     last = ""
-    while stream is not None and (line := await stream.readline()):
-        last = line.decode(errors="replace").strip() or last
+    if stream is not None:
+        async for line in read_lines(stream):
+            last = line.strip() or last
     return last[:200]
 
 
