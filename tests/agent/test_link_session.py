@@ -154,6 +154,16 @@ async def test_acknowledgement_of_another_incarnation_is_ignored(site: Site) -> 
     assert (await site.outbox.size()).facts == 1
 
 
+async def test_facts_of_a_box_set_back_to_an_older_copy_are_sent_under_new_numbers(site: Site) -> None:
+    await site.say(event(1), event(2))
+    await site.until(lambda: len(site.facts()) >= 2)
+    old = site.facts()[0].epoch
+    site.acknowledge(99)
+    await site.until(lambda: site.facts()[-1].epoch > old and site.facts()[-1].seq == 2)
+    site.down("ack", Ack(epoch=site.facts()[-1].epoch, seq=2))
+    await site.emptied()
+
+
 async def test_new_connection_sends_everything_that_waits_in_order(site: Site) -> None:
     await site.say(*(event(n) for n in range(10)))
     await site.until(lambda: len(site.facts()) >= 10)

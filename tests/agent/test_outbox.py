@@ -56,7 +56,7 @@ async def test_numbers_are_never_used_twice(database: Database) -> None:
     outbox = Outbox(database)
     await add(outbox, event(), event())
     epoch = (await facts(outbox))[0].epoch
-    await outbox.acknowledge(epoch, 2)
+    await outbox.acknowledge(epoch, 2, NOW)
     assert await outbox.pending(0, 10) == []
     assert await add(outbox, event()) == [3]
 
@@ -75,7 +75,7 @@ async def test_epoch_survives_restarts(tmp_path: Path) -> None:
 async def test_acknowledgement_of_another_epoch_forgets_nothing(database: Database) -> None:
     outbox = Outbox(database)
     await add(outbox, event())
-    assert await outbox.acknowledge(12345, 99) == 0
+    assert (await outbox.acknowledge(12345, 99, NOW)).facts == 0
     assert len(await outbox.pending(0, 10)) == 1
 
 
@@ -124,7 +124,7 @@ async def test_size_follows_every_change(database: Database) -> None:
     await add(outbox, event(), metrics())
     rows = await outbox.pending(0, 10)
     assert (await outbox.size()).bytes == sum(len(row.body) for row in rows)
-    await outbox.acknowledge(await outbox.epoch(NOW), 2)
+    await outbox.acknowledge(await outbox.epoch(NOW), 2, NOW)
     size = await outbox.size()
     assert (size.facts, size.bytes) == (0, 0)
 
@@ -137,3 +137,19 @@ async def test_new_fact_wakes_the_session_once_it_is_on_the_disk(database: Datab
     await add(outbox, event())
     async with asyncio.timeout(5):
         await outbox.wake.wait()
+
+
+async def test_box_set_back_to_an_older_copy_begins_a_new_incarnation(database: Database) -> None:
+    outbox = Outbox(database)
+    await add(outbox, event("a"), event("b"), event("c"))
+    epoch = await outbox.epoch(NOW)
+    await outbox.acknowledge(epoch, 1, NOW)
+    answer = await outbox.acknowledge(epoch, 40, NOW)  # the hub knows 40 facts; this copy made 3
+    assert (answer.facts, answer.renumbered) == (0, True)
+    waiting = await facts(outbox)
+    assert [(fact.seq, fact.body.name) for fact in waiting if isinstance(fact.body, Event)] == [(1, "b"), (2, "c")]
+    assert {fact.epoch for fact in waiting} == {await outbox.epoch(NOW)}
+    assert await outbox.epoch(NOW) > epoch
+    assert await add(outbox, event("d")) == [3]
+    size = await outbox.size()
+    assert size.facts == 3

@@ -68,6 +68,14 @@ class Size:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """How many facts an acknowledgement let go, and whether the outbox had to begin a new incarnation."""
+
+    facts: int
+    renumbered: bool = False
+
+
 class Outbox:
     """The queue to the hub. Bounded in bytes: when full, the oldest metrics are replaced by a `Gap`; nothing
     else is ever dropped, even past the bound."""
@@ -87,9 +95,7 @@ class Outbox:
     def enqueue(self, db: SqliteDatabase, body: AnyBody, now: datetime) -> int:
         """Adds a fact inside a write and returns its number; it exists exactly if that write commits."""
         epoch, seq = _epoch(db, now), _next_seq(db)
-        data = encode(Fact(epoch=epoch, seq=seq, at=stamp(now), body=body))
-        kind = str(body.__struct_config__.tag)
-        db.conn.execute("INSERT INTO outbox VALUES (?, ?, ?, ?, ?)", (seq, kind, data, len(data), stamp(now)))
+        _insert(db, Fact(epoch=epoch, seq=seq, at=stamp(now), body=body))
         self._born = True
         if _bytes(db) > self._max_bytes:
             _make_room(db, self._max_bytes, epoch, now)
@@ -103,9 +109,14 @@ class Outbox:
         """This outbox's incarnation: unix nanoseconds of its creation."""
         return await self.database.write(lambda db: _epoch(db, now))
 
-    async def acknowledge(self, epoch: int, seq: int) -> int:
-        """Forgets every fact up to ``seq`` of that incarnation; returns how many those were."""
-        return await self.database.write(lambda db: _forget(db, epoch, seq))
+    async def acknowledge(self, epoch: int, seq: int, now: datetime) -> Acknowledged:
+        """Forgets every fact up to ``seq`` of that incarnation.
+
+        A hub that has more than was ever sent knows a later life of this box, whose store was then set back to an
+        older copy. The numbers since would be taken for repeats and be lost, so a new incarnation begins: what
+        waits is numbered anew. Some of it may reach the hub a second time; nothing is lost.
+        """
+        return await self.database.write(lambda db: _acknowledge(db, epoch, seq, now))
 
     async def size(self) -> Size:
         """How much waits now."""
@@ -122,9 +133,19 @@ def _epoch(db: SqliteDatabase, now: datetime) -> int:
     row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_EPOCH,)).fetchone()
     if row is not None:
         return int(row[0])
-    epoch = int(now.timestamp() * 1_000_000) * 1000
+    epoch = _epoch_at(now)
     db.conn.execute("INSERT INTO meta VALUES (?, ?)", (_EPOCH, str(epoch)))
     return epoch
+
+
+def _epoch_at(now: datetime) -> int:
+    return int(now.timestamp() * 1_000_000) * 1000
+
+
+def _insert(db: SqliteDatabase, fact: Fact) -> None:
+    data = encode(fact)
+    kind = str(fact.body.__struct_config__.tag)
+    db.conn.execute("INSERT INTO outbox VALUES (?, ?, ?, ?, ?)", (fact.seq, kind, data, len(data), fact.at))
 
 
 def _next_seq(db: SqliteDatabase) -> int:
@@ -139,11 +160,27 @@ def _pending(db: SqliteDatabase, after: int, limit: int) -> list[Pending]:
     return [Pending(seq, _CHANNEL_OF_KIND[kind], body) for seq, kind, body in rows]
 
 
-def _forget(db: SqliteDatabase, epoch: int, seq: int) -> int:
+def _acknowledge(db: SqliteDatabase, epoch: int, seq: int, now: datetime) -> Acknowledged:
     row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_EPOCH,)).fetchone()
     if row is None or int(row[0]) != epoch:
-        return 0
-    return int(db.conn.execute("DELETE FROM outbox WHERE seq <= ?", (seq,)).rowcount)
+        return Acknowledged(0)
+    if seq >= _next_seq(db):
+        _renumber(db, epoch, now)
+        return Acknowledged(0, renumbered=True)
+    return Acknowledged(int(db.conn.execute("DELETE FROM outbox WHERE seq <= ?", (seq,)).rowcount))
+
+
+def _renumber(db: SqliteDatabase, epoch: int, now: datetime) -> None:
+    waiting = [decode(body, Fact) for (body,) in db.conn.execute("SELECT body FROM outbox ORDER BY seq")]
+    db.conn.execute("DELETE FROM outbox")
+    db.conn.execute("DELETE FROM sqlite_sequence WHERE name = 'outbox'")
+    db.conn.execute("DELETE FROM meta WHERE key = ?", (_EPOCH,))
+    fresh = max(_epoch_at(now), epoch + 1)
+    db.conn.execute("INSERT INTO meta VALUES (?, ?)", (_EPOCH, str(fresh)))
+    # A gap speaks of numbers of the old incarnation; its metrics are gone in either.
+    for seq, fact in enumerate((fact for fact in waiting if not isinstance(fact.body, Gap)), start=1):
+        _insert(db, Fact(epoch=fresh, seq=seq, at=fact.at, body=fact.body))
+    logger.warning("the hub knows a later life of this box: %d waiting facts numbered anew", len(waiting))
 
 
 def _size(db: SqliteDatabase) -> Size:
@@ -193,9 +230,8 @@ def _replace_by_gap(db: SqliteDatabase, first: int, last: int, epoch: int, now: 
     first = _absorb_earlier_gap(db, first)
     last = _absorb_later_gap(db, last)
     gap = Gap(first=first, last=last, count=last - first + 1)
-    data = encode(Fact(epoch=epoch, seq=last, at=stamp(now), body=gap))
     db.conn.execute("DELETE FROM outbox WHERE seq BETWEEN ? AND ?", (first, last))
-    db.conn.execute("INSERT INTO outbox VALUES (?, ?, ?, ?, ?)", (last, _GAP, data, len(data), stamp(now)))
+    _insert(db, Fact(epoch=epoch, seq=last, at=stamp(now), body=gap))
 
 
 def _absorb_earlier_gap(db: SqliteDatabase, first: int) -> int:

@@ -299,9 +299,15 @@ class Session:
                 message.done()  # a later one says the same and more
                 continue
             if self._window.acknowledge(ack.epoch, ack.seq):
-                self.contact.counts.acknowledged += await self._outbox.acknowledge(ack.epoch, ack.seq)
-                self._outbox.wake.set()
+                await self._forget(ack)
             message.done()
+
+    async def _forget(self, ack: Ack) -> None:
+        done = await self._outbox.acknowledge(ack.epoch, ack.seq, self._clock())
+        self.contact.counts.acknowledged += done.facts
+        if done.renumbered:
+            raise CarrierError("the waiting facts were numbered anew: connecting again to send them")
+        self._outbox.wake.set()
 
     async def _take_orders(self) -> None:
         orders = self._orders
