@@ -90,6 +90,14 @@ def router(services: Services) -> APIRouter:
         await services.audit.record(now, Act(person.name, "enrolment.mint", asked.site))
         return {"site": asked.site, "token": str(token)}
 
+    _insight(routes, services)
+    return routes
+
+
+def _insight(routes: APIRouter, services: Services) -> None:
+    """What happened, what arrived, what drifts, what is learnt."""
+    store = services.store
+
     @routes.get("/happened")
     async def happened(
         _: Annotated[Person, may(Permission.VIEW)],
@@ -115,8 +123,6 @@ def router(services: Services) -> APIRouter:
     async def retrains(_: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
         """Trainings asked for and offered, and what learning does about each model now, in words."""
         return await store.read(_retrains)
-
-    return routes
 
 
 def _device_id(connection: Connection, name: str) -> str | None:

@@ -79,6 +79,13 @@ def router(services: Services) -> APIRouter:
         await services.audit.record(now, Act(person.name, "setup.code", identity.SETUP_USER))
         return {"code": code}
 
+    _persons(routes, services)
+    return routes
+
+
+def _persons(routes: APIRouter, services: Services) -> None:
+    """Who is asking, and who there is."""
+
     @routes.get("/me")
     async def me(person: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
         """Who is asking, and what they may do."""
@@ -101,8 +108,6 @@ def router(services: Services) -> APIRouter:
 
         await services.store.write(add)
         return {"name": asked.name, "role": role.value}
-
-    return routes
 
 
 def token_router(services: Services) -> APIRouter:

@@ -62,6 +62,14 @@ def router(services: Services) -> APIRouter:
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(await asyncio.to_thread(write_archive, packed), media_type="application/x-tar", headers=headers)
 
+    _change(routes, services)
+    return routes
+
+
+def _change(routes: APIRouter, services: Services) -> None:
+    """Push, approve, withdraw."""
+    store = services.store
+
     @routes.post("/releases", status_code=201)
     async def push(request: Request, person: Annotated[Person, may(Permission.PROPOSE)]) -> dict[str, str]:
         """A release folder as a tar (``application/x-tar``): it becomes a draft awaiting approval."""
@@ -107,8 +115,6 @@ def router(services: Services) -> APIRouter:
         await services.audit.record(now, Act(person.name, "release.withdraw", row["digest"]))
         services.changes.say("releases")
         return await store.read(lambda c: _shown(c, find(c, row["digest"])))
-
-    return routes
 
 
 # --- reading ---

@@ -6,19 +6,17 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from landreeve_hub.api.rollout_views import active_rows, waiting_by_device
+from landreeve_hub.fleet import health
 from landreeve_hub.incidents.incidents import CLOSED
 from landreeve_hub.ingest.minutes import decode_minute
 from landreeve_hub.store import tables
 from landreeve_hub.store.moment import parse_rfc3339
 
-STATES = ("healthy", "drift", "failing", "offline")
-_BAD_STATES = frozenset({"ROLLBACK_FAILED", "failing", "crash_loop"})
-
 
 def fleet(connection: Connection, now: datetime, version: str) -> dict[str, Any]:
     """Counts, what is waited for, one row for each device, and the rollouts under way."""
     rows = devices(connection, now)
-    counts = {state: sum(row["state"] == state for row in rows) for state in STATES}
+    counts = {state.value: sum(row["state"] == state.value for row in rows) for state in health.Level}
     running = active_rows(connection, now)
     waiting = [sentence for rollout in running for sentence in rollout["waiting"]]
     return {
@@ -62,12 +60,14 @@ def _device(connection: Connection, row: Row[Any], waiting: str, now: datetime) 
     latest = latest_metrics(connection, row.id)
     windows = _newest_windows(connection, row.id)
     models = list(row.doc.get("models") or ())
+    verdict = _health(connection, row, windows, now)
     expires = row.certificate_expires
     days = (parse_rfc3339(expires) - now).total_seconds() / 86_400 if expires else None
     return {
         "id": row.id,
         "site": row.site,
-        "state": _state(connection, row, models, windows),
+        "state": verdict.level.value,
+        "sentence": verdict.sentence,
         "online": row.online,
         "last_seen": row.last_seen,
         "agent": row.agent,
@@ -82,26 +82,25 @@ def _device(connection: Connection, row: Row[Any], waiting: str, now: datetime) 
     }
 
 
-def _state(connection: Connection, row: Row[Any], models: list[dict[str, Any]], windows: list[Row[Any]]) -> str:
-    if not row.online:
-        return "offline"
-    updates = tables.updates
-    stuck = select(func.count()).where(updates.c.device == row.id, updates.c.state.in_(_BAD_STATES))
-    if connection.execute(stuck).scalar_one() or any(m.get("state") in _BAD_STATES for m in models):
-        return "failing"
-    if _open_errors(connection, row.id):
-        return "failing"
-    serving = {m.get("model"): m.get("release") for m in models}
-    lost = any(
-        w.report.get("verdict") in {"drifted", "quality_lost"} and serving.get(w.model) == w.release for w in windows
-    )
-    return "drift" if lost else "healthy"
+def _health(connection: Connection, row: Row[Any], windows: list[Row[Any]], now: datetime) -> health.Verdict:
+    """The judgement of `landreeve_hub.fleet.health` on what the tables hold."""
+    newest = {(w.model, w.release): w.report for w in windows}
+    models = []
+    for model in row.doc.get("models") or ():
+        report = newest.get((model.get("model"), model.get("release")), {})
+        named = {name: str(model.get(name, "")) for name in ("model", "version", "state", "reason")}
+        said = {"window": str(report.get("verdict", "")), "window_sentence": str(report.get("sentence", ""))}
+        models.append(health.Serving(**named, **said))
+    last_seen = parse_rfc3339(row.last_seen) if row.last_seen else None
+    return health.judge(health.Signs(row.online, last_seen, tuple(models), _open_error(connection, row.id)), now)
 
 
-def _open_errors(connection: Connection, device: str) -> bool:
+def _open_error(connection: Connection, device: str) -> str:
+    """The sentence of an open incident of severity error about the device; empty without one."""
     incidents = tables.incidents
-    query = select(incidents.c.subject).where(incidents.c.state != CLOSED, incidents.c.severity == "error")
-    return any(subject.get("device") == device for subject in connection.execute(query).scalars())
+    query = select(incidents.c.subject, incidents.c.sentence)
+    found = connection.execute(query.where(incidents.c.state != CLOSED, incidents.c.severity == "error"))
+    return next((row.sentence for row in found if row.subject.get("device") == device), "")
 
 
 def _hardware(hardware: dict[str, Any]) -> dict[str, str]:

@@ -67,6 +67,11 @@ def group() -> typer.Typer:
         digest = _unpack(connect(url, token, state).download(f"releases/{release}/archive"), folder)
         emit({"digest": digest, "folder": str(folder)}, output)
 
+    _judge(group)
+    return group
+
+
+def _judge(group: typer.Typer) -> None:
     @group.command("approve")
     def approve(
         release: str,
@@ -88,8 +93,6 @@ def group() -> typer.Typer:
         """Let no new rollout take this release."""
         made = connect(url, token, state).post(f"releases/{release}/withdraw")
         emit({k: made[k] for k in ("model", "version", "state", "digest")}, output)
-
-    return group
 
 
 def _archive(folder: Path, repack: bool) -> bytes:
