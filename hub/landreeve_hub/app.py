@@ -32,6 +32,7 @@ from landreeve_hub.rooms import Builder, Rooms, bracketed, make_keys, reachable
 from landreeve_hub.signing import roots
 from landreeve_hub.signing.errors import SigningError
 from landreeve_hub.store import tables
+from landreeve_hub.store.retention import Keep, forget
 
 log = logging.getLogger(__name__)
 HOUR_S = 3600.0
@@ -191,11 +192,16 @@ class Hub:
         async def admit(_now: datetime) -> None:
             await self._admit(rooms)
 
+        async def tidy(now: datetime) -> None:
+            keep = self._settings.keep
+            await forget(rooms.store, Keep(keep.facts_days, keep.metrics_days, keep.log_days), now)
+
         jobs = [
             self._every(pace.rollout_s, rooms.runner.tick, self._wake),
             self._every(pace.learning_s, rooms.learning.tick),
             self._every(HOUR_S, refresh),
             self._every(HOUR_S, seal),
+            self._every(HOUR_S, tidy),
             self._every(GUESTS_S, admit),
         ]
         if rooms.broker is not None:

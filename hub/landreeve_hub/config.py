@@ -72,6 +72,14 @@ class Pace(msgspec.Struct, frozen=True):
     learning_s: Annotated[float, Meta(ge=0.05, le=600, description="seconds between two looks for retraining")] = 2.0
 
 
+class KeepSettings(msgspec.Struct, frozen=True):
+    """What is forgotten in time."""
+
+    facts_days: Annotated[float, Meta(ge=0, description="days the text of facts is kept; 0 keeps for ever")] = 90.0
+    metrics_days: Annotated[float, Meta(ge=0, description="days of metrics kept; 0 keeps for ever")] = 90.0
+    log_days: Annotated[float, Meta(ge=0, description="days of the sites' log lines kept; 0 keeps for ever")] = 30.0
+
+
 class Limits(msgspec.Struct, frozen=True):
     """What devices are held to."""
 
@@ -91,6 +99,7 @@ class HubSettings(msgspec.Struct, frozen=True):
     transfer: Transfer = Transfer()
     pace: Pace = Pace()
     limits: Limits = Limits()
+    keep: KeepSettings = KeepSettings()
 
 
 @dataclass(frozen=True)

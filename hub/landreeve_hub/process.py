@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from landreeve_hub.errors import AlreadyRunningError, OperatorError
 
 TRIES = 50
 GRACE_S = 2
+LINGER_S = 3.0
 Note = Callable[[str], None]
 
 
@@ -65,7 +67,7 @@ class Ports:
         """A listening socket on the wanted port, or the next free one, said aloud."""
         for candidate in self._candidates(port):
             try:
-                opened = _open(port.host, candidate)
+                opened = self._open(port, candidate)
             except OSError as error:
                 if candidate == 0 or not _is_busy(error):
                     raise OperatorError(
@@ -93,6 +95,17 @@ class Ports:
         temporary = self._path.with_suffix(".new")
         temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self._path)
+
+    def _open(self, port: Port, candidate: int) -> socket.socket:
+        """Devices remember the former port: what a killed hub leaves on it for a moment is waited out."""
+        deadline = time.monotonic() + (LINGER_S if candidate == self._former.get(port.name) else 0)
+        while True:
+            try:
+                return _open(port.host, candidate)
+            except OSError as error:
+                if not _is_busy(error) or time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.1)
 
     def _candidates(self, port: Port) -> list[int]:
         former = self._former.get(port.name)
