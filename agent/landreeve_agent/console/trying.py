@@ -91,8 +91,8 @@ def samples_curl(console: str, name: str, columns: Sequence[Mapping[str, Any]]) 
     """A request that brings in one sample, with the token that applications use."""
     row = {c["name"]: float(c["example"] or 0) if c["numeric"] else c["example"] or "?" for c in columns}
     sample = json.dumps({"samples": [{"id": "1", "at": "2026-01-31T12:00:00Z", "row": row}]}, indent=1)
-    token = '-H "Authorization: Bearer $(landreeve token show app)"'
-    return f"curl {console}/api/v1/models/{name}/samples \\\n {token} -d '\n{sample}'"
+    header = '-H "Authorization: Bearer $(landreeve token show app)"'
+    return f"curl {console}/api/v1/models/{name}/samples \\\n {header} -d '\n{sample}'"
 
 
 def _http(serving: str) -> str:
