@@ -362,6 +362,14 @@ async def test_bad_release_stops_at_the_canary_and_says_why(
     assert "quarantined" in refused.json()["detail"]
 
 
+async def test_release_in_use_is_not_withdrawn(hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient) -> None:
+    await hub.enrol()
+    row = await rolled_out(hub, ann, bob)
+    answer = await bob.post(f"/api/v1/releases/{row['release']}/withdraw")
+    assert answer.status_code == 409
+    assert "ordered for EWR" in answer.json()["detail"]
+
+
 async def test_late_joiner_gets_the_fleets_release(hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient) -> None:
     await hub.enrol()
     first = await rolled_out(hub, ann, bob)

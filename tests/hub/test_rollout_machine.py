@@ -135,6 +135,18 @@ def test_late_report_never_takes_a_failure_back() -> None:
     assert decision.rollout.members[0].outcome is Outcome.FAILED
 
 
+def test_accepted_failure_is_told_once_and_its_site_ends_on_its_last_good_release() -> None:
+    plan = {"waves": [{"rest": True}], "gate": {"max_failures": 1}}
+    first = decide(rollout(plan), fleet(), T0)
+    seen = reported(fleet(), "d-1", "ROLLED_BACK")
+    second = decide(first.rollout, seen, T0)
+    assert [o.kind for o in second.orders if isinstance(o, RaiseIncident)] == ["update_failed"]
+    assert decide(second.rollout, seen, T0).orders == ()
+    done = decide(second.rollout, reported(reported(seen, "d-2", "COMMITTED"), "d-3", "COMMITTED"), T0)
+    assert done.rollout.state is State.FINISHED
+    assert [(o.device, o.release) for o in done.orders if isinstance(o, Assign)] == [("d-1", OLD)]
+
+
 def test_silent_device_past_its_deadline_pauses_the_rollout() -> None:
     first = decide(rollout(), fleet(), T0)
     decision = decide(first.rollout, fleet(), T0 + timedelta(days=2))

@@ -111,6 +111,8 @@ def _change(routes: APIRouter, services: Services) -> None:
     async def withdraw(digest: str, person: Annotated[Person, may(Permission.APPROVE)]) -> dict[str, Any]:
         """No new rollout takes this release any more."""
         row, now = await store.read(lambda c: find(c, digest)), services.clock()
+        if sites := (await store.read(lambda c: _shown(c, row)))["sites"]:
+            raise Problem(409, f"{row['model']} {row['version']} is ordered for {', '.join(sites)}: roll it back first")
         await services.releases.withdraw(row["digest"], person.name, now)
         await services.audit.record(now, Act(person.name, "release.withdraw", row["digest"]))
         services.changes.say("releases")

@@ -5,8 +5,8 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from landreeve_hub.rollout.machine import failures, silent, start_return
-from landreeve_hub.rollout.state import FINAL, Back, Member, Order, Refused, Rollout, State
+from landreeve_hub.rollout.machine import failures, settled, silent, start_return
+from landreeve_hub.rollout.state import FINAL, Order, Refused, Rollout, State
 
 Commanded = tuple[Rollout, tuple[Order, ...]] | Refused
 
@@ -57,12 +57,8 @@ def abort(rollout: Rollout, actor: str, _now: datetime) -> Commanded:
     if rollout.state in FINAL or rollout.state is State.ROLLING_BACK:
         return _refused(rollout, "abort", "it has ended or is already going back")
     stopped, orders = start_return(rollout, "aborted", f"Aborted by {actor}.", keep_committed=True)
-    members = tuple(_release(m) for m in stopped.members)
+    members = tuple(settled(m) for m in stopped.members)
     return replace(stopped, state=State.ABORTED, members=members), orders
-
-
-def _release(member: Member) -> Member:
-    return replace(member, back=Back.RETURNED) if member.back is Back.RETURNING else member
 
 
 def roll_back(rollout: Rollout, actor: str, _now: datetime) -> Commanded:

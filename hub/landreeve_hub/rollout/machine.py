@@ -50,6 +50,13 @@ def decide(rollout: Rollout, fleet: Fleet, now: datetime) -> Decision:
     if rollout.state in FINAL:
         return Decision(rollout)
     seen = observe(rollout, fleet, now)
+    decision = _decide(seen, fleet, now)
+    if decision.rollout.state is State.ROLLING_BACK:
+        return decision
+    return _with_orders(decision, (*_accepted_failures(rollout, seen), *decision.orders))
+
+
+def _decide(seen: Rollout, fleet: Fleet, now: datetime) -> Decision:
     match seen.state:
         case State.DRAFT | State.AWAITING_APPROVAL:
             return Decision(seen, (), (ForApproval(seen.version),))
@@ -119,6 +126,26 @@ def _overdue(rollout: Rollout, member: Member, now: datetime) -> Member:
     return _outcome(member, Outcome.SILENT, "silent", text)
 
 
+def _with_orders(decision: Decision, orders: tuple[Order, ...]) -> Decision:
+    return Decision(decision.rollout, orders, decision.waiting)
+
+
+def _accepted_failures(before: Rollout, seen: Rollout) -> tuple[RaiseIncident, ...]:
+    """A device that failed within what the gate accepts is still something a person must know, once."""
+    return tuple(
+        RaiseIncident(
+            f"rollout:{seen.id}:device:{new.device}",
+            "update_failed",
+            "warning",
+            new.cause,
+            f"{seen.version} of {seen.model} failed on {new.site}: {_ended(new.sentence)} The rollout goes on: "
+            f"it accepts {seen.plan.gate.max_failures} failures. {new.site} serves its last good version.",
+        )
+        for old, new in zip(before.members, seen.members, strict=True)
+        if new.outcome is Outcome.FAILED and old.outcome is not Outcome.FAILED
+    )
+
+
 # --- running ---
 
 
@@ -152,8 +179,11 @@ def _run(rollout: Rollout, fleet: Fleet, now: datetime) -> Decision:
         if step is None:
             return Decision(rollout, tuple(orders), _waiting(rollout, fleet, now))
         if step.state is not State.RUNNING:
-            done = step.state is State.FINISHED
-            return Decision(step, tuple(orders), () if done else (ForPerson(step.sentence),))
+            if step.state is not State.FINISHED:
+                return Decision(step, tuple(orders), (ForPerson(step.sentence),))
+            members = tuple(send_back(m) if m.outcome is Outcome.FAILED else m for m in step.members)
+            back = (order for m in members if (order := _return_order(step, m)) is not None)
+            return Decision(replace(step, members=tuple(settled(m) for m in members)), (*orders, *back))
         rollout = step
 
 
@@ -318,12 +348,18 @@ def start_return(
     rollout: Rollout, cause: str, sentence: str, *, keep_committed: bool = False
 ) -> tuple[Rollout, tuple[Order, ...]]:
     """Every device that was ordered goes back to its own last good release; nobody else is ordered."""
-    members = tuple(m if keep_committed and m.outcome is Outcome.COMMITTED else _send_back(m) for m in rollout.members)
+    members = tuple(m if keep_committed and m.outcome is Outcome.COMMITTED else send_back(m) for m in rollout.members)
     stopped = replace(rollout, state=State.ROLLING_BACK, cause=cause, sentence=sentence, members=members)
     return stopped, tuple(order for m in members if (order := _return_order(stopped, m)) is not None)
 
 
-def _send_back(member: Member) -> Member:
+def settled(member: Member) -> Member:
+    """The same with its return ordered and not waited for: the rollout has ended."""
+    return replace(member, back=Back.RETURNED) if member.back is Back.RETURNING else member
+
+
+def send_back(member: Member) -> Member:
+    """The member on its way back, as far as it was touched and has somewhere to return to."""
     if member.outcome is Outcome.WAITING:
         return replace(member, outcome=Outcome.SKIPPED)
     if member.outcome not in _TOUCHED or member.cause == "already_there":

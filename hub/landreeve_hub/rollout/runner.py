@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, select, update
@@ -30,6 +30,8 @@ from landreeve_hub.store.database import Store
 from landreeve_hub.store.moment import rfc3339
 
 _LOG = logging.getLogger(__name__)
+
+RETRY = timedelta(seconds=30)
 
 Changed = Callable[[str], None]
 
@@ -75,6 +77,7 @@ class RolloutRunner:
         self._audit = audit
         self._changed = changed
         self._unpublished: set[str] | None = None
+        self._not_before: dict[str, datetime] = {}
         self._lock = asyncio.Lock()
 
     async def tick(self, now: datetime) -> None:
@@ -84,7 +87,7 @@ class RolloutRunner:
                 self._unpublished = set(await self._store.read(fleet_sites))
             moved, touched = await self._store.write(lambda c: self._step(c, now))
             self._unpublished |= touched
-            await self._publish()
+            await self._publish(now)
         if moved or touched:
             self._changed("rollouts")
 
@@ -102,16 +105,17 @@ class RolloutRunner:
         await self.tick(now)
         return after
 
-    async def _publish(self) -> None:
+    async def _publish(self, now: datetime) -> None:
         left = self._unpublished or set()
-        for device in sorted(left):
+        for device in sorted(d for d in left if self._not_before.get(d, now) <= now):
             try:
                 await self._publisher.publish_device(device)
             except LookupError:  # revoked meanwhile: nobody would read it
                 left.discard(device)
             except Exception:  # noqa: BLE001  judged below
-                # One device's trouble must not keep the others from their orders; the next tick tries again.
+                # One device's trouble must not keep the others from their orders.
                 _LOG.exception("the desired document of %s could not be published; it is tried again", device)
+                self._not_before[device] = now + RETRY
             else:
                 left.discard(device)
 
