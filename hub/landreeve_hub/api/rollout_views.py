@@ -22,13 +22,18 @@ def active_rows(connection: Connection, now: datetime) -> list[dict[str, Any]]:
 
 def rows(connection: Connection, now: datetime, model: str = "") -> list[dict[str, Any]]:
     """A `RolloutRow` for each rollout, newest first."""
-    return [row(connection, kept, now) for kept in book.listed(connection, model=model)]
+    kept = book.listed(connection, model=model)
+    sights = {name: see(connection, name) for name in {k.rollout.model for k in kept}}
+    return [_row(connection, k, sights[k.rollout.model], now) for k in kept]
 
 
 def row(connection: Connection, kept: book.Kept, now: datetime) -> dict[str, Any]:
     """One rollout: waves, gates with their values, what it waits for, and its log."""
+    return _row(connection, kept, see(connection, kept.rollout.model), now)
+
+
+def _row(connection: Connection, kept: book.Kept, sight: Fleet, now: datetime) -> dict[str, Any]:
     rollout = kept.rollout
-    sight = see(connection, rollout.model)
     waiting = decide(rollout, sight, now).waiting
     return {
         "id": rollout.id,
