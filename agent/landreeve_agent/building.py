@@ -30,7 +30,7 @@ from landreeve_agent.hardware.cgroup import read_limits
 from landreeve_agent.hardware.cpu import read_cpu
 from landreeve_agent.hardware.inventory import Inventory, thread_budget
 from landreeve_agent.hardware.probe import probe
-from landreeve_agent.inference import Inference, hold_port
+from landreeve_agent.inference import Inference, hold_port, is_taken
 from landreeve_agent.intake.definitions import Definitions
 from landreeve_agent.intake.intake import Intake
 from landreeve_agent.intake.retention import Retention
@@ -58,6 +58,7 @@ logger = logging.getLogger(__name__)
 STATUS_EVERY_S = 2.0
 RECOVER_S = 15.0
 CONSOLE_END_S = 3.0
+PORT_WAIT_S = 5.0
 _ROOT = Path("/")
 # Told at these failures in a row: a room that never recovers must not fill the outbox.
 _TOLD_FAILURES = {1, 10, 100, 1000}
@@ -340,10 +341,35 @@ class House:
 
 def _ports(state: StateFolder, settings: AgentSettings, problem: str) -> tuple[socket.socket, socket.socket]:
     console, serving = settings.console.port, settings.serving.port
+    last = _last_ports(state)
+    # After a kill the worker may hold its port for a moment longer: an address that moved would be lost to callers.
+    console = _after_a_kill(settings.console.host, console, last.get("console", 0))
+    serving = _after_a_kill(settings.serving.host, serving, last.get("serving", 0))
     try:
         return listen(settings.console.host, console), hold_port(settings.serving.host, serving)
     except OSError as error:
         raise StateError(f"no port to listen on: {error}; see the settings console.host and serving.host") from error
+
+
+def _after_a_kill(host: str, wanted: int, last: int) -> int:
+    """The port to ask for: one that was used until a kill is asked for again, and waited for."""
+    if wanted not in (0, last) or not last:
+        return wanted
+    deadline = time.monotonic() + PORT_WAIT_S
+    while is_taken(host, last):
+        if time.monotonic() > deadline:
+            return wanted
+        time.sleep(0.1)
+    return last
+
+
+def _last_ports(state: StateFolder) -> dict[str, int]:
+    """The ports of a supervisor that did not end orderly (which would have removed the file)."""
+    try:
+        found = msgspec.json.decode(state.ports.read_bytes(), type=dict[str, int | str])
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return {name: port for name, port in found.items() if isinstance(port, int)}
 
 
 def _moved(settings: AgentSettings, house: House) -> tuple[str, ...]:

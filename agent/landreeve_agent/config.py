@@ -65,9 +65,7 @@ class IntakeSettings(msgspec.Struct, frozen=True):
 
 
 class DriftSettings(msgspec.Struct, frozen=True):
-    every_s: Annotated[float, Meta(ge=0.1, le=86_400, description="seconds between two looks for closed windows")] = (
-        30.0
-    )
+    every_s: Annotated[float, Meta(ge=0.1, le=86_400, description="seconds between two looks for closed windows")] = 5.0
 
 
 class TrainingSettings(msgspec.Struct, frozen=True):

@@ -82,7 +82,7 @@ def hold_port(host: str, port: int, tried: int = 50) -> socket.socket:
 
 
 def _bind_only(host: str, port: int) -> socket.socket:
-    if port and _answers(host, port):
+    if port and is_taken(host, port):
         raise OSError(f"port {port} is in use")
     held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -94,8 +94,8 @@ def _bind_only(host: str, port: int) -> socket.socket:
     return held
 
 
-def _answers(host: str, port: int) -> bool:
-    """Whether somebody listens: asked by listening, because connecting would disturb whoever it is."""
+def is_taken(host: str, port: int) -> bool:
+    """Whether somebody listens there: asked by listening, because connecting would disturb whoever it is."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
