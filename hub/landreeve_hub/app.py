@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from landreeve.cli import Exit, note
+from landreeve.cli import Exit, fail, note
 from landreeve.settings import SettingsError, write_values
-from landreeve.wire.ids import BadIdError
+from landreeve.wire.ids import BadIdError, check_id
 from sqlalchemy import Connection, func, select
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,7 +23,7 @@ from landreeve_hub.access import setup, tokens
 from landreeve_hub.api.changes import Changes
 from landreeve_hub.config import HubConfig, HubFolder, HubSettings, load_config
 from landreeve_hub.errors import AlreadyRunningError, HubError, OperatorError
-from landreeve_hub.fleet.authority import Authority, AuthorityError
+from landreeve_hub.fleet.authority import AuthorityError
 from landreeve_hub.fleet.enrolment import Enrolled
 from landreeve_hub.fleet.enrolment_api import FleetFacts, enrolment_router
 from landreeve_hub.fleet.inventory import guests
@@ -37,6 +37,7 @@ from landreeve_hub.store.retention import Keep, forget
 log = logging.getLogger(__name__)
 HOUR_S = 3600.0
 GUESTS_S = 2.0
+EXPECTED = (HubError, SettingsError, SigningError, AuthorityError, BadIdError)
 
 
 def serve(state: Path, flags: Mapping[str, str]) -> int:
@@ -46,7 +47,7 @@ def serve(state: Path, flags: Mapping[str, str]) -> int:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         Hub(load_config(state, flags)).run()
-    except (HubError, SettingsError, SigningError, AuthorityError, BadIdError) as error:
+    except EXPECTED as error:
         note(f"error: {error}")
         return int(_exit_of(error))
     return int(Exit.OK)
@@ -59,16 +60,23 @@ def _exit_of(error: Exception) -> Exit:
 
 
 def init(state: Path, flags: Mapping[str, str]) -> dict[str, Any]:
-    """Make the state folder: settings, keys, authority; what exists stays. What was made."""
-    folder = HubFolder(state.absolute())
+    """Make the state folder: settings, keys, authority; what exists stays. What was made; expected trouble ends
+    the program with one sentence."""
+    try:
+        return _init(HubFolder(state.absolute()), flags)
+    except EXPECTED as error:
+        fail(_exit_of(error), str(error))
+
+
+def _init(folder: HubFolder, flags: Mapping[str, str]) -> dict[str, Any]:
     folder.prepare()
-    if flags:
-        write_values(folder.settings_file, HubSettings, flags)
-    config = load_config(state, {})
-    now = _now()
     with only_one(folder.run / "lock"):
-        make_keys(config, now)
-    return {"state": str(folder.root), "fleet": config.settings.fleet, "ca": Authority(folder.root).ca_fingerprint}
+        if flags:
+            check_id(flags.get("fleet", HubSettings().fleet))
+            write_values(folder.settings_file, HubSettings, flags)
+        config = load_config(folder.root, {})
+        authority = make_keys(config, _now())
+    return {"state": str(folder.root), "fleet": config.settings.fleet, "ca": authority.ca_fingerprint}
 
 
 def _now() -> datetime:

@@ -151,7 +151,8 @@ class Builder:
 
     async def _broker(self, store: Store, authority: Authority) -> Broker:
         settings = self._settings
-        pair = authority.issue_server("broker", self._clock(), [settings.https.name])
+        names = [settings.https.name, reachable(settings.broker.bind)]
+        pair = authority.issue_server("broker", self._clock(), names)
         plan = BrokerPlan(
             settings.fleet,
             settings.broker.bind,

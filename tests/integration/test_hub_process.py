@@ -112,6 +112,24 @@ def test_a_second_hub_on_the_folder_is_refused_with_the_reason(start: Start) -> 
     assert first.get("health").status_code == 200
 
 
+def test_init_makes_what_serve_needs_and_is_refused_beside_it(start: Start, tmp_path: Path) -> None:
+    state = tmp_path / "a folder" / "hub"
+    settings = [part for name in ("http", "https", "broker") for part in ("--set", f"{name}.port=0")]
+    made = _init(state, *settings, "--set", "fleet=north")
+    assert made.returncode == 0, made.stderr
+    assert (state / "ca" / "ca.crt").exists()
+    hub = start("fleet=north").up()
+    assert hub.ports()["wanted"] == {"http": 0, "https": 0, "broker": 0}
+    refused = _init(state)
+    assert (refused.returncode, "Traceback" in refused.stderr) == (6, False)
+    assert _init(tmp_path / "other", "--set", "fleet=a/b").returncode == 2
+
+
+def _init(state: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "landreeve_hub", "init", "--state", str(state), *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
 def test_a_killed_hub_takes_its_broker_along_and_comes_back_on_the_same_ports(start: Start) -> None:
     hub = start().up()
     before, broker = hub.ports(), hub.children()
