@@ -151,7 +151,7 @@ def _push_bad(world: World, name: str, spoil: Callable[..., None], good: str) ->
 def _touched(row: dict[str, object]) -> set[str]:
     waves = row["waves"]
     assert isinstance(waves, list)
-    return {d["site"] for wave in waves for d in wave["devices"] if d["state"] != "waiting"}
+    return {d["site"] for wave in waves for d in wave["devices"] if d["state"] not in ("waiting", "skipped")}
 
 
 def _where(world: World, version: str) -> list[str]:
