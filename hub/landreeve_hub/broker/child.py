@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -58,7 +59,7 @@ class Broker:
     """A broker process that lives as long as the hub.
 
     `start` returns when it accepts connections; `watch` starts it again whenever it dies, until `stop`.
-    ``generation`` counts starts, so a test or a console can see that it came back.
+    ``generation`` counts the times it came up, so a test or a console can see that it is back.
     """
 
     def __init__(self, plan: BrokerPlan, program: Program, guests: Guests | None = None) -> None:
@@ -86,29 +87,31 @@ class Broker:
         self._plan.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         configuration = self._configure()
         self._process = await self._spawn(configuration)
-        self.generation += 1
         try:
             async with asyncio.timeout(START_S):
                 await self._await_listening(self._process)
         except TimeoutError:
-            await self.stop()
+            await _end(self._process)
             raise BrokerError(f"{self._label()} did not listen within {START_S:.0f} s{self._log_tail()}") from None
+        self.generation += 1
 
     async def watch(self) -> None:
         """Start it again when it dies, more slowly the more often; returns after `stop`."""
         backoff_s = 0.1
         while not self._stopping.is_set() and self._process is not None:
+            since = time.monotonic()
             code = await self._process.wait()
             if self._stopping.is_set():
                 return
-            log.warning("%s ended with code %s and is started again", self._label(), code)
+            backoff_s = 0.1 if time.monotonic() - since > MAX_BACKOFF_S else min(backoff_s * 2, MAX_BACKOFF_S)
+            log.warning("%s ended with code %s and is started again in %.1f s", self._label(), code, backoff_s)
+            await asyncio.sleep(backoff_s)
+            if self._stopping.is_set():
+                return
             try:
                 await self.start()
-                backoff_s = 0.1
             except (BrokerError, OSError):
-                log.exception("%s did not come back; next attempt in %.1f s", self._label(), backoff_s)
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+                log.exception("%s did not come back; it is tried again", self._label())
 
     async def admit(self, guests: Guests) -> None:
         """Let these in from now on, and no one else; live clients keep their connection, not their rights."""
@@ -122,17 +125,8 @@ class Broker:
     async def stop(self) -> None:
         """End it: asked first, killed after a few seconds. Safe to call twice."""
         self._stopping.set()
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-            try:
-                async with asyncio.timeout(STOP_S):
-                    await process.wait()
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        if self._process is not None:
+            await _end(self._process)
 
     async def _spawn(self, configuration: Path) -> asyncio.subprocess.Process:
         tether = [sys.executable, "-m", "landreeve_hub.broker.tether", str(os.getpid())]
@@ -171,6 +165,19 @@ class Broker:
     def _log_tail(self) -> str:
         lines = [*_last_lines(self._plan.log), *_last_lines(self._plan.folder / "broker.out")]
         return "; its log ends: " + " | ".join(lines) if lines else ""
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+        try:
+            async with asyncio.timeout(STOP_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
 
 def _write(path: Path, text: str) -> Path:
