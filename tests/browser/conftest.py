@@ -71,7 +71,8 @@ def hub() -> Iterator[Served]:
     served.stop()
 
 
-@pytest.fixture(scope="session")
+# Per module, not per session: while Playwright's loop runs in this thread, no asynchronous test can.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
     if not CHROMIUM.exists():

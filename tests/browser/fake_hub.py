@@ -159,6 +159,7 @@ def running(devices: list[dict[str, Any]]) -> dict[str, Any]:
         "gates": [
             {"name": "failed devices", "limit": 0, "value": 0, "holds": True},
             {"name": "silent devices", "limit": 0, "value": 0, "holds": True},
+            {"name": "committed in this wave", "limit": 1, "value": 0, "holds": False},
         ],
         "waiting": ["JFK is proving v4 on real traffic (412 of 500 rows)"],
         "cause": "",
@@ -197,7 +198,8 @@ def ended() -> dict[str, Any]:
         "waves": [canary, rest],
         "gates": [{"name": "failed devices", "limit": 0, "value": 1, "holds": False}],
         "waiting": [],
-        "cause": "EWR took v2 back: on the same rows it did worse than v1 by 0.21 nats.",
+        "cause": "too_many_failures",
+        "sentence": "EWR took v2 back: on the same rows it did worse than v1 by 0.21 nats.",
         "created": at(9000),
         "created_by": "mona",
         "approved_by": "omar",

@@ -247,3 +247,16 @@ def test_a_viewer_sees_no_buttons_that_the_api_would_refuse(hub: Any, look: Look
     watched = look(hub, "/rollouts/r-0001")
     expect(watched.page.get_by_role("heading", level=1)).to_contain_text("flight-delay")
     expect(watched.page.locator("#main button")).to_have_count(0)
+
+
+def test_a_button_never_turns_into_another_one(hub: Any, look: Look) -> None:
+    from playwright.sync_api import expect
+
+    rollout = hub.fake.fleet["rollouts"][0]
+    rollout.update(state="AWAITING_APPROVAL", created_by="omar")
+    watched = look(hub, "/rollouts/r-0001")
+    watched.page.get_by_role("button", name="Approve").evaluate("node => node.setAttribute('aria-busy', 'true')")
+    rollout["state"] = "RUNNING"
+    expect(watched.page.get_by_role("button", name="Pause")).to_be_visible()
+    expect(watched.page.get_by_role("button", name="Approve")).to_have_count(0)
+    expect(watched.page.locator("[aria-busy]")).to_have_count(0)

@@ -1,11 +1,12 @@
 // Makes an element's children equal to some HTML by changing as little as possible: what has the focus keeps it,
 // an opened <details> stays open, a chart (data-keep) keeps its canvas.
 (() => {
-  const key = (node) => (node.nodeType === 1 ? node.id || node.dataset.key || "" : "");
+  // A button is what it does: "Approve" never turns into "Pause" under somebody's finger.
+  const key = (node) => (node.nodeType === 1 ? node.id || node.dataset.key || node.dataset.api || "" : "");
   const alike = (a, b) => a.nodeType === b.nodeType && a.nodeName === b.nodeName && key(a) === key(b);
 
   const attributes = (old, fresh) => {
-    const kept = old.nodeName === "DETAILS" || old.nodeName === "DIALOG" ? ["open"] : [];
+    const kept = ["aria-busy", ...(old.nodeName === "DETAILS" || old.nodeName === "DIALOG" ? ["open"] : [])];
     for (const { name } of [...old.attributes]) {
       if (!fresh.hasAttribute(name) && !kept.includes(name)) old.removeAttribute(name);
     }
@@ -20,7 +21,6 @@
       if (old.nodeValue !== fresh.nodeValue) old.nodeValue = fresh.nodeValue;
       return;
     }
-    if (old.hasAttribute("aria-busy")) return; // a button whose request is under way
     attributes(old, fresh);
     if (old.hasAttribute("data-keep") || (old === document.activeElement && "value" in old)) return;
     children(old, fresh);
