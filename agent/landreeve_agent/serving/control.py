@@ -6,6 +6,7 @@ knows no runtime.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 _LENGTH_BYTES = 4
 _PIECE_BYTES = 16 * 1024
 _LINE_BYTES = 2000
+_LET_GO_S = 1.0
 T = TypeVar("T")
 
 
@@ -183,3 +185,20 @@ async def read_lines(reader: asyncio.StreamReader) -> AsyncIterator[str]:
             yield line[:_LINE_BYTES].decode(errors="replace").rstrip()
     if rest:
         yield rest[:_LINE_BYTES].decode(errors="replace").rstrip()
+
+
+async def let_go(process: asyncio.subprocess.Process) -> None:
+    """Close the pipes of a child that has ended.
+
+    asyncio closes its side only when every pipe has reached its end *and* been read to it; one that was left open
+    would warn, or leak, at some later collection.
+    """
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(_LET_GO_S):  # a grandchild may hold a pipe open for ever
+            if process.stdin is not None:
+                process.stdin.close()
+            if process.stdout is not None:
+                await process.stdout.read()
+            if process.stdin is not None:
+                await process.stdin.wait_closed()
+    await asyncio.sleep(0)

@@ -34,6 +34,7 @@ from landreeve_agent.serving.control import (
     Version,
     WorkerStatus,
     frame,
+    let_go,
     read_frame,
     read_lines,
 )
@@ -370,10 +371,12 @@ class _Link:
         except TimeoutError:
             self.kill()
         await asyncio.gather(*self._tasks)
+        await let_go(self._process)
 
     async def gone(self, *, hung: bool) -> str:
         """Wait for the end; how it ended: ``signal SIGSEGV``, ``exit 1 (last words)``, ``hung``."""
         await asyncio.gather(*self._tasks)
+        await let_go(self._process)
         code = self._process.returncode or 0
         if hung:
             return "hung"

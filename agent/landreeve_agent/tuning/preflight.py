@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from landreeve_agent.serving.control import BadFrameError, frame, read_frame, read_lines
+from landreeve_agent.serving.control import BadFrameError, frame, let_go, read_frame, read_lines
 from landreeve_agent.tuning.report import FromChild, PreflightFailed, PreflightReport, Task, Trying
 
 _CHILD = (sys.executable, "-m", "landreeve_agent.tuning.child")
@@ -99,6 +99,7 @@ class _Child:
                 process.kill()
             code = await process.wait()
             said = await words
+            await let_go(process)
         if ended is None:
             self.how = f"the child died ({_named(code)}{': ' + said if said else ''})"
         return ended
