@@ -48,6 +48,13 @@ async def test_a_good_release_is_proven_and_every_trial_is_told(tmp_path: Path) 
     assert ended.sentence.startswith("400 golden rows reproduced")
 
 
+async def test_a_large_parent_does_not_count_as_the_releases_memory(tmp_path: Path) -> None:
+    large = np.ones(80_000_000)  # 640 MB, more than the default gate allows
+    ended = await preflight(write_release(tmp_path))
+    assert isinstance(ended, PreflightReport)
+    assert ended.rss_mb < large.nbytes / 1e6 / 2
+
+
 async def test_the_int8_graph_that_preflight_made_is_one_the_worker_can_load(tmp_path: Path) -> None:
     folder = write_release(tmp_path)
     await preflight(folder)
