@@ -21,7 +21,7 @@ async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> 
         return {"models": models, "chosen": chosen, "matrix": [], "sites": []}
     merged = (found.get("merged") or {}).get("sketches") or {}
     before = (found.get("reference") or {}).get("sketches") or {}
-    columns = sorted(found["columns"], key=lambda column: -_worst(found["matrix"].get(column) or {}))
+    columns = sorted(found["columns"], key=lambda column: -_worst(found, column))
     return {
         "models": models,
         "chosen": chosen,
@@ -55,8 +55,10 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
     return round(sum(value * w for value, w in known) / weight, 5) if weight else 0.0
 
 
-def _worst(scores: Mapping[str, float | None]) -> float:
-    return max((score for score in scores.values() if score is not None), default=0.0)
+def _worst(found: Mapping[str, Any], column: str) -> float:
+    """How far the worst site is against its own limit."""
+    cells = _cells(found, column)
+    return max((c["score"] / (c["limit"] or 1.0) for c in cells if c["score"] is not None), default=0.0)
 
 
 def _cells(found: Mapping[str, Any], column: str) -> list[dict[str, Any]]:

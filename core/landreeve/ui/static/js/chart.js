@@ -46,7 +46,7 @@
   const legend = (element, plot) => {
     const box = document.getElementById(element.dataset.legend);
     if (!box) return;
-    const at = plot.cursor.idx ?? plot.data[0].length - 1;
+    const at = plot.cursor.idx ?? Math.max(0, plot.data[1].findLastIndex((value) => value != null));
     box.querySelectorAll("[data-line]").forEach((cell) => { cell.textContent = ("unit" in element.dataset ? plain : ms)(plot.data[+cell.dataset.line]?.[at]); });
     const when = box.querySelector("[data-when]");
     if (when) when.textContent = plot.cursor.idx == null || at < 0 ? "" : ("day" in element.dataset ? date : exact).format(plot.data[0][at] * 1000);

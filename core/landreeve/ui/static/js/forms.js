@@ -52,7 +52,7 @@
   const fill = (root, answer) => {
     for (const slot of root.querySelectorAll("[data-out]")) {
       const found = slot.dataset.out.split(".").reduce((at, name) => at?.[name], answer);
-      slot.textContent = (slot.dataset.before || "") + (typeof found === "object" ? JSON.stringify(found, null, 2) : found ?? "");
+      slot.textContent = (slot.dataset.before || "") + (typeof found === "number" ? +found.toPrecision(4) : typeof found === "object" ? JSON.stringify(found, null, 2) : found ?? "");
     }
     for (const part of root.querySelectorAll("[data-after]")) part.hidden = false;
   };
