@@ -32,7 +32,16 @@ class NewCommand(msgspec.Struct, forbid_unknown_fields=True):
 
 def router(services: Services) -> APIRouter:
     """The routes, over these services."""
-    routes, store = APIRouter(), services.store
+    routes = APIRouter()
+    _fleet(routes, services)
+    _orders(routes, services)
+    _insight(routes, services)
+    return routes
+
+
+def _fleet(routes: APIRouter, services: Services) -> None:
+    """What the fleet is, and how each device does."""
+    store = services.store
 
     @routes.get("/fleet")
     async def fleet(_: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
@@ -53,6 +62,11 @@ def router(services: Services) -> APIRouter:
         if found is None:
             raise Problem(404, f"There is no device or site {text_of(device)}.")
         return found
+
+
+def _orders(routes: APIRouter, services: Services) -> None:
+    """What people ask of a device, and who may join."""
+    store = services.store
 
     @routes.post("/devices/{device}/commands", status_code=202)
     async def command(
@@ -89,9 +103,6 @@ def router(services: Services) -> APIRouter:
         token = await services.mint(check_id(asked.site), asked.labels, now)
         await services.audit.record(now, Act(person.name, "enrolment.mint", asked.site))
         return {"site": asked.site, "token": str(token)}
-
-    _insight(routes, services)
-    return routes
 
 
 def _insight(routes: APIRouter, services: Services) -> None:
