@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import replay
 from chapters import delivery
 from landreeve_models.evaluate import auc, log_loss
 from landreeve_models.features.pipeline import Pipeline
+from landreeve_models.inference import predict_graph
 from loop import ENGINEER
-from world import MODEL, SITES, World, say
+from world import CATALOG, MODEL, SITES, World, say
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,9 @@ def months(world: World, site: str, folder: Path) -> list[Month]:
     log = [r for r in answered(world.options.home / "applications" / f"{site}.csv") if r["probability"] and r["label"]]
     stored = {s["id"]: s["row"] for s in world_rows(world, site)}
     log = [r for r in log if r["id"] in stored]
-    pipeline = Pipeline.from_json((folder / "features.json").read_bytes())
-    session = onnxruntime.InferenceSession((folder / "model.onnx").read_bytes(), providers=["CPUExecutionProvider"])
+    pipeline = Pipeline.from_bytes((folder / "features.json").read_bytes())
     x = pipeline.encode([stored[r["id"]] for r in log])
-    alone = session.run(None, {session.get_inputs()[0].name: x})[0].reshape(-1)
+    alone = predict_graph((folder / "model.onnx").read_bytes(), x)
     groups: dict[int, list[int]] = defaultdict(list)
     for index, row in enumerate(log):
         groups[datetime.fromisoformat(row["at"]).month].append(index)
@@ -64,26 +64,15 @@ def _month(month: int, index: Any, log: list[dict[str, str]], alone: Any) -> Mon
     return Month(
         month,
         len(index),
-        log_loss(label, alone[index]),
-        log_loss(label, loop),
-        auc(label, alone[index]),
-        auc(label, loop),
+        log_loss(alone[index], label),
+        log_loss(loop, label),
+        auc(alone[index], label),
+        auc(loop, label),
     )
 
 
 def world_rows(world: World, site: str) -> Iterator[dict[str, Any]]:
     """The departures as the application sent them, made again by the application's own code."""
-    import importlib.util
-
-    from world import ROOT  # the example folder above is not a package
-
-    spec = importlib.util.spec_from_file_location("replay", ROOT / "docs/examples/replay.py")
-    assert spec
-    assert spec.loader
-    replay = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(replay)
-    from world import CATALOG
-
     for departure in replay.read_departures(site, CATALOG / "data" / f"{site}.csv.gz", world.options.every):
         yield {"id": departure.id, "row": departure.row}
 

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import chapters
-import scoreboard
-from surface import StoryError
-from world import SITES, Options, World, say
+# The example is a folder of programs, not a package.
+import chapters  # noqa: E402
+import scoreboard  # noqa: E402
+from surface import StoryError  # noqa: E402
+from world import SITES, Options, World, say  # noqa: E402
 
 PLOT: tuple[tuple[str, Callable[[World], chapters.Evidence]], ...] = (
     ("first model", chapters.first_model),
