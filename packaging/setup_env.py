@@ -28,7 +28,7 @@ def main() -> int:
     wanted = sys.argv[1] if len(sys.argv) > 1 else "run"
     if wanted not in EXTRAS:
         return complain(f"unknown set {wanted!r}: use one of {', '.join(EXTRAS)}")
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  (this file runs before anything is checked)
         return complain(
             f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. "
             "Name another with: make PYTHON=/path/to/python3 …"

@@ -1,4 +1,7 @@
-"""Run every benchmark (tests/bench/bench_*.py), one after another; each prints a table and writes build/bench/NAME.json."""
+"""Run every benchmark (tests/bench/bench_*.py), one after another.
+
+Each prints a table and writes build/bench/NAME.json.
+"""
 
 import subprocess
 import sys

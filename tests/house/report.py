@@ -29,6 +29,10 @@ def percentile(values: list[int], share: float) -> int:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
 
 
+def spread(values: list[int]) -> str:
+    return f"{int(statistics.median(values or [0]))}/{percentile(values, 0.9)}/{max(values, default=0)}"
+
+
 def main() -> None:
     rows = []
     every: list[int] = []
@@ -40,13 +44,10 @@ def main() -> None:
         rows.append((package, len(files), sum(lines), lines, sizes))
     print(f"{'package':28} files  lines  file med/p90/max   function med/p90/max")
     for package, count, total, lines, sizes in rows:
-        print(
-            f"{package:28} {count:5} {total:6}  {int(statistics.median(lines or [0])):4}/{percentile(lines, 0.9)}/{max(lines, default=0):4}"
-            f"   {int(statistics.median(sizes or [0])):4}/{percentile(sizes, 0.9)}/{max(sizes, default=0)}"
-        )
-    tests = [p for p in (ROOT / "tests").rglob("*.py")]
+        print(f"{package:28} {count:5} {total:6}  {spread(lines):>16}   {spread(sizes):>16}")
+    tests = list((ROOT / "tests").rglob("*.py"))
     mocks = sum(1 for p in tests for line in p.read_text().splitlines() if MOCK.search(line) and "import" not in line)
-    cases = sum(len(re.findall(r"^\s*(?:async )?def test_", p.read_text(), re.M)) for p in tests)
+    cases = sum(len(re.findall(r"^\s*(?:async )?def test_", p.read_text(), re.MULTILINE)) for p in tests)
     figures = {
         "function_median": statistics.median(every),
         "function_p90": percentile(every, 0.9),
