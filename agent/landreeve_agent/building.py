@@ -124,7 +124,8 @@ class House:
         budget = thread_budget(read_cpu(_ROOT).affinity, read_limits(_ROOT).cpus)
         return Runner(
             self.database, self.outbox, self.membership, self.membership, self.blobs, self.state.models,
-            self.inference, Preflight(self.settings.tuning.budget_s), Evidence(self.database), self.clock,
+            self.inference, Preflight(self.settings.tuning.budget_s, wanted=self.settings.serving.device),
+            Evidence(self.database), self.clock,
             agent_version=agent_version(),
             options=UpdateOptions(
                 threads=self.settings.serving.threads or budget,

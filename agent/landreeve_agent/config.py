@@ -5,7 +5,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from landreeve.settings import Loaded, load
@@ -30,6 +30,10 @@ class Serving(msgspec.Struct, frozen=True):
     threads: Annotated[
         int, Meta(ge=0, le=1024, description="threads one model may use; 0 asks the hardware probe and the tuner")
     ] = 0
+    device: Annotated[
+        Literal["auto", "npu", "gpu", "cpu"],
+        Meta(description="device a model should run on; where it cannot, the CPU serves and the reason is shown"),
+    ] = "auto"
 
 
 class ConsoleSettings(msgspec.Struct, frozen=True):

@@ -22,18 +22,20 @@ _MAX_CHILDREN = 6
 
 
 class Preflight:
-    """Runs preflights. ``budget_s`` is the time given to timing plans; ``command`` starts the child."""
+    """Runs preflights. ``budget_s`` is the time given to timing plans; ``wanted`` the device that is asked for
+    (``auto``, ``npu``, ``gpu``, ``cpu``); ``command`` starts the child."""
 
-    def __init__(self, budget_s: float = 3.0, command: Sequence[str] = _CHILD) -> None:
+    def __init__(self, budget_s: float = 3.0, command: Sequence[str] = _CHILD, *, wanted: str = "auto") -> None:
         self._budget_s = budget_s
+        self._wanted = wanted
         self._command = tuple(command)
 
     async def run(
-        self, folder: Path, *, current: Path | None = None, threads: int, deadline_s: float, wanted: str = "auto"
+        self, folder: Path, *, current: Path | None = None, threads: int, deadline_s: float, wanted: str = ""
     ) -> PreflightReport | PreflightFailed:
         """Prove the release in ``folder`` and choose its plan, within ``deadline_s``.
 
-        ``current`` is the release that serves now, if any; ``wanted`` the device that is asked for.
+        ``current`` is the release that serves now, if any; ``wanted`` overrides the device asked for.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + deadline_s
@@ -44,7 +46,7 @@ class Preflight:
                 current=str(current) if current else None,
                 threads=threads,
                 budget_s=min(self._budget_s, deadline_s / 3),
-                wanted=wanted,
+                wanted=wanted or self._wanted,
                 skip=skip,
             )
             child = _Child(self._command, step_s=deadline_s / 2)
