@@ -36,6 +36,7 @@ from landreeve_agent.intake.intake import Intake
 from landreeve_agent.intake.retention import Retention
 from landreeve_agent.intake.spool import Spool
 from landreeve_agent.link.identity import BadIdentityError
+from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.membership import Membership
 from landreeve_agent.orders import Orders
@@ -92,6 +93,7 @@ class House:
 
     def _make_rooms(self) -> None:
         settings, state = self.settings, self.state
+        self.meter = Meter()
         self.outbox = Outbox(self.database, max_bytes=int(settings.link.outbox_mb * 1e6))
         self.rooms = Rooms(self._room_failed)
         self.definitions = Definitions(state.definitions)
@@ -100,13 +102,13 @@ class House:
         self.inference = Inference(state.spool, self.hold, self._worker_restarted)
         self.reporter = Reporter(
             self.database, self.outbox, self.recent, MachineProbe(state.root), self._worker_figures,
-            settings.telemetry.interval_s,
+            settings.telemetry.interval_s, self.meter,
         )  # fmt: skip
         self.spool = Spool(self.database, state.spool, self.recent.add)
         self.membership = Membership(
             state, self.outbox, self.blobs, settings.link, self.clock,
             status=lambda: self.source.latest, on_command=self._on_command, on_desired=self._on_desired,
-            on_joined=lambda: self._start(self._be_born()),
+            on_joined=lambda: self._start(self._be_born()), meter=self.meter,
         )  # fmt: skip
         self._look_for_hub()
         self.runner = self._make_runner()
@@ -183,6 +185,7 @@ class House:
     async def open(self) -> None:
         """Recover what served, then set every room going; the link comes last."""
         self.outbox.bind(asyncio.get_running_loop())
+        await self.database.read(self.meter.load)
         self.inventory = asyncio.create_task(asyncio.to_thread(probe))
         self.rooms.keep("console", self.server.run)
         self.rooms.keep("updates", self._update)
@@ -212,6 +215,7 @@ class House:
         await asyncio.gather(*self._unsettled, return_exceptions=True)
         # What the worker answered last is in the spool; the next start would read it, but it is quick to do now.
         await self.spool.drain_all(self.clock())
+        await self.database.write(self.meter.save)
         await asyncio.to_thread(self.database.close)
         self.listener.close()
         self.hold.close()

@@ -18,6 +18,7 @@ from landreeve.wire.messages import Command, DeviceState, ModelState, SignedDesi
 from landreeve_agent.config import LinkSettings, StateFolder
 from landreeve_agent.console.status import AgentStatus, HubView, ModelView
 from landreeve_agent.link.identity import Identity, load_identity
+from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.session import Handlers, Options, Session
 from landreeve_agent.link.transfer import Fetcher, Progress, Uploader
@@ -55,6 +56,7 @@ class Membership:
     on_command: Callable[[Command], Awaitable[None]]
     on_desired: Callable[[SignedDesired], Awaitable[None]]
     on_joined: Callable[[], None]
+    meter: Meter = field(default_factory=Meter)
     _joined: _Joined | None = None
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -122,6 +124,8 @@ class Membership:
             last_contact=stamp(contact.last_contact) if contact.last_contact else None,
             certificate_days=self._certificate_days(),
             problem=contact.problem if lost else "",
+            bytes_up=self.meter.up,
+            bytes_down=self.meter.down,
         )
 
     def certificate_expires(self) -> str:
@@ -140,6 +144,7 @@ class Membership:
             self._device_state,
             clock=self.clock,
             options=Options(reconnect_jitter_s=self.settings.reconnect_jitter_s),
+            meter=self.meter,
         )
         return _Joined(
             identity,

@@ -31,13 +31,15 @@ Health = Literal["working", "data_changed", "probation", "collecting", "failing"
 
 
 class HubView(msgspec.Struct, frozen=True, kw_only=True):
-    """The link to the hub: how many facts wait, when it was last heard of."""
+    """The link to the hub: how many facts wait, when it was last heard of, bytes on the wire since the set-up."""
 
     state: HubState = "not_joined"
     waiting: int = 0
     last_contact: str | None = None
     certificate_days: float | None = None
     problem: str = ""
+    bytes_up: int = 0
+    bytes_down: int = 0
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ from landreeve.wire.topics import (
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.link.carrier import Carrier, CarrierError, Connect, Endpoint, Message, PahoCarrier, Will
+from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.window import Window
 from landreeve_agent.store.stamps import stamp
@@ -116,9 +117,11 @@ class Session:
         clock: Callable[[], datetime],
         options: Options = Options(),
         connect: Connect = PahoCarrier.open,
+        meter: Meter | None = None,
     ) -> None:
         self.identity = identity
         self.contact = Contact()
+        self.meter = meter or Meter()
         self.connected = asyncio.Event()
         self.on_block: Callable[[Block], bool] | None = None
         self._keys = keys
@@ -168,7 +171,7 @@ class Session:
         """Sends outside the outbox, for what is repeated anyway; False when there is no connection."""
         if self._carrier is None or self._carrier.lost.is_set():
             return False
-        self._carrier.publish(format_topic(topic), payload, qos=qos)
+        self._send(self._carrier, format_topic(topic), payload, qos=qos)
         return True
 
     def share(self, digest: str) -> None:
@@ -229,7 +232,7 @@ class Session:
         if carrier.lost.is_set():
             await carrier.close(abrupt=True)
             return
-        carrier.publish(self._topic(Up.STATE), self._will().payload, qos=1, retain=True)
+        self._send(carrier, self._topic(Up.STATE), self._will().payload, qos=1, retain=True)
         try:
             async with asyncio.timeout(_GOODBYE_S):
                 await carrier.settle(0)
@@ -240,6 +243,7 @@ class Session:
     def _receive(self, message: Message) -> None:
         """Sorts what arrives; runs in the event loop."""
         self.contact.last_contact = self._clock()
+        self.meter.received(message.topic, message.payload)
         try:
             self._sort(parse_topic(message.topic), message)
         except (BadTopicError, BadMessageError) as error:
@@ -342,10 +346,10 @@ class Session:
             fresh = await self._outbox.pending(self._window.last, room) if room else []
             for fact in fresh:
                 self._window.sent(fact, loop.time())
-                carrier.publish(self._topic(fact.channel), fact.body, qos=1)
+                self._send(carrier, self._topic(fact.channel), fact.body, qos=1)
             overdue = self._window.overdue(loop.time())
             for fact in overdue:
-                carrier.publish(self._topic(fact.channel), fact.body, qos=1)
+                self._send(carrier, self._topic(fact.channel), fact.body, qos=1)
             self.contact.counts.sent += len(fresh)
             self.contact.counts.resent += len(overdue)
             await self._sleep_until_woken(self._window.next_due(loop.time(), full=len(fresh) == room))
@@ -373,7 +377,11 @@ class Session:
         state = msgspec.structs.replace(
             self._state(), session=self._number, online=True, at=stamp(self._clock()), outbox=size.facts
         )
-        carrier.publish(self._topic(Up.STATE), encode(state), qos=1, retain=True)
+        self._send(carrier, self._topic(Up.STATE), encode(state), qos=1, retain=True)
+
+    def _send(self, carrier: Carrier, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> None:
+        self.meter.sent(topic, payload)
+        carrier.publish(topic, payload, qos=qos, retain=retain)
 
     def _will(self) -> Will:
         state = msgspec.structs.replace(self._state(), session=self._number, online=False, at=stamp(self._clock()))

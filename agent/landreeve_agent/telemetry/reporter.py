@@ -1,13 +1,14 @@
 """The facts a box reports about itself: one birth a start, one row of metrics an interval."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from landreeve.wire.messages import Birth, Event, Metrics
 from sqlite_utils import Database as Tables
 
+from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.events import record
@@ -52,6 +53,7 @@ class Reporter:
     machine: MachineProbe
     worker: Callable[[], Awaitable[WorkerFigures]]
     interval_s: float
+    meter: Meter = field(default_factory=Meter)
 
     async def birth(
         self,
@@ -92,6 +94,7 @@ class Reporter:
 
     def _metrics(self, tables: Tables, worker: WorkerFigures, now: datetime) -> None:
         row = self._row(read_totals(tables, now), worker, _waiting(tables), now)
+        self.meter.save(tables)
         self.outbox.enqueue(tables, Metrics(metric_set=METRIC_SET, rows=(row,)), now)
 
     def _row(self, totals: Totals, worker: WorkerFigures, waiting: int, now: datetime) -> tuple[float | None, ...]:
