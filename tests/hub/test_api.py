@@ -32,7 +32,7 @@ from landreeve_hub.signing.targets import TargetsRepository
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from landreeve_hub.store.moment import rfc3339
-from sqlalchemy import insert, update
+from sqlalchemy import delete, insert, update
 
 URL = "http://127.0.0.1"
 SITES = {"d-1": "EWR", "d-2": "JFK", "d-3": "LGA"}
@@ -113,6 +113,9 @@ class NoDelivery:
         return []
 
 
+SKETCH = {"kind": "histogram", "edges": [0.0, 12.0, 24.0], "counts": [3, 4], "missing": 0}
+
+
 def release(note: str = "first") -> Packed:
     config = ReleaseConfig(
         model="delay",
@@ -123,7 +126,8 @@ def release(note: str = "first") -> Packed:
         lineage=Lineage(),
     )
     definition = msgspec.json.encode({"name": "delay", "purpose": "late departures"})
-    return pack({"definition.json": definition, "card.md": note.encode()}, config)
+    baseline = msgspec.json.encode({"columns": {"hour": SKETCH}})
+    return pack({"definition.json": definition, "card.md": note.encode(), "baseline.json": baseline}, config)
 
 
 @pytest.fixture
@@ -454,3 +458,17 @@ async def test_certificate_days_count_down(hub: Hub, ann: httpx2.AsyncClient) ->
     own = tables.devices.c.id == "d-1"
     await hub.store.write(lambda c: c.execute(update(tables.devices).where(own).values(expires)) and None)
     assert (await ann.get("/api/v1/devices/EWR")).json()["certificate_days"] == 9.0
+
+
+async def test_drift_shows_now_beside_what_the_release_was_trained_on(hub: Hub, ann: httpx2.AsyncClient) -> None:
+    await hub.enrol()
+    digest = await push(ann, release())
+    for name, known in (("d-1", digest), ("d-2", "0" * 64)):
+        report = {"scores": {"hour": 0.3}, "sketches": {}, "verdict": "drifted"}
+        row = {"device": name, "model": "delay", "window": 1, "release": known, "version": "v1", "report": report}
+        await hub.store.write(lambda c, row=row: c.execute(insert(tables.windows).values(row)) and None)
+    drift = (await ann.get("/api/v1/drift/delay")).json()
+    assert drift["reference"] == {"release": digest, "sketches": {"hour": SKETCH}}
+    await hub.store.write(lambda c: c.execute(delete(tables.windows).where(tables.windows.c.device == "d-1")) and None)
+    unknown = (await ann.get("/api/v1/drift/delay")).json()
+    assert unknown["reference"] == {"release": "0" * 64, "sketches": {}}

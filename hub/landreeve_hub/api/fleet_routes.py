@@ -1,9 +1,12 @@
 """Fleet, devices, enrolment, delivery, drift, learning."""
 
+import asyncio
+from functools import lru_cache, partial
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Query, Request
+from landreeve.release.manifest import BadReleaseError
 from landreeve.wire.ids import check_id
 from sqlalchemy import Connection, select
 
@@ -18,6 +21,8 @@ from landreeve_hub.audit.entry import Act
 from landreeve_hub.learning.retrain import Train
 from landreeve_hub.learning.runner import why
 from landreeve_hub.store import tables
+
+BASELINE = "baseline.json"
 
 
 class NewEnrolment(msgspec.Struct, forbid_unknown_fields=True):
@@ -108,6 +113,8 @@ def _orders(routes: APIRouter, services: Services) -> None:
 def _insight(routes: APIRouter, services: Services) -> None:
     """What happened, what arrived, what drifts, what is learnt."""
     store = services.store
+    # A release never changes under its digest, and an open page asks every second.
+    reference = lru_cache(maxsize=16)(partial(_reference, services))
 
     @routes.get("/happened")
     async def happened(
@@ -127,13 +134,26 @@ def _insight(routes: APIRouter, services: Services) -> None:
 
     @routes.get("/drift/{model}")
     async def drift(model: str, _: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
-        """Features by site, and the fleet's merged sketches."""
-        return await store.read(lambda c: drift_views.drift(c, model))
+        """Features by site, the fleet's merged sketches, and what the release was trained on."""
+        found = await store.read(lambda c: drift_views.drift(c, model))
+        return {**found, "reference": await asyncio.to_thread(reference, found["merged"]["release"])}
 
     @routes.get("/retrains")
     async def retrains(_: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
         """Trainings asked for and offered, and what learning does about each model now, in words."""
         return await store.read(_retrains)
+
+
+def _reference(services: Services, release: str) -> dict[str, Any]:
+    """The sketches of a release's training data; empty where there is no release or the hub does not hold it."""
+    if not release:
+        return {"release": "", "sketches": {}}
+    try:
+        baseline = services.releases.pull(release).file(BASELINE)
+    except (LookupError, BadReleaseError, OSError):
+        # A window may speak of a release that this hub, restored from a backup, has never had.
+        return {"release": release, "sketches": {}}
+    return {"release": release, "sketches": msgspec.json.decode(baseline)["columns"]}
 
 
 def _device_id(connection: Connection, name: str) -> str | None:
