@@ -18,7 +18,7 @@ import msgspec
 from landreeve.cli import note
 from landreeve.settings import SettingsError
 
-from landreeve_agent import lock
+from landreeve_agent import lean, lock
 from landreeve_agent.building import House
 from landreeve_agent.config import AgentSettings, StateFolder, load_settings
 from landreeve_agent.console.access import write_private
@@ -85,6 +85,7 @@ async def _live(state: StateFolder, wanted: Wanted) -> None:
         if started.done():
             started.result()
             _greet(house)
+            lean.give_back()
         await stopping
         started.cancel()
         await asyncio.gather(started, return_exceptions=True)

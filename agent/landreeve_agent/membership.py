@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from landreeve.blobs.store import BlobStore
 from landreeve.trust import certs
-from landreeve.trust.verify import Believed, DesiredVerifier, Rejected
+from landreeve.trust.verdict import Believed, Rejected
 from landreeve.wire.messages import Command, DeviceState, ModelState, SignedDesired, Want
 
 from landreeve_agent.config import LinkSettings, StateFolder
@@ -24,6 +25,9 @@ from landreeve_agent.link.session import Handlers, Options, Session
 from landreeve_agent.link.transfer import Fetcher, Progress, Uploader
 from landreeve_agent.store.stamps import stamp
 from landreeve_agent.version import BUILD_TIME
+
+if TYPE_CHECKING:
+    from landreeve.trust.verify import DesiredVerifier
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ class _Joined:
     session: Session
     fetcher: Fetcher
     uploader: Uploader
-    verifier: DesiredVerifier
+    verifier: "DesiredVerifier"
 
 
 @dataclass
@@ -135,6 +139,9 @@ class Membership:
         return stamp(certs.describe(self.state.certificate.read_bytes(), str(self.state.certificate)).not_after)
 
     def _build(self, identity: Identity) -> _Joined:
+        # TUF takes 11 MB with its cryptography: a box that works alone does without.
+        from landreeve.trust.verify import DesiredVerifier
+
         handlers = Handlers(self.on_desired, self.on_command, self._on_want)
         session = Session(
             identity,

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from landreeve.trust.anchor import BadRootError, install
 from landreeve.trust.document import document_text, release_name
-from landreeve.trust.verify import Believed, Cause, DesiredVerifier, Rejected
+from landreeve.trust.verdict import Believed, Cause, Rejected
+from landreeve.trust.verify import DesiredVerifier
 from landreeve.wire.messages import Desired, DesiredModel, SignedDesired
 from landreeve_hub.signing import keys
 from landreeve_hub.signing.chain import sign_freshness, sign_targets

@@ -15,7 +15,7 @@ import msgspec
 from landreeve.blobs.store import BlobStore
 from landreeve.release.layout import Packed, pack, read_folder
 from landreeve.release.manifest import BadReleaseError, Gates, Lineage, ReleaseConfig, Signature
-from landreeve.trust.verify import Believed, Cause, Rejected
+from landreeve.trust.verdict import Believed, Cause, Rejected
 from landreeve.wire.messages import Desired, DesiredModel, Probation, SignedDesired
 from landreeve_agent.link.transfer import FetchFailedError
 from landreeve_agent.serving.control import Plan, Route

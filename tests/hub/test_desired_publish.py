@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from landreeve.trust.anchor import install
-from landreeve.trust.verify import Believed, DesiredVerifier
+from landreeve.trust.verdict import Believed
+from landreeve.trust.verify import DesiredVerifier
 from landreeve.wire.codec import decode
 from landreeve.wire.messages import Desired, DesiredModel, Probation, SignedDesired
 from landreeve_hub.desired.document import compose, content_hash

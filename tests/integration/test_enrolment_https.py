@@ -16,7 +16,8 @@ from fastapi import FastAPI
 from landreeve.trust.certs import days_left, describe
 from landreeve.trust.document import document_text
 from landreeve.trust.token import PREFIX
-from landreeve.trust.verify import Believed, DesiredVerifier
+from landreeve.trust.verdict import Believed
+from landreeve.trust.verify import DesiredVerifier
 from landreeve.wire.messages import Desired, SignedDesired
 from landreeve_agent.link.enrol import JoinError, Step, join
 from landreeve_agent.link.identity import Identity, keys_folder, load_identity, trust_folder

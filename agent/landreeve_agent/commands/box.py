@@ -1,7 +1,6 @@
 """The box itself: make it, run it, join a hub, ask how it is."""
 
 import os
-import sys
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -58,8 +57,11 @@ def init(
 
 def run(context: typer.Context, sets: Sets = None) -> None:
     """Run this site until asked to stop: inference, intake, drift, training, updates, console."""
-    # sqlite-utils imports pandas where it is installed: 40 MB of a small box for nothing we use.
-    sys.modules.setdefault("pandas", None)  # type: ignore[arg-type]
+    from landreeve_agent import lean
+
+    lean.share_arenas()
+    # Where they are installed sqlite-utils imports both to name their types: 50 MB of a small box for nothing we use.
+    lean.import_without("sqlite_utils", "pandas", "numpy")
     from landreeve_agent.app import run_agent
 
     try:
@@ -124,18 +126,6 @@ def code(context: typer.Context, output: Output = Format.TABLE) -> None:
         note(f"type it at {url} within {made['valid_s'] / 60:.0f} minutes")
     else:
         emit({"code": made["code"], "url": url, "valid_s": made["valid_s"]}, output)
-
-
-def is_running(state: StateFolder) -> bool:
-    """Whether a supervisor answers on this state folder."""
-    from landreeve_agent.commands.client import NotRunningError
-    from landreeve_agent.lock import is_held
-
-    try:
-        connect(state)
-    except NotRunningError:
-        return False
-    return is_held(state.run / "lock")
 
 
 def _changes(sets: list[str] | None) -> dict[str, str]:

@@ -42,6 +42,7 @@ class ConsoleServer:
         config = uvicorn.Config(
             self.app,
             lifespan="off",
+            ws="none",  # nothing here speaks WebSocket; its library would be loaded all the same
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=2,

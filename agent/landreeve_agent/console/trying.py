@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import httpx2
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from landreeve.ui.asgi import request_of
@@ -59,6 +58,8 @@ def _typical(column: Mapping[str, Any], seen: Mapping[str, Any]) -> float:
 
 
 async def _ask(serving: str, model: str, columns: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> Any:
+    import httpx2
+
     body = {"id": f"try-{uuid.uuid4().hex[:12]}", "inputs": [_tensor(column, row) for column in columns]}
     try:
         async with httpx2.AsyncClient(timeout=TIMEOUT_S) as client:

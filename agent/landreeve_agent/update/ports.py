@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from landreeve.trust.verify import Believed, Rejected
+from landreeve.trust.verdict import Believed, Rejected
 from landreeve.wire.messages import SignedDesired
 
 from landreeve_agent.serving.control import Route

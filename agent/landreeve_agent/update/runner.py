@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 import msgspec
-from landreeve.trust.verify import Rejected
+from landreeve.trust.verdict import Rejected
 from landreeve.wire.messages import Audit, Desired, DesiredModel, SignedDesired
 from landreeve.wire.messages import Event as EventFact
 from sqlite_utils import Database as SqliteDatabase

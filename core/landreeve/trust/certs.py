@@ -4,10 +4,10 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
+if TYPE_CHECKING:
+    from cryptography import x509
 
 _SECONDS_PER_DAY = 86_400.0
 
@@ -44,16 +44,20 @@ def describe(pem: bytes, what: str = "certificate") -> Described:
     )
 
 
-def parse(pem: bytes, what: str = "certificate") -> x509.Certificate:
+def parse(pem: bytes, what: str = "certificate") -> "x509.Certificate":
     """The first certificate in the PEM; `BadCertificateError` when there is none."""
+    from cryptography import x509  # 8 MB, which a box that joined no hub does without
+
     try:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
         raise BadCertificateError(f"{what}: this is no certificate in PEM ({error})") from error
 
 
-def fingerprint(certificate: x509.Certificate) -> str:
+def fingerprint(certificate: "x509.Certificate") -> str:
     """sha256 of the DER form, 64 lower-case hex digits."""
+    from cryptography.hazmat.primitives.serialization import Encoding
+
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
 
 
@@ -63,12 +67,16 @@ def days_left(path: Path, now: datetime) -> float:
     return (expires - now).total_seconds() / _SECONDS_PER_DAY
 
 
-def _common_name(name: x509.Name) -> str:
+def _common_name(name: "x509.Name") -> str:
+    from cryptography.x509.oid import NameOID
+
     attributes = name.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(attributes[0].value) if attributes else ""
 
 
-def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+def _names(certificate: "x509.Certificate") -> tuple[str, ...]:
+    from cryptography import x509
+
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

@@ -8,9 +8,7 @@ Uptane Standard 2.1, clause 5.4.4 (full verification), with one device for each 
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,49 +28,12 @@ from landreeve.trust.anchor import REPOSITORIES, root_path
 from landreeve.trust.cache import Caches
 from landreeve.trust.document import DOCUMENT_NAME, ISSUED_FIELD, parse_document, release_name
 from landreeve.trust.floor import believable, clock_is_behind, raise_floor, read_floor
+from landreeve.trust.verdict import Believed, Cause, Rejected
 from landreeve.wire.messages import Desired, DesiredModel, SignedDesired
 
 _BASE_URL = "memory://metadata/"
 _NEVER = datetime.fromtimestamp(0, UTC)
 S = TypeVar("S", Targets, Timestamp)
-
-
-class Cause(StrEnum):
-    """Why a document is not believed."""
-
-    NOT_ENROLLED = "not_enrolled"
-    CLOCK_BEHIND = "clock_behind"
-    EXPIRED = "metadata_expired"
-    DOWNGRADE = "downgrade"
-    BAD_SIGNATURE = "bad_signature"
-    MIX_AND_MATCH = "mix_and_match"
-    MISSING = "metadata_missing"
-    INVALID = "metadata_invalid"
-    TAMPERED = "document_tampered"
-    OTHER_DEVICE = "other_device"
-    WRONG_GENERATION = "wrong_generation"
-    NOT_ORDERED = "not_ordered"
-    NOT_APPROVED = "not_approved"
-    DISAGREEMENT = "disagreement"
-    STORAGE = "storage"
-
-
-@dataclass(frozen=True, slots=True)
-class Believed:
-    """A document that may be acted on. ``releases`` maps a manifest's sha256 to its length in bytes, as both
-    repositories state it; ``director_version`` is the generation the director signed."""
-
-    desired: Desired
-    releases: dict[str, int]
-    director_version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A document that must not be acted on, with its cause and one plain sentence."""
-
-    cause: Cause
-    sentence: str
 
 
 class _RefusedError(Exception):

@@ -6,20 +6,22 @@ the difference in place. So there is one rendering, in one language, with or wit
 """
 
 import asyncio
+import functools
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from jinja2 import Environment
-
 from landreeve.ui import assets as files
-from landreeve.ui import environment, language
+from landreeve.ui import language
 from landreeve.ui.asgi import App, Receive, Request, Response, Scope, Send, redirect, request_of, respond, stream
 from landreeve.ui.inside import Api, ApiError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 Loader = Callable[[Api, Mapping[str, str], Mapping[str, str]], Awaitable[Mapping[str, Any]]]
 FOREVER = ("cache-control", "public, max-age=31536000, immutable")
@@ -74,15 +76,24 @@ class Console:
         self._pages = [(_pattern(page.path), page) for page in pages]
         self._frame = frame
         self._period_s = period_s
-        self._assets = files.load()
-        self._environments = {
-            code: environment.make(language.load(code), self._assets, (package,)) for code in language.LANGUAGES
-        }
+        self._package = package
         self._closing = asyncio.Event()
 
     def close(self) -> None:
         """End every open stream."""
         self._closing.set()
+
+    @functools.cached_property
+    def _assets(self) -> files.Assets:
+        return files.load()
+
+    @functools.cached_property
+    def _environments(self) -> "dict[str, Environment]":
+        """By language, made when the first page is asked for: most boxes are looked at seldom."""
+        from landreeve.ui import environment
+
+        make = functools.partial(environment.make, assets=self._assets, packages=(self._package,))
+        return {code: make(language.load(code)) for code in language.LANGUAGES}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request (the ASGI entry)."""
@@ -136,7 +147,7 @@ class Console:
         theme = theme if theme in THEMES else "auto"
         return {**self._fixed, "theme": theme, "here": here, "now": datetime.now(UTC), "query": request.query}
 
-    def _environment(self, request: Request) -> Environment:
+    def _environment(self, request: Request) -> "Environment":
         code = language.negotiate(request.cookies.get("lang"), request.headers.get("accept-language", ""))
         return self._environments[code]
 
