@@ -9,8 +9,7 @@ from typing import Literal
 import msgspec
 from landreeve.settings import SettingsError
 
-from landreeve_agent.commands.box import is_running
-from landreeve_agent.commands.client import connect
+from landreeve_agent.commands.client import connect, is_running
 from landreeve_agent.config import StateFolder, load_settings
 
 _LEAST_FREE_MB = 500

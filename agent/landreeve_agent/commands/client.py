@@ -91,3 +91,14 @@ def _refused(status: int, data: bytes) -> NoReturn:
     except ValueError:
         text = data[:300].decode(errors="replace")
     fail(_EXITS.get(status, Exit.FAILURE), str(text))
+
+
+def is_running(state: StateFolder) -> bool:
+    """Whether a supervisor answers on this state folder."""
+    from landreeve_agent.lock import is_held
+
+    try:
+        connect(state)
+    except NotRunningError:
+        return False
+    return is_held(state.run / "lock")

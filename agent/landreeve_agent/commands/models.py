@@ -41,7 +41,7 @@ def add(
     """Add a model's definition: its columns, label and policies. Data can be collected from then on."""
     from landreeve_models.definition import BadDefinitionError, load_definition
 
-    from landreeve_agent.commands.box import is_running
+    from landreeve_agent.commands.client import is_running
     from landreeve_agent.intake.definitions import Definitions
 
     state = state_of(context)
