@@ -8,9 +8,9 @@ import typer
 from landreeve.cli import Exit, Format, emit, fail, note
 from landreeve.settings import SettingsError, write_values
 
-from landreeve_agent.commands.client import connect, connected
+from landreeve_agent.commands.client import connected
 from landreeve_agent.commands.options import Output, state_of
-from landreeve_agent.config import AgentSettings, StateFolder, load_settings
+from landreeve_agent.config import AgentSettings, load_settings
 from landreeve_agent.errors import AlreadyRunningError, OperatorError
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="a setting as KEY=VALUE; may be repeated")]
