@@ -1,7 +1,10 @@
 """The worker, started when the first model is wanted, on an address that is known from the start."""
 
+import contextlib
+import errno
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,20 +18,39 @@ logger = logging.getLogger(__name__)
 OnRestart = Callable[[str, int], None]
 
 
+@dataclass(frozen=True)
+class Hold:
+    """A port kept for the worker: a socket bound to it, and the claim that keeps other agents of this box off it."""
+
+    bound: socket.socket
+    claim: socket.socket | None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, port = self.bound.getsockname()[:2]
+        return str(host), int(port)
+
+    def close(self) -> None:
+        """Let it go."""
+        self.bound.close()
+        if self.claim is not None:
+            self.claim.close()
+
+
 @dataclass
 class Inference:
     """Serves routes; without any there is no process. ``hold`` keeps the port until the worker listens on it."""
 
     spool: Path
-    hold: socket.socket
+    hold: Hold
     on_restart: OnRestart
     _worker: WorkerProcess | None = field(default=None)
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of the inference server."""
-        host, port = self.hold.getsockname()[:2]
-        return str(host), int(port)
+        return self.hold.address
 
     @property
     def url(self) -> str:
@@ -67,36 +89,53 @@ class Inference:
         return self._worker
 
 
-def hold_port(host: str, port: int, tried: int = 50) -> socket.socket:
-    """A socket bound, not listening, to that port or the next free one (0 takes any).
+def hold_port(host: str, port: int, tried: int = 50) -> Hold:
+    """That port or the next free one (0 takes any), bound and not listened on.
 
-    Bound with SO_REUSEADDR, it lets the worker's own socket listen there and keeps the number ours meanwhile.
+    Bound with SO_REUSEADDR, it lets the worker's own socket listen there. But then another agent that has no model
+    yet could bind it as well, and later one would answer the other's applications: so the number is also claimed.
     """
     failed: OSError | None = None
     for candidate in range(port, min(port + tried, 65536)) if port else (0,):
         try:
-            return _bind_only(host, candidate)
+            return _hold(host, candidate)
         except OSError as error:
             failed = error
     raise OSError(f"serving.port: no free port from {port} on {host}: {failed}")
 
 
-def _bind_only(host: str, port: int) -> socket.socket:
+def _hold(host: str, port: int) -> Hold:
     if port and is_taken(host, port):
-        raise OSError(f"port {port} is in use")
-    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        raise OSError(errno.EADDRINUSE, f"port {port} is in use")
+    with contextlib.ExitStack() as undo:
+        bound = undo.enter_context(socket.socket(_family(host), socket.SOCK_STREAM))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+        claim = _claim(bound.getsockname()[1])
+        undo.pop_all()
+    return Hold(bound, claim)
+
+
+def _claim(port: int) -> socket.socket | None:
+    """A name that only one process of this network namespace can have, and that a kill gives back."""
+    if sys.platform != "linux":
+        return None
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind((host, port))
+        claim.bind(f"\0landreeve/serving/{port}")
     except OSError:
-        held.close()
+        claim.close()
         raise
-    return held
+    return claim
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def is_taken(host: str, port: int) -> bool:
     """Whether somebody listens there: asked by listening, because connecting would disturb whoever it is."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
