@@ -30,7 +30,7 @@ from landreeve_agent.hardware.cgroup import read_limits
 from landreeve_agent.hardware.cpu import read_cpu
 from landreeve_agent.hardware.inventory import Inventory, thread_budget
 from landreeve_agent.hardware.probe import probe
-from landreeve_agent.inference import Inference, hold_port, is_taken
+from landreeve_agent.inference import Hold, Inference, hold_port, is_taken
 from landreeve_agent.intake.definitions import Definitions
 from landreeve_agent.intake.intake import Intake
 from landreeve_agent.intake.retention import Retention
@@ -75,7 +75,7 @@ class House:
     clock: Callable[[], datetime]
     database: Database
     listener: socket.socket
-    hold: socket.socket
+    hold: Hold
     moved: tuple[str, ...] = ()
     inventory: "asyncio.Task[Inventory] | None" = None
     _recovered: asyncio.Event = field(default_factory=asyncio.Event)
@@ -340,32 +340,35 @@ class House:
             "console": self.listener.getsockname()[1],
             "serving": port,
             "serving_host": _shown(host),
+            "console_wanted": self.settings.console.port,
+            "serving_wanted": self.settings.serving.port,
         }
         write_private(self.state.ports, msgspec.json.encode(ports))
 
 
-def _ports(state: StateFolder, settings: AgentSettings, problem: str) -> tuple[socket.socket, socket.socket]:
-    console, serving = settings.console.port, settings.serving.port
+def _ports(state: StateFolder, settings: AgentSettings, problem: str) -> tuple[socket.socket, Hold]:
     last = _last_ports(state)
     # After a kill the worker may hold its port for a moment longer: an address that moved would be lost to callers.
-    console = _after_a_kill(settings.console.host, console, last.get("console", 0))
-    serving = _after_a_kill(settings.serving.host, serving, last.get("serving", 0))
+    console = _after_a_kill("console", settings.console.host, settings.console.port, last)
+    serving = _after_a_kill("serving", settings.serving.host, settings.serving.port, last)
     try:
         return listen(settings.console.host, console), hold_port(settings.serving.host, serving)
     except OSError as error:
         raise StateError(f"no port to listen on: {error}; see the settings console.host and serving.host") from error
 
 
-def _after_a_kill(host: str, wanted: int, last: int) -> int:
-    """The port to ask for: one that was used until a kill is asked for again, and waited for."""
-    if wanted not in (0, last) or not last:
+def _after_a_kill(name: str, host: str, wanted: int, last: Mapping[str, int]) -> int:
+    """The port to ask for: the one in use until a kill is asked for again, and waited for, unless the settings ask
+    for another since. It may be none of the settings': that one was busy."""
+    port = last.get(name, 0)
+    if not port or last.get(f"{name}_wanted", wanted) != wanted:
         return wanted
     deadline = time.monotonic() + PORT_WAIT_S
-    while is_taken(host, last):
+    while is_taken(host, port):
         if time.monotonic() > deadline:
             return wanted
         time.sleep(0.1)
-    return last
+    return port
 
 
 def _last_ports(state: StateFolder) -> dict[str, int]:
@@ -378,7 +381,7 @@ def _last_ports(state: StateFolder) -> dict[str, int]:
 
 
 def _moved(settings: AgentSettings, house: House) -> tuple[str, ...]:
-    actual = (house.listener.getsockname()[1], house.hold.getsockname()[1])
+    actual = (house.listener.getsockname()[1], house.hold.address[1])
     wanted = (settings.console.port, settings.serving.port)
     names = ("console.port", "serving.port")
     return tuple(
