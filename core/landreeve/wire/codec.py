@@ -40,6 +40,8 @@ def decode(data: bytes, kind: type[W]) -> W:
         return msgspec.json.decode(_expand(data), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadMessageError(f"{kind.__name__}: {error}") from error
+    except RecursionError as error:
+        raise BadMessageError(f"{kind.__name__}: nested too deeply to be a message") from error
 
 
 def _expand(data: bytes) -> bytes:

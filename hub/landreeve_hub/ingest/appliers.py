@@ -28,6 +28,7 @@ from landreeve_hub.store.upsert import upsert
 
 Applier = Callable[[Connection, str, Fact], None]
 K = TypeVar("K", bound=Body)
+MAX_DEPTH = 32
 _FAILED = {"REJECTED", "ROLLED_BACK", "ROLLBACK_FAILED", "ROLLING_BACK"}
 _ANSWERS = {"command.done", "command.refused"}
 
@@ -48,6 +49,16 @@ def standard_appliers(audit: Callable[[Connection, str, Fact], None]) -> dict[ty
         Audit: audit,
         LogLines: apply_log,
     }
+
+
+def check_depth(value: object, left: int = MAX_DEPTH) -> None:
+    """`UnfitFactError` when free data is nested so deeply that those who show it could not write it out."""
+    if left == 0:
+        raise UnfitFactError(f"data nested more than {MAX_DEPTH} deep is not kept")
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    for one in inner:
+        if isinstance(one, dict | list | tuple):
+            check_depth(one, left - 1)
 
 
 def applier_for(appliers: Mapping[type[Body], Applier], body: Body) -> Applier:

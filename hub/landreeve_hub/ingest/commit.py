@@ -16,8 +16,8 @@ from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import OperationalError
 
 from landreeve_hub.ingest.accept import Apply, Progress, Reject, decide
-from landreeve_hub.ingest.appliers import Applier, UnfitFactError, applier_for
-from landreeve_hub.ingest.presence import Known, counts
+from landreeve_hub.ingest.appliers import Applier, UnfitFactError, applier_for, check_depth
+from landreeve_hub.ingest.presence import Known, counts, problem
 from landreeve_hub.store import tables
 from landreeve_hub.store.moment import parse_rfc3339, rfc3339
 from landreeve_hub.store.upsert import add, upsert
@@ -119,6 +119,9 @@ class _Batch:
         except BadMessageError as error:
             self.refuse(Refusal(device, str(error), arrival.payload))
             return
+        if wrong := problem(state):
+            self.refuse(Refusal(device, f"DeviceState: {wrong}", arrival.payload))
+            return
         row = self._connection.execute(select(table.c.session, table.c.online).where(table.c.id == device)).one()
         if not counts(Known(row.session, row.online), state):
             return
@@ -158,6 +161,7 @@ class _Batch:
     def _apply(self, arrival: Arrival, fact: Fact) -> None:
         savepoint = self._connection.begin_nested()
         try:
+            check_depth(msgspec.to_builtins(fact.body))
             applier_for(self._appliers, fact.body)(self._connection, arrival.device, fact)
         except OperationalError:
             raise  # the database's trouble, not the fact's: the whole batch is tried again

@@ -14,6 +14,8 @@ from landreeve_hub.store.upsert import upsert
 
 Row = tuple[float | None, ...]
 _ROWS = msgspec.json.Decoder(list[tuple[float | None, ...]])
+# Each minute of a fact costs the hub a read and a write: one fact must not hold up the fleet's for seconds.
+MAX_MINUTES = 240
 _MAX_BYTES = 8 * 1024 * 1024
 
 
@@ -35,6 +37,8 @@ def merge_rows(connection: Connection, device: str, metric_set: int, rows: Itera
         if not row or row[0] is None:
             raise ValueError("metrics: a row begins with its unix seconds")
         minutes.setdefault(int(row[0] // 60), []).append(row)
+    if len(minutes) > MAX_MINUTES:
+        raise ValueError(f"metrics: rows of {len(minutes)} minutes in one fact, at most {MAX_MINUTES} are taken")
     for minute, added in minutes.items():
         _merge_minute(connection, {"device": device, "minute": minute, "set": metric_set}, added)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from landreeve.wire.messages import DeviceState
 
+MAX_NUMBER = 2**63 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -27,3 +29,11 @@ def counts(known: Known, state: DeviceState) -> bool:
         return state.session > known.session
     # Within one session the will comes last: nothing of it brings the device back.
     return known.online or not state.online or known.session == 0
+
+
+def problem(state: DeviceState) -> str:
+    """What is wrong with the numbers of a state, naming the field; empty when nothing is."""
+    for name, value in (("session", state.session), ("generation", state.generation), ("outbox", state.outbox)):
+        if not 0 <= value <= MAX_NUMBER:
+            return f"{name} {value}: expected a count from 0 to {MAX_NUMBER}"
+    return ""

@@ -4,12 +4,12 @@ The order is the promise: commit, then the broker's acknowledgement, then the hu
 killed between any two of them is told again and counts nothing twice.
 """
 
+import itertools
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -28,17 +28,20 @@ from landreeve.wire.topics import (
     parse_topic,
 )
 from sqlalchemy import Connection
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 
 from landreeve_hub.ingest.appliers import Applier
 from landreeve_hub.ingest.commit import Arrival, Outcome, Refusal, commit_batch
 from landreeve_hub.ingest.line import Message
-from landreeve_hub.store.database import Store
+from landreeve_hub.store.database import Store, StoreClosedError
 
 log = logging.getLogger(__name__)
 MAX_BATCH = 1000
 MAX_WAITING = 20_000
 GATHER_S = 0.01
 RETRY_S = (0.2, 1.0, 5.0)
+# The database's own trouble (a full disk, a lock, a lost connection), which passes.
+_PASSING = (OperationalError, InterfaceError, InternalError)
 
 
 class Blocks(Protocol):
@@ -154,30 +157,62 @@ class Receiver:
         return found
 
     def _commit(self, found: _Sorted) -> Outcome | None:
-        """Until it is on disk, however long the disk is full; None when the hub stops first."""
-        attempt = 0
-        while not self._stopping.is_set():
-            now = self._clock()
+        """Until it is on disk, however long the disk is full; None when the hub stops first.
 
-            def run(connection: Connection, now: datetime = now) -> Outcome:
-                return commit_batch(connection, found.arrivals, found.refusals, self._appliers, now)
-
-            done: Future[Outcome] = self._store.submit(run)
+        Trouble that is not the database's comes from a message, and would come again at each try: that one is found
+        by halving, and refused, so that no device can hold up the others.
+        """
+        for attempt in itertools.count():
+            if self._stopping.is_set():
+                return None
             try:
-                return done.result()
-            except Exception:
+                return self._try(found)
+            except _PASSING:
                 log.exception("%d messages could not be stored; trying again", len(found.arrivals))
-            self._stopping.wait(RETRY_S[min(attempt, len(RETRY_S) - 1)])
-            attempt += 1
+                self._stopping.wait(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+            except StoreClosedError:
+                return None
+            except Exception as error:
+                if len(found.arrivals) != 1:
+                    return self._by_halves(found)
+                log.exception("a message of %s cannot be stored and is refused", found.arrivals[0].device)
+                found = _refused(found, f"{type(error).__name__}: {error}")
         return None
+
+    def _try(self, found: _Sorted) -> Outcome:
+        now = self._clock()
+
+        def run(connection: Connection) -> Outcome:
+            return commit_batch(connection, found.arrivals, found.refusals, self._appliers, now)
+
+        return self._store.submit(run).result()
+
+    def _by_halves(self, found: _Sorted) -> Outcome | None:
+        middle = len(found.arrivals) // 2
+        whole = Outcome()
+        for arrivals, refusals in ((found.arrivals[:middle], found.refusals), (found.arrivals[middle:], [])):
+            part = self._commit(_Sorted(arrivals, refusals))
+            if part is None:
+                return None
+            whole.accepted += part.accepted
+            whole.changed |= part.changed
+            whole.acks += part.acks
+            whole.refused += part.refused
+        return whole
 
     def _move_blocks(self, found: _Sorted) -> None:
         if self._blocks is None:
             return
         for device, digest, want in found.wants:
-            self._blocks.on_want(device, digest, want)
+            try:
+                self._blocks.on_want(device, digest, want)
+            except Exception:
+                log.exception("a want of %s failed; it is repeated", device)
         for device, block in found.blocks:
-            self._blocks.on_block(device, block)
+            try:
+                self._blocks.on_block(device, block)
+            except Exception:
+                log.exception("a block of %s failed; it is asked for again", device)
 
     def _tell(self, outcome: Outcome) -> None:
         if not (outcome.accepted or outcome.changed or outcome.refused):
@@ -187,6 +222,12 @@ class Receiver:
                 listener(outcome)
             except Exception:
                 log.exception("a room failed when told about %d facts", len(outcome.accepted))
+
+
+def _refused(found: _Sorted, reason: str) -> _Sorted:
+    """The same with its one arrival refused."""
+    (arrival,) = found.arrivals
+    return _Sorted([], [*found.refusals, Refusal(arrival.device, reason, arrival.payload)])
 
 
 def _device(topic: Topic, fleet: str) -> str:

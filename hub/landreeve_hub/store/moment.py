@@ -15,8 +15,11 @@ def rfc3339(moment: datetime) -> str:
 
 
 def parse_rfc3339(text: str) -> datetime:
-    """The aware UTC moment in a text; `ValueError` when it is none or carries no offset."""
+    """The aware UTC moment in a text; `ValueError` when it is none, carries no offset or lies outside the calendar."""
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError(f"moment {text[:40]!r} carries no offset; write it as 2026-01-02T03:04:05Z")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"moment {text[:40]!r} lies outside the calendar") from error
