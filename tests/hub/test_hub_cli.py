@@ -112,3 +112,18 @@ def test_audit_verifies(state: Path) -> None:
 
 def test_fresh_code_can_be_had(state: Path) -> None:
     assert len(told(run("code", "--state", str(state), "-o", "json"))["code"]) == 19
+
+
+def test_setting_is_explained_by_every_source_that_spoke(tmp_path: Path) -> None:
+    (tmp_path / "hub.toml").write_text("[http]\nport = 7000\n")
+    done = run("config", "explain", "http.port", "--state", str(tmp_path), "-o", "json", LANDREEVE_HTTP__PORT="7001")
+    found = told(done)
+    assert (found["value"], found["source"]) == (7001, "environment")
+    assert [layer["value"] for layer in found["layers"]] == [8600, 7000, 7001]
+
+
+def test_bad_settings_are_named_before_a_hub_starts(tmp_path: Path) -> None:
+    (tmp_path / "hub.toml").write_text("[http]\nprot = 7000\n")
+    done = run("config", "validate", "--state", str(tmp_path))
+    assert done.returncode == 3
+    assert "hub.toml: unknown setting 'http.prot'; did you mean 'http.port'?" in done.stderr

@@ -2,7 +2,7 @@
 
 import typer
 
-from landreeve_hub.commands import devices, models, people, records, rollouts, server
+from landreeve_hub.commands import devices, models, people, records, rollouts, server, settings
 
 
 def build() -> typer.Typer:
@@ -25,6 +25,7 @@ def build() -> typer.Typer:
         ("incident", records.incidents()),
         ("audit", records.audit()),
         ("retrain", records.retrains()),
+        ("config", settings.group()),
     ):
         root.add_typer(group, name=name)
     records.install(root)
