@@ -1,16 +1,18 @@
 # Two commands matter: make run, make test. Both prepare what they need.
 PYTHON ?= python3
 BIN := .venv/bin
-# -P of pytest workers stays low: real processes, a real broker and a real browser share the box.
 TESTS ?= tests
+DEMO_DIR ?= .demo
 
-.PHONY: run test check bench clean-demo env dev-env test-faults story format docs
+.PHONY: run test check bench clean-demo env dev-env test-faults story format python
 
 run: env
 	@$(BIN)/python docs/examples/three_sites/story.py
 
 clean-demo:
-	@rm -rf .demo && echo "the demo's state is gone; make run starts over"
+	@if [ -e "$(DEMO_DIR)/lock" ] && ! flock -n "$(DEMO_DIR)/lock" true; then \
+	echo "error: a demo is running on $(DEMO_DIR): end it first, with Ctrl-C there" >&2; exit 1; fi
+	@rm -rf "$(DEMO_DIR)" && echo "the demo's state is gone; make run starts over"
 
 test: dev-env
 	@$(BIN)/python -m pytest $(TESTS) -m "not slow" -p no:cacheprovider
@@ -36,8 +38,12 @@ story: env
 format: dev-env
 	@$(BIN)/python -m ruff check --fix . ; $(BIN)/python -m ruff format .
 
-env:
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here: install Python 3.11 or newer (Debian: apt-get \
+	install python3 python3-venv make) or name one: make PYTHON=/path/to/python3 …" >&2; exit 1; }
+
+env: python
 	@$(PYTHON) packaging/setup_env.py run
 
-dev-env:
+dev-env: python
 	@$(PYTHON) packaging/setup_env.py test

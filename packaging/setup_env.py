@@ -9,6 +9,8 @@ Nothing is done twice: a stamp in the environment holds the digest of what it wa
 needs no network. A box without an NVIDIA GPU never gets the CUDA build of torch.
 """
 
+from __future__ import annotations  # an older Python reads on to where it is told that it is too old
+
 import hashlib
 import json
 import os
@@ -25,6 +27,14 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def main() -> int:
+    try:
+        return prepare()
+    except KeyboardInterrupt:
+        say("\nstopped; the same command goes on from here")
+        return 130
+
+
+def prepare() -> int:
     wanted = sys.argv[1] if len(sys.argv) > 1 else "run"
     if wanted not in EXTRAS:
         return complain(f"unknown set {wanted!r}: use one of {', '.join(EXTRAS)}")
@@ -33,28 +43,34 @@ def main() -> int:
             f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. "
             "Name another with: make PYTHON=/path/to/python3 …"
         )
-    system_packages(wanted)
     if stamp_holds(wanted):
+        system_packages(wanted, install=False)
         return 0
+    say("Preparing Landreeve: once, some minutes, about 1.5 GB in .venv (the training libraries are most of it).")
+    system_packages(wanted, install=True)
     try:
         make_venv()
         install_torch()
         step(
             f"installing Landreeve with [{EXTRAS[wanted]}]",
-            [pip(), "install", "-q", "-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{EXTRAS[wanted]}]"],
+            [pip(), "install", "-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{EXTRAS[wanted]}]"],
         )
     except subprocess.CalledProcessError as error:
         return complain(
             f"this step failed with exit code {error.returncode} (its own words are above).\n"
-            "If the machine has no way to a Python package index, run the same command once where it has one."
+            "If this machine has no way to a Python package index: name one it can reach with PIP_INDEX_URL=…, or\n"
+            "give it a folder of wheels with PIP_FIND_LINKS=… PIP_NO_INDEX=1. The same command goes on from here."
         )
+    except OSError as error:
+        return complain(f"{error}")
     stamp(wanted).write_text(digest(), encoding="ascii")
     return 0
 
 
 def make_venv() -> None:
-    if not (VENV / "bin" / "python").exists():
-        step("making the virtual environment .venv", [sys.executable, "-m", "venv", str(VENV)])
+    if not (VENV / "bin" / "pip").exists():
+        # An environment whose making was interrupted has a python and no pip: begin it again.
+        step("making the virtual environment .venv", [sys.executable, "-m", "venv", "--clear", str(VENV)])
 
 
 def install_torch() -> None:
@@ -62,19 +78,18 @@ def install_torch() -> None:
     pinned = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     if installed("torch") or has_nvidia():
         return
-    command = [pip(), "install", "-q", pinned]
+    command = [pip(), "install", pinned]
     if brings_cuda(pinned):
         command += ["--index-url", TORCH_CPU_INDEX, "--extra-index-url", "https://pypi.org/simple"]
-        command[3] = f"{pinned}+cpu"
+        command[2] = f"{pinned}+cpu"
     step(f"installing {pinned}, the CPU build (no NVIDIA GPU here)", command)
 
 
 def brings_cuda(pinned: str) -> bool:
     """Whether the index pip uses would give the CUDA build of that requirement."""
-    asked = subprocess.run(
-        [pip(), "install", "-q", "--dry-run", "--no-deps", "--ignore-installed", "--report", "-", pinned],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    options = ["-q", "--dry-run", "--no-deps", "--ignore-installed", "--report", "-"]
+    command = [str(VENV / "bin" / "python"), "-m", "pip", "install", *options, pinned]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
     if asked.returncode:
         return True
     found = json.loads(asked.stdout)["install"][0]["metadata"]
@@ -90,28 +105,32 @@ def installed(package: str) -> bool:
     return any((VENV / "lib").glob(f"python3*/site-packages/{package}/__init__.py"))
 
 
-def system_packages(wanted: str) -> None:
+def system_packages(wanted: str, *, install: bool) -> None:
     """mosquitto for the hub (else the NATS wheel serves), Chromium for the browser tests."""
     missing = [] if shutil.which("mosquitto") or Path("/usr/sbin/mosquitto").exists() else ["mosquitto"]
     if wanted == "test" and not (shutil.which("chromium") or shutil.which("chromium-browser")):
         missing.append("chromium")
-    if not missing:
+    if missing and install and shutil.which("apt-get") and os.geteuid() == 0:
+        apt_install(missing)
         return
-    if shutil.which("apt-get") and os.geteuid() == 0:
-        environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        # Debian's package would start its own broker on port 1883; the hub runs its own as a child.
-        commands = [
-            ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing],
-        ]
-        for command in commands:
-            done = subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, check=False)
-            say(f"{' '.join(command)}: {'done' if done.returncode == 0 else f'failed ({done.returncode})'}")
-        return
-    how = f"sudo apt-get install {' '.join(missing)}"
     for name in missing:
         use = "the hub runs nats-server instead" if name == "mosquitto" else "the browser tests cannot run"
-        say(f"{name} is not installed: {use}. To have it: {how}")
+        say(f"{name} is not installed: {use}. To have it: sudo apt-get install {name}")
+
+
+def apt_install(packages: list[str]) -> None:
+    """As root only. Debian's mosquitto may start a broker of its own on port 1883; the hub runs another as a child."""
+    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    commands = [
+        ["apt-get", "update", "-qq"],
+        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
+    ]
+    for command in commands:
+        done = subprocess.run(
+            command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+        )
+        said = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+        say(f"{' '.join(command)}: {'done' if not said else f'failed: {said[0]}'}")
 
 
 def stamp(wanted: str) -> Path:
@@ -133,14 +152,30 @@ def pip() -> str:
 
 
 def step(what: str, command: list[str]) -> None:
-    say(f"{what} …")
-    started = time.monotonic()
-    environ = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    """Run it, showing on a terminal what it is at; its whole output only when it fails."""
     # Through the interpreter: a console script's first line breaks on a path with spaces.
     if command[0] == pip():
         command = [str(VENV / "bin" / "python"), "-m", "pip", *command[1:]]
-    subprocess.run(command, check=True, env=environ)
+    say(f"{what} …")
+    started = time.monotonic()
+    environ = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_PROGRESS_BAR": "off", "PIP_NO_COLOR": "1"}
+    said: list[str] = []
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        for line in child.stdout or ():
+            said.append(line.rstrip())
+            show(f"  {time.monotonic() - started:4.0f} s  {line.strip()}")
+    show("")
+    if child.returncode:
+        say("\n".join(said[-20:]))
+        raise subprocess.CalledProcessError(child.returncode, command)
     say(f"  done in {time.monotonic() - started:.0f} s")
+
+
+def show(text: str) -> None:
+    """A line that is written over by the next, on a terminal."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:

@@ -1,11 +1,12 @@
 """The operator's part of the loop: approve what was trained, roll it out, wait for what is under way."""
 
 import json
+import re
 import time
 from typing import Any
 
-from surface import StoryError, wait_for
-from world import CANARY, MODEL, World, say
+from surface import StoryError
+from world import CANARY, MODEL, World
 
 ENGINEER, APPROVER = "mina", "omar"
 OPEN_ROLLOUT = {"DRAFT", "AWAITING_APPROVAL", "RUNNING", "PAUSED", "ROLLING_BACK"}
@@ -15,16 +16,16 @@ SETTLE_S = 240.0
 
 
 def releases(world: World) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = _items(world.people[ENGINEER].get("/api/v1/releases"))
+    found: list[dict[str, Any]] = items(world.people[ENGINEER].get("/api/v1/releases"))
     return [r for r in found if r["model"] == MODEL]
 
 
 def rollouts(world: World) -> list[dict[str, Any]]:
-    return [r for r in _items(world.people[ENGINEER].get("/api/v1/rollouts")) if r["model"] == MODEL]
+    return [r for r in items(world.people[ENGINEER].get("/api/v1/rollouts")) if r["model"] == MODEL]
 
 
 def incidents(world: World) -> list[dict[str, Any]]:
-    return _items(world.people[ENGINEER].get("/api/v1/incidents"))
+    return items(world.people[ENGINEER].get("/api/v1/incidents"))
 
 
 def retrains(world: World) -> list[dict[str, Any]]:
@@ -32,7 +33,7 @@ def retrains(world: World) -> list[dict[str, Any]]:
     return found
 
 
-def _items(answer: Any) -> list[dict[str, Any]]:
+def items(answer: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = answer["items"] if isinstance(answer, dict) else answer
     return found
 
@@ -40,6 +41,26 @@ def _items(answer: Any) -> list[dict[str, Any]]:
 def approve(world: World, version: str) -> None:
     """The second person looks at the release and signs it into the targets repository."""
     world.hub("model", "approve", f"{MODEL}@{version}", by=APPROVER)
+
+
+def bring(world: World, version: str) -> dict[str, Any]:
+    """Approve that release and roll it out, canary first; the rollout's last row. Goes on where it was left."""
+    world.memory.put("bringing", version)
+    if any(r["version"] == version and r["state"] == "draft" for r in releases(world)):
+        approve(world, version)
+    row = finish(world, _rollout_of(world, version) or roll_out(world, version))
+    world.memory.put("bringing", "")
+    return row
+
+
+def _rollout_of(world: World, version: str) -> str:
+    """The newest rollout of that version, approved; empty without one."""
+    found = next((r for r in rollouts(world) if r["version"] == version), None)
+    if found is None:
+        return ""
+    if found["state"] in {"DRAFT", "AWAITING_APPROVAL"}:
+        world.hub("rollout", "approve", found["id"], by=APPROVER)
+    return str(found["id"])
 
 
 def roll_out(world: World, version: str) -> str:
@@ -60,9 +81,9 @@ def probation_rows(world: World) -> int:
 
 def settle(world: World) -> None:
     """Let what the sites have seen so far arrive, and what that set in motion come to rest."""
-    wait_for("the sites' reports to arrive at the hub", lambda: _drained(world), timeout_s=SETTLE_S)
-    wait_for("training under way to end", lambda: not _learning(world), timeout_s=SETTLE_S)
-    wait_for("devices to pass what needs no traffic", lambda: not _moving(world), timeout_s=SETTLE_S)
+    world.wait("the sites' reports to arrive at the hub", lambda: _drained(world), timeout_s=SETTLE_S)
+    world.wait("training under way to end", lambda: not _learning(world), timeout_s=SETTLE_S)
+    world.wait("the sites to take up their orders", lambda: not _moving(world), timeout_s=SETTLE_S)
 
 
 def _drained(world: World) -> bool:
@@ -98,11 +119,13 @@ def finish(world: World, rollout: str, *, days: int = 90) -> dict[str, Any]:
     for _ in range(days):
         row: dict[str, Any] = world.people[ENGINEER].get(f"/api/v1/rollouts/{rollout}")
         words = "; ".join(row["waiting"])
-        if words and words != said:
-            say(f"    {world.clock:%d %b}  {words}")
-            said = words
+        step = re.sub(r"[\d,.]+", "", words)  # counts grow every day; what is said is the step
+        if words and step != said:
+            world.tell.say(f"rollout of {row['version']}: {words}")
+            said = step
         if row["state"] not in OPEN_ROLLOUT:
-            say(f"    {world.clock:%d %b}  rollout {row['version']}: {row['state']}. {row.get('cause') or ''}")
+            why = row.get("sentence") or row.get("cause") or ""
+            world.tell.say(f"rollout of {row['version']} {row['state'].lower()}. {why}")
             return row
         world.days(1)
         settle(world)
@@ -111,13 +134,27 @@ def finish(world: World, rollout: str, *, days: int = 90) -> dict[str, Any]:
 
 
 def answer_drafts(world: World) -> list[str]:
-    """Approve and roll out every challenger the sites sent since; their versions."""
-    done = []
-    for release in releases(world):
-        if release["state"] == "draft" and release["source_device"]:
-            version = release["version"]
-            say(f"  {world.clock:%d %b}  challenger {version} arrived; {APPROVER} approves, canary {CANARY} first")
-            approve(world, version)
-            finish(world, roll_out(world, version))
-            done.append(version)
+    """Approve and roll out every challenger the sites sent since, and what an earlier run left half done."""
+    done = [left] if (left := world.memory.get("bringing")) else []
+    done += [r["version"] for r in releases(world) if r["state"] == "draft" and r["source_device"]]
+    for version in dict.fromkeys(done):
+        world.tell.say(f"challenger {version} has arrived: {APPROVER} approves it, {CANARY} tries it first")
+        bring(world, version)
     return done
+
+
+def tell_news(world: World) -> None:
+    """What the hub has heard since the last time: quality lost at a site, and what retraining led to."""
+    told = set(world.memory.get("told", []))
+    news = {}
+    for window in world.people[ENGINEER].get(f"/api/v1/drift/{MODEL}").get("windows", []):
+        if window["verdict"] == "quality_lost":
+            news[f"{window['site']} {window['window']}"] = f"{window['site']}: {window['sentence']}"
+    for run in retrains(world):
+        sentence = run["request"].get("sentence", "")
+        if run["state"] not in {"requested", "running"} and not run["request"].get("reason", "").startswith("first"):
+            news[f"{run['id']} {run['state']}"] = f"retraining at {run['site']}: {run['state']}. {sentence}"
+    for key, sentence in news.items():
+        if key not in told:
+            world.tell.say(sentence)
+    world.memory.put("told", sorted(told | news.keys()))

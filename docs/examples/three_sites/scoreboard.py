@@ -17,11 +17,16 @@ from landreeve_models.evaluate import auc, log_loss
 from landreeve_models.features.pipeline import Pipeline
 from landreeve_models.inference import predict_graph
 from loop import ENGINEER
-from world import CATALOG, MODEL, SITES, World, say
+from world import CATALOG, MODEL, SITES, World
+
+YEAR = 0
+ENOUGH = 50
 
 
 @dataclass(frozen=True)
 class Month:
+    """One month of a site, or with ``month`` 0 all of them."""
+
     month: int
     rows: int
     alone_log_loss: float
@@ -54,8 +59,9 @@ def months(world: World, site: str, folder: Path) -> list[Month]:
     alone = predict_graph((folder / "model.onnx").read_bytes(), x)
     groups: dict[int, list[int]] = defaultdict(list)
     for index, row in enumerate(log):
-        groups[datetime.fromisoformat(row["at"]).month].append(index)
-    return [_month(m, np.array(i), log, alone) for m, i in sorted(groups.items()) if len(i) >= 50]
+        groups[datetime.fromisoformat(row["at"]).astimezone(replay.LOCAL).month].append(index)
+    scored = [_month(m, np.array(i), log, alone) for m, i in sorted(groups.items()) if len(i) >= ENOUGH]
+    return [*scored, _month(YEAR, np.arange(len(log)), log, alone)] if scored else []
 
 
 def _month(month: int, index: Any, log: list[dict[str, str]], alone: Any) -> Month:
@@ -78,31 +84,64 @@ def world_rows(world: World, site: str) -> Iterator[dict[str, Any]]:
 
 
 def show(world: World) -> dict[str, Any]:
-    """Print the table; everything in it as data."""
-    folder = first_release(world)
-    books = {b["site"]: b for b in delivery(world)}
-    report: dict[str, Any] = {"sites": {}}
+    """Print the table; everything in it as data, also in report.json."""
+    with world.tell.doing("scoring the year: the first model left alone against what the sites were answered"):
+        folder = first_release(world)
+        books = {b["site"]: b for b in delivery(world)}
+        report: dict[str, Any] = {"sites": {}}
+        scores = {site: months(world, site, folder) for site in SITES}
+    statuses = {site: world.sites[site].status() for site in SITES}
     for site in SITES:
-        rows = months(world, site, folder)
-        status = world.sites[site].status()
-        report["sites"][site] = {"months": [vars(r) for r in rows], "status": status, "delivery": books[site]}
-        say(f"\n{site}   log loss and AUC a month: first model left alone → the loop")
-        for r in rows:
-            better = r.alone_log_loss - r.loop_log_loss
-            say(
-                f"  {month_abbr[r.month]}  {r.rows:6,} rows   {r.alone_log_loss:.4f} → {r.loop_log_loss:.4f}"
-                f"  ({better:+.4f})   AUC {r.alone_auc:.3f} → {r.loop_auc:.3f}"
-            )
-        book = books[site]
-        say(
-            f"  served {status['predictions_total']:,}   p50 {status['p50_ms']} ms   p95 {status['p95_ms']} ms   "
-            f"facts {book['facts']:,} sent, {book['gaps']} lost, {book.get('duplicates_applied', 0)} doubled "
-            f"({book['duplicates_suppressed']} repeats recognised)   wire {_bytes(status)}"
-        )
+        rows = [vars(r) for r in scores[site]]
+        report["sites"][site] = {"months": rows, "status": statuses[site], "delivery": books[site]}
     (world.options.home / "report.json").write_text(json.dumps(report, indent=1))
+    for line in (*_quality(scores), "", *_service(statuses, books)):
+        world.tell.plain(f"   {line}".rstrip())
     return report
 
 
-def _bytes(status: dict[str, Any]) -> str:
-    hub = status["hub"]
-    return f"{hub.get('bytes_up', 0) / 1e6:.2f} MB up, {hub.get('bytes_down', 0) / 1e6:.2f} MB down"
+def _quality(scores: dict[str, list[Month]]) -> Iterator[str]:
+    """Months down, sites across."""
+    yield ""
+    yield "The first model left alone → with the loop: log loss (less is better), AUC (more is better)"
+    yield "".join(f"{'':6}{site:30}" for site in scores)
+    cells = {site: {r.month: r for r in rows} for site, rows in scores.items()}
+    found = {month for rows in cells.values() for month in rows}
+    for month in (*sorted(found - {YEAR}), *sorted(found & {YEAR})):
+        name = month_abbr[month] if month else "year"
+        yield f"{name:6}" + "".join(f"{_cell(cells[site].get(month)):36}" for site in scores)
+
+
+def _cell(row: Month | None) -> str:
+    if row is None:
+        return "-"
+    return f"{row.alone_log_loss:.4f} → {row.loop_log_loss:.4f}  {row.alone_auc:.3f} → {row.loop_auc:.3f}"
+
+
+def _service(statuses: dict[str, Any], books: dict[str, Any]) -> Iterator[str]:
+    """A line for each site. Facts are numbered on the site without holes, and the hub counts each number's effect
+    once: fewer effects than numbers are lost, more are doubled."""
+    heads = ("answered", "p50", "p95", "facts", "lost", "doubled", "repeats stopped", "up", "down")
+    widths = (9, 9, 9, 8, 6, 9, 17, 10, 10)
+    yield f"{'':6}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))
+    for site, status in statuses.items():
+        book, hub = books[site], status["hub"]
+        surplus = book["facts"] - book["highwater"]
+        cells = (
+            f"{status['predictions_total']:,}", _milliseconds(status, "p50"), _milliseconds(status, "p95"),
+            f"{book['facts']:,}", str(max(0, -surplus)), str(max(0, surplus)), str(book["duplicates_suppressed"]),
+            _megabytes(hub["bytes_up"]), _megabytes(hub["bytes_down"]),
+        )  # fmt: skip
+        yield f"{site:6}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def _milliseconds(status: dict[str, Any], which: str) -> str:
+    """Of the last minute, or of the last time somebody asked."""
+    value = status[f"{which}_ms"]
+    if value is None:
+        value = next((v for v in reversed(status["series"][which]) if v is not None), None)
+    return "-" if value is None else f"{value:.2f} ms"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB"

@@ -5,100 +5,162 @@ chapter happened · EVERY=k take every k-th departure · UNTIL end of the year �
 """
 
 import fcntl
-import json
 import os
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, NoReturn
+
+# Until there is something to end, Ctrl-C just ends; loading the libraries takes a second or two.
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(_number, lambda number, _frame: os._exit(128 + number))
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-# The example is a folder of programs, not a package.
 import chapters  # noqa: E402
 import scoreboard  # noqa: E402
 from surface import StoryError  # noqa: E402
-from world import SITES, Options, World, say  # noqa: E402
+from world import Options, World  # noqa: E402
 
 PLOT: tuple[tuple[str, Callable[[World], chapters.Evidence]], ...] = (
     ("first model", chapters.first_model),
-    ("spring", chapters.live_until(datetime(2013, 5, 15, tzinfo=UTC))),
+    ("spring", chapters.live_until(
+        "Spring", "Departures are answered before they happen; labels follow. Sites watch their data and their model.",
+        datetime(2013, 5, 15, tzinfo=UTC),
+    )),
     ("bad release", chapters.bad_release),
-    ("summer", chapters.live_until(datetime(2013, 8, 15, tzinfo=UTC))),
+    ("summer", chapters.live_until(
+        "Summer", "Thunderstorms and full planes: where labels confirm that quality is lost, a retrain is decided.",
+        datetime(2013, 8, 15, tzinfo=UTC),
+    )),
     ("hub away", chapters.hub_away),
-    ("rest of the year", chapters.live_until(datetime(2014, 1, 1, 6, tzinfo=UTC))),
+    ("rest of the year", chapters.live_until(
+        "Autumn and winter", "The loop goes on by itself.", datetime(2014, 1, 1, 6, tzinfo=UTC)
+    )),
     ("loop closed", chapters.loop_closed),
-)
+)  # fmt: skip
+LIVE_SPEED = 1 / 5
+BUSY = 6
 
 
 def main() -> int:
-    options = Options.read(dict(os.environ))
-    options.home.mkdir(parents=True, exist_ok=True)
-    with (options.home / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            print(
-                f"error: another demo is running on {options.home}; end it (Ctrl-C there) "
-                "or give this one its own folder with DEMO_DIR=…",
-                file=sys.stderr,
-            )
-            return 6
-        return tell(options)
+    try:
+        options = Options.read(dict(os.environ))
+        options.home.mkdir(parents=True, exist_ok=True)
+        with (options.home / "lock").open("a+") as lock:
+            return _alone(options, lock)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _alone(options: Options, lock: Any) -> int:
+    """Tell the story unless another process tells it in the same folder."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        print(
+            f"error: a demo is running on {options.home} already (process {lock.read().strip() or 'unknown'}). "
+            "End it with Ctrl-C there, or give this one its own folder: make run DEMO_DIR=/path",
+            file=sys.stderr,
+        )
+        return BUSY
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return tell(options)
 
 
 def tell(options: Options) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     world = World(options)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         return play(world)
     except KeyboardInterrupt:
-        say("\nending …")
-        return 0 if not options.leave else 130
+        return 130 if options.leave else 0
     except (StoryError, EOFError) as error:
-        print(f"\nerror: {error}\nlogs: {options.home / 'logs'}", file=sys.stderr)
+        world.tell.plain(f"\nerror: {error}\nlogs: {options.home / 'logs'}")
         return 1
     finally:
+        _silence()
+        _end(world)
+
+
+def _interrupt(_number: int, _frame: Any) -> NoReturn:
+    """Once: whoever presses Ctrl-C again is waiting for an end that is under way already."""
+    _silence()
+    raise KeyboardInterrupt
+
+
+def _silence() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end(world: World) -> None:
+    began = time.monotonic()
+    world.tell.plain()
+    with world.tell.doing("ending every process"):
         world.close()
+    again = "" if world.options.leave else " make run goes on here; make clean-demo starts over."
+    world.tell.plain(f"every process has ended ({time.monotonic() - began:.1f} s).{again}")
 
 
 def play(world: World) -> int:
-    started = time.monotonic()
     happened = world.memory.get("evidence", {})
-    chapters.require(opening := chapters.open_house(world), "open")
+    greet(world)
+    opening = chapters.open_house(world)
+    chapters.require(world, opening)
     happened |= opening
     show_doors(world)
     for name, chapter in PLOT:
-        if world.memory.get(f"done.{name}"):
-            say(f"Chapter    {name}: told before")
-            continue
-        evidence = chapter(world)
-        chapters.require(evidence, name)
-        happened |= evidence
-        world.memory.put("evidence", happened)
-        world.memory.put(f"done.{name}", value=True)
+        if not world.memory.get(f"done.{name}"):
+            evidence = chapter(world)
+            chapters.require(world, evidence)
+            happened |= evidence
+            world.memory.put("evidence", happened)
+            world.memory.put(f"done.{name}", value=True)
     scoreboard.show(world)
-    say(f"\ntold in {(time.monotonic() - started) / 60:.1f} minutes; starts: {json.dumps(world.keeper.starts())}")
+    world.tell.say(f"told in {world.tell.elapsed_s / 60:.1f} minutes")
     missing = [name for name, (held, _) in happened.items() if not held]
     for name in missing:
-        say(f"✕ did not happen: {name}")
+        world.tell.say(f"✕ did not happen: {name}")
     if world.options.leave:
         return 1 if missing else 0
     stay(world)
     return 0
 
 
+def greet(world: World) -> None:
+    """What this is, how fast it goes, and how to end it."""
+    options, told = world.options, [name for name, _ in PLOT if world.memory.get(f"done.{name}")]
+    pace = f"{options.speed:g} hours of it a second" if options.speed else "without waiting"
+    world.tell.plain(f"Landreeve: a hub, three airports and the year 2013, {pace}. State: {options.home}")
+    world.tell.plain("Ctrl-C ends every process at any time; make run goes on where it stopped.")
+    if told:
+        world.tell.plain(f"Told before: {', '.join(told)}. Going on at {world.clock:%d %B}.")
+
+
 def show_doors(world: World) -> None:
     """Where to look, and the one-time codes to get in."""
-    say(f"\n  hub console   {world.hub_url}   code {code(world, 'hub')}")
-    for site in SITES:
-        api = world.sites[site].api
-        url = api.url if api else "?"
-        say(f"  {site} console   {url}   code {code(world, site)}   inference {world.sites[site].infer}")
-    say()
+    rows = [("hub", world.hub_url, code(world, "hub"), "")]
+    for name, site in world.sites.items():
+        rows.append((name, site.api.url if site.api else "?", code(world, name), f"inference at {site.infer}"))
+    world.tell.plain("\n   Open these in a browser; each code works once, within the hour.")
+    for name, url, once, more in rows:
+        world.tell.plain(f"   {name:4} console  {url}   code {once}   {more}".rstrip())
+    world.tell.plain("   A fresh code: .venv/bin/landreeve-hub code --state " + _quoted(world.hub_state))
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def code(world: World, where: str) -> str:
@@ -107,7 +169,15 @@ def code(world: World, where: str) -> str:
 
 
 def stay(world: World) -> None:
-    say("\nEverything stays up; open the consoles above. Ctrl-C ends every process.")
+    """Live the last week slowly, so that the consoles have something to show, then wait."""
+    world.tell.plain("\nEverything stays up, and the last week of the year goes on slowly: look into the consoles.")
+    show_doors(world)
+    world.tell.plain("Ctrl-C ends every process.")
+    world.pace(LIVE_SPEED)
+    while world.clock < world.options.end:
+        world.advance(world.clock + timedelta(hours=1))
+        chapters.answer_drafts(world)
+    world.tell.say("the year is over; everything stays up")
     while True:
         time.sleep(1)
 

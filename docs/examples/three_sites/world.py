@@ -4,11 +4,13 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from narration import Narrator
 from processes import Keeper, Program, Service
 from surface import Api, StoryError, cli, wait_for
 
@@ -18,11 +20,12 @@ CATALOG = ROOT / "models" / "catalog" / MODEL
 SITES = ("EWR", "JFK", "LGA")
 CANARY = "EWR"
 YEAR_START = datetime(2013, 1, 1, tzinfo=UTC)
+LAST_WEEK = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the environment asks for: SPEED (event hours a second, 0 = no waiting), EXIT, EVERY, DEMO_DIR, PORTS."""
+    """What the environment asks for: SPEED (event hours a second, 0 = no waiting), EXIT, EVERY, UNTIL, DEMO_DIR."""
 
     home: Path
     speed: float
@@ -32,17 +35,28 @@ class Options:
 
     @staticmethod
     def read(environ: dict[str, str]) -> "Options":
+        """Raises ValueError naming the variable that cannot be used."""
+        read = {"SPEED": (float, "12"), "EVERY": (int, "1"), "UNTIL": (datetime.fromisoformat, "2014-01-01T06:00:00Z")}
+        values: dict[str, Any] = {}
+        for name, (parse, default) in read.items():
+            try:
+                values[name] = parse(environ.get(name) or default)  # type: ignore[operator]
+            except ValueError as error:
+                raise ValueError(f"{name}={environ[name]}: {error}") from error
+        if values["SPEED"] < 0 or values["EVERY"] < 1:
+            raise ValueError("SPEED must be 0 or more event hours a second, EVERY 1 or more")
         return Options(
-            home=Path(environ.get("DEMO_DIR", ROOT / ".demo")).resolve(),
-            speed=float(environ.get("SPEED", "12")),
+            home=Path(environ.get("DEMO_DIR") or ROOT / ".demo").resolve(),
+            speed=values["SPEED"],
             leave=environ.get("EXIT", "") == "1",
-            every=int(environ.get("EVERY", "1")),
-            end=datetime.fromisoformat(environ.get("UNTIL", "2014-01-01T06:00:00+00:00")),
+            every=values["EVERY"],
+            end=values["UNTIL"] if values["UNTIL"].tzinfo else values["UNTIL"].replace(tzinfo=UTC),
         )
 
-
-def say(text: str = "") -> None:
-    print(text, flush=True)
+    @property
+    def told_until(self) -> datetime:
+        """A demo that stays up keeps the last week, to live it slowly while people look around."""
+        return self.end if self.leave else self.end - LAST_WEEK
 
 
 @dataclass
@@ -82,6 +96,8 @@ class World:
         self.people: dict[str, Api] = {}
         self.hub_url = ""
         self.memory = Memory(options.home / "story.json")
+        self.tell = Narrator(lambda: self.clock)
+        self.answered = 0
 
     # Starting ---------------------------------------------------------------------------------------------
 
@@ -90,20 +106,26 @@ class World:
         self.find_hub()
 
     def find_hub(self) -> None:
-        ports = wait_for("the hub to answer", self._hub_ports, timeout_s=60)
+        starts = self.keeper.service("hub").starts
+        ports = self.wait("the hub to answer", lambda: self._hub_ports(starts), timeout_s=60)
         self.hub_url = f"http://127.0.0.1:{ports['http']}"
+        for name, wanted in ports.get("wanted", {}).items():
+            self._say_moved(f"the hub's {name}", wanted, ports[name])
         for name in self.people:
             self.people[name].url = self.hub_url
 
-    def _hub_ports(self) -> Any:
+    def _hub_ports(self, starts: int) -> Any:
         service = self.keeper.service("hub")
         file = self.hub_state / "run" / "ports.json"
-        if service.starts > 3:
+        if service.starts - starts > 3:
             raise StoryError(f"the hub does not stay up:\n{service.tail()}")
         ports = json.loads(file.read_text())
-        token = (self.hub_state / "run" / "admin-token").read_text().strip()
-        Api(f"http://127.0.0.1:{ports['http']}", token).get("/api/v1/me")
+        Api(f"http://127.0.0.1:{ports['http']}", self.admin_token()).get("/api/v1/me")
         return ports
+
+    def admin_token(self) -> str:
+        """The machine's administrator's, as the hub's command line uses it."""
+        return (self.hub_state / "run" / "admin-token").read_text().strip()
 
     def hub(self, *arguments: str, by: str = "") -> Any:
         """Run landreeve-hub; as one of the people when named, else as the machine's administrator."""
@@ -129,9 +151,20 @@ class World:
             return found
 
         try:
-            wait_for(f"the agent of {name} to answer", ports, timeout_s=60)
+            found = self.wait(f"the agent of {name} to answer", ports, timeout_s=60)
         except StoryError as error:
             raise StoryError(f"{error}\n{self.keeper.service(f'agent-{name}').tail()}") from error
+        for kind, wanted in wanted_ports(name).items():
+            self._say_moved(f"{name}'s {kind}", wanted, found[kind])
+
+    def _say_moved(self, whose: str, wanted: int, found: int) -> None:
+        if wanted != found:
+            self.tell.say(f"port {wanted} is busy: {whose} is on {found}")
+
+    def wait(self, what: str, ask: Callable[[], Any], *, timeout_s: float) -> Any:
+        """`wait_for`, saying what is waited for."""
+        with self.tell.doing(f"waiting for {what}"):
+            return wait_for(what, ask, timeout_s=timeout_s)
 
     def start_application(self, name: str) -> None:
         site = self.sites[name]
@@ -158,9 +191,19 @@ class World:
     def clock(self) -> datetime:
         return datetime.fromisoformat(self.memory.get("clock", YEAR_START.isoformat()))
 
-    def advance(self, until: datetime) -> None:
+    def pace(self, hours_per_s: float) -> None:
+        """Event hours for each second on the wall from now on; 0 does not wait."""
+        for site in self.sites.values():
+            site.running_application().send(f"speed {hours_per_s}")
+
+    def advance(self, until: datetime, *, step: timedelta = timedelta(days=1)) -> None:
         """Let all three applications live up to that moment of the year."""
         until = min(until, self.options.end)
+        with self.tell.doing(lambda: f"departures of {self.clock:%d %B}; {self.answered:,} answered in this run"):
+            while self.clock < until:
+                self._advance(until if self.options.speed == 0 else min(until, self.clock + step))
+
+    def _advance(self, until: datetime) -> None:
         failures: list[BaseException] = []
         threads = [threading.Thread(target=self._advance_one, args=(s, until, failures)) for s in self.sites.values()]
         for thread in threads:
@@ -169,6 +212,7 @@ class World:
             thread.join()
         if failures:
             raise failures[0]
+        self.answered += sum(site.last.get("answered", 0) for site in self.sites.values())
         self.memory.put("clock", until.isoformat())
 
     def _advance_one(self, site: Site, until: datetime, failures: list[BaseException]) -> None:
@@ -189,6 +233,11 @@ class World:
             if site.application:
                 site.application.close()
         self.keeper.close()
+
+
+def wanted_ports(site: str) -> dict[str, int]:
+    """Where a site's console and inference server should be."""
+    return {"console": 8181 + SITES.index(site), "serving": 8281 + SITES.index(site)}
 
 
 class Memory:
