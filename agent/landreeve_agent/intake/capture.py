@@ -7,6 +7,7 @@ that came in without a prediction (collected before there was a model, or a fail
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 
 import msgspec
 from sqlite_utils import Database as Tables
@@ -64,13 +65,13 @@ def store_lines(tables: Tables, lines: Iterable[Line], bad: int) -> tuple[tuple[
     """Insert samples, add to counters; what was captured, and the sum of the counts."""
     tallies: dict[tuple[str, str, str], Tally] = {}
     captured: list[Captured] = []
-    for line in lines:
-        moment = datetime.fromtimestamp(line.t, UTC)
-        tally = tallies.setdefault((line.model, moment.strftime("%Y-%m-%d"), line.version), Tally())
-        _store(tables, line, moment, tally)
-        captured.append(Captured(line.model, line.version, line.us, line.t, line.err is not None))
-    for key, tally in tallies.items():
-        _add_counters(tables, key, tally)
+    # Lines that count alike stand together nearly always: one statement for each such run keeps their order.
+    for key, alike in groupby(((_counted_as(line), line) for line in lines), lambda pair: pair[0]):
+        run = [line for _, line in alike]
+        _store(tables, run, tallies.setdefault(key[:3], Tally()), failed=key[3])
+        captured += (Captured(line.model, line.version, line.us, line.t, line.err is not None) for line in run)
+    for counter, tally in tallies.items():
+        _add_counters(tables, counter, tally)
     whole = Tally(repeats=sum(tally.repeats for tally in tallies.values()))
     add_to_meta(tables, REPEATS, whole.repeats)
     add_to_meta(tables, BAD_LINES, bad)
@@ -83,30 +84,38 @@ def add_to_meta(tables: Tables, key: str, amount: int) -> None:
         tables.conn.execute(_ADD, (key, str(amount)))
 
 
-def _store(tables: Tables, line: Line, moment: datetime, tally: Tally) -> None:
-    values = (
-        line.model, line.id, _at(line, moment), line.version, line.release,
-        msgspec.json.encode(line.row).decode(), _number(line.p), _number(line.shadow), line.shadow_release,
-        round(line.us), line.err, stamp(moment),
-    )  # fmt: skip
-    changed = tables.conn.execute(_INSERT, values).rowcount == 1
-    if line.err is not None:
-        tally.errors += 1
-    elif changed:
-        tally.predictions += 1
+def _counted_as(line: Line) -> tuple[str, str, str, bool]:
+    """Model, UTC day, version, and whether the run failed."""
+    return line.model, stamp(datetime.fromtimestamp(line.t, UTC))[:10], line.version, line.err is not None
+
+
+def _store(tables: Tables, run: list[Line], tally: Tally, *, failed: bool) -> None:
+    changed = tables.conn.executemany(_INSERT, (_values(line) for line in run)).rowcount
+    if failed:
+        tally.errors += len(run)
     else:
-        tally.repeats += 1
-    tally.us.append(line.us)
+        tally.predictions += changed
+        tally.repeats += len(run) - changed
+    tally.us += (line.us for line in run)
 
 
-def _at(line: Line, moment: datetime) -> str:
+def _values(line: Line) -> tuple[object, ...]:
+    captured = stamp(datetime.fromtimestamp(line.t, UTC))
+    return (
+        line.model, line.id, _at(line, captured), line.version, line.release,
+        msgspec.json.encode(line.row).decode(), _number(line.p), _number(line.shadow), line.shadow_release,
+        round(line.us), line.err, captured,
+    )  # fmt: skip
+
+
+def _at(line: Line, captured: str) -> str:
     if line.at is None:
-        return stamp(moment)
+        return captured
     try:
         return event_time(line.at)
     except BadTimeError:
         # The worker refuses such a request; a line from an older worker keeps its row at its capture time.
-        return stamp(moment)
+        return captured
 
 
 def _number(value: float | list[float] | None) -> float | None:

@@ -77,8 +77,6 @@ class Intake:
 
 
 def _insert(tables: Tables, sql: str, rows: Sequence[tuple[Any, ...]]) -> Accepted:
-    before = tables.conn.total_changes
-    tables.conn.executemany(sql, rows)
-    accepted = tables.conn.total_changes - before
+    accepted = tables.conn.executemany(sql, rows).rowcount if rows else 0
     add_to_meta(tables, REPEATS, len(rows) - accepted)
     return Accepted(accepted, len(rows) - accepted)

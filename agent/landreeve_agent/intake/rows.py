@@ -56,8 +56,9 @@ class Fault:
 def check_samples(definition: Definition, samples: Iterable[Sample], now: datetime) -> tuple[Fault, ...]:
     """Everything wrong with the samples (the first 20 of it); empty when all are good."""
     faults: list[Fault] = []
+    latest = stamp(now + _AHEAD)
     for index, sample in enumerate(samples):
-        faults += _check_head(index, sample.id, sample.at, now)
+        faults += _check_head(index, sample.id, sample.at, latest)
         faults += [Fault(index, f"row.{p.field}", p.reason) for p in check_row(definition, sample.row)]
         if len(faults) >= _SHOWN:
             break
@@ -67,8 +68,9 @@ def check_samples(definition: Definition, samples: Iterable[Sample], now: dateti
 def check_labels(labels: Iterable[Label], now: datetime) -> tuple[Fault, ...]:
     """Everything wrong with the labels (the first 20 of it); empty when all are good."""
     faults: list[Fault] = []
+    latest = stamp(now + _AHEAD)
     for index, label in enumerate(labels):
-        faults += _check_head(index, label.id, label.at, now)
+        faults += _check_head(index, label.id, label.at, latest)
         reason = check_label(label.label)
         if reason:
             faults.append(Fault(index, "label", reason))
@@ -77,13 +79,13 @@ def check_labels(labels: Iterable[Label], now: datetime) -> tuple[Fault, ...]:
     return tuple(faults[:_SHOWN])
 
 
-def _check_head(index: int, name: str, at: str, now: datetime) -> list[Fault]:
+def _check_head(index: int, name: str, at: str, latest: str) -> list[Fault]:
     faults = []
     if not 0 < len(name) <= MAX_ID_CHARS:
         faults.append(Fault(index, "id", f"must have 1 to {MAX_ID_CHARS} characters, got {len(name)}"))
     try:
-        if event_time(at) > stamp(now + _AHEAD):
-            faults.append(Fault(index, "at", f"{at} is more than a day ahead of this box's clock ({stamp(now)})"))
+        if event_time(at) > latest:
+            faults.append(Fault(index, "at", f"{at} is more than a day ahead of this box's clock: {latest} is latest"))
     except BadTimeError as error:
         faults.append(Fault(index, "at", str(error)))
     return faults

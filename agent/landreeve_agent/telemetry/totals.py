@@ -59,17 +59,9 @@ def read_totals(tables: Tables, now: datetime) -> Totals:
             (today,),
         )
     }
-    samples = _counts(tables, "SELECT model, count(*) FROM samples GROUP BY model")
-    labels = _counts(tables, "SELECT model, count(*) FROM labels GROUP BY model")
-    models = {
-        name: ModelTotals(*answered.get(name, (0, 0, 0)), samples.get(name, 0), labels.get(name, 0))
-        for name in {*answered, *samples, *labels}
-    }
+    kept = {str(model): counts for model, *counts in tables.conn.execute("SELECT model, samples, labels FROM kept")}
+    models = {name: ModelTotals(*answered.get(name, (0, 0, 0)), *kept.get(name, (0, 0))) for name in {*answered, *kept}}
     return Totals(models, _meta(tables, REPEATS), _meta(tables, BAD_LINES))
-
-
-def _counts(tables: Tables, sql: str) -> dict[str, int]:
-    return {str(model): int(count) for model, count in tables.conn.execute(sql)}
 
 
 def _meta(tables: Tables, key: str) -> int:
