@@ -44,6 +44,8 @@ NUMBERS = (
 )  # fmt: skip
 RECENT_FROM, RECENT_TO = timedelta(hours=3), timedelta(hours=1)
 BATCH = timedelta(hours=1)
+# Without waiting an hour lasts a few milliseconds: labels then go out together four times a day.
+HURRIED_BATCH = timedelta(hours=6)
 BATCH_ROWS = 500
 REQUEST_TIMEOUT_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0
@@ -99,7 +101,7 @@ def _row(texts: dict[str, str]) -> dict[str, Any]:
 
 
 def rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).isoformat(timespec="seconds")[:19] + "Z"
 
 
 class RefusedError(Exception):
@@ -107,44 +109,71 @@ class RefusedError(Exception):
 
 
 class Server:
-    """One kept-alive connection to one base URL; connects again by itself."""
+    """One kept-alive connection to one base URL; connects again by itself.
+
+    Reads the little of HTTP/1.1 that a JSON answer needs: http.client takes longer for an answer's headers than the
+    inference server for the prediction.
+    """
 
     def __init__(self, url: str, token: str = "") -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
-        self._headers = {"Content-Type": "application/json"}
+        self._headers = f"Host: {parts.netloc}\r\nContent-Type: application/json\r\n"
         if token:
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._connection: http.client.HTTPConnection | None = None
+            self._headers += f"Authorization: Bearer {token}\r\n"
+        self._socket: socket.socket | None = None
+        self._answers: io.BufferedReader | None = None
 
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Status and JSON answer; raises OSError or http.client.HTTPException when there was none."""
         data = json.dumps(body, separators=(",", ":")).encode()
+        head = f"POST {path} HTTP/1.1\r\n{self._headers}Content-Length: {len(data)}\r\n\r\n"
         try:
-            connection = self._connection or self._connect()
-            connection.request("POST", path, data, self._headers)
-            response = connection.getresponse()
-            text = response.read()
-        except (OSError, http.client.HTTPException):
+            connection, answers = self._connected()
+            connection.sendall(head.encode() + data)
+            status, text = self._read(answers)
+        except (OSError, ValueError, http.client.HTTPException) as error:
             self.close()
+            if isinstance(error, ValueError):
+                raise http.client.HTTPException(f"this is no HTTP answer: {error}") from error
             raise
         try:
-            return response.status, json.loads(text) if text else None
+            return status, json.loads(text) if text else None
         except ValueError:
-            return response.status, text.decode(errors="replace")
+            return status, text.decode(errors="replace")
 
-    def _connect(self) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=REQUEST_TIMEOUT_S)
-        connection.connect()
-        # Head and body leave in two writes: without this the second waits for the first one's acknowledgement.
-        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection = connection
-        return connection
+    def _read(self, answers: io.BufferedReader) -> tuple[int, bytes]:
+        status = answers.readline()
+        if not status:
+            raise http.client.RemoteDisconnected("the server closed the connection without an answer")
+        length, keep = None, status.startswith(b"HTTP/1.1 ")
+        while (line := answers.readline()).strip():
+            name, _, value = line.lower().partition(b":")
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"connection":
+                keep = keep and value.strip() != b"close"
+            elif name == b"transfer-encoding":
+                raise http.client.HTTPException("an answer in chunks, where one with its length was expected")
+        text = answers.read(-1 if length is None else length)
+        if length is not None and len(text) < length:
+            raise http.client.IncompleteRead(text, length - len(text))
+        if not keep or length is None:
+            self.close()
+        return int(status.split()[1]), text
+
+    def _connected(self) -> tuple[socket.socket, io.BufferedReader]:
+        if self._socket is None or self._answers is None:
+            self._socket = socket.create_connection((self._host, self._port), REQUEST_TIMEOUT_S)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._answers = self._socket.makefile("rb")
+        return self._socket, self._answers
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        for part in (self._answers, self._socket):
+            if part is not None:
+                part.close()
+        self._socket = self._answers = None
 
 
 @dataclass
@@ -214,12 +243,12 @@ class Application:
         self.counts = Counts()
 
     def remember(self, logged: Iterator[Departure]) -> None:
-        """After a restart: labels that became known after the last hour of the log may not have been sent. Sending
+        """After a restart: labels that became known in the last hours of the log may not have been sent. Sending
         one again is harmless."""
         departures = list(logged)
         sent = max((departure.at for departure in departures), default=None)
         for departure in departures:
-            if sent is not None and departure.known > sent - 2 * BATCH:
+            if sent is not None and departure.known > sent - 2 * HURRIED_BATCH:
                 heapq.heappush(self._labels, (departure.known, departure.id, departure.label))
 
     def until(self, moment: datetime) -> dict[str, Any]:
@@ -247,10 +276,10 @@ class Application:
             time.sleep(max(0.0, due - time.monotonic()))
 
     def _turn_of_the_hour(self, now: datetime) -> None:
-        """Once an hour of event time, what waited goes out together."""
+        """Once an hour of event time (less often in a hurry), what waited goes out together."""
         if self._batch_end is None or now >= self._batch_end:
             self._flush_until(now)
-            self._batch_end = now + BATCH
+            self._batch_end = now + (BATCH if self.speed > 0 else HURRIED_BATCH)
 
     def _flush_until(self, now: datetime) -> None:
         self._flush_samples()

@@ -35,7 +35,8 @@ def open_house(world: World) -> Evidence:
     people = world.memory.get("people", [])
     if not people:
         world.hub_state.mkdir(parents=True, exist_ok=True)
-        world.hub("init", "--set", "http.port=8080", "--set", "https.port=8443", "--set", "fleet=three-airports")
+        with world.tell.doing("making the hub's keys and its authority"):
+            world.hub("init", "--set", "http.port=8080", "--set", "https.port=8443", "--set", "fleet=three-airports")
     world.start_hub()
     world.tell.say(f"hub and broker are up: {world.hub_url}")
     if not people:
@@ -45,9 +46,10 @@ def open_house(world: World) -> Evidence:
     for site in SITES:
         _start_site(world, site)
     online = world.wait("three sites online", lambda: _online(world), timeout_s=60)
-    for site in SITES:
-        world.agent(site, "model", "add", str(CATALOG))
-        world.start_application(site)
+    with world.tell.doing("telling each site what its model is about, and starting its application"):
+        for site in SITES:
+            world.agent(site, "model", "add", str(CATALOG))
+            world.start_application(site)
     return {"three sites are enrolled and online": (online == 3, f"{online} of 3")}
 
 

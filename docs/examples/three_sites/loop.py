@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from surface import StoryError
-from world import CANARY, MODEL, World
+from world import CANARY, MODEL, SITES, World
 
 ENGINEER, APPROVER = "mina", "omar"
 OPEN_ROLLOUT = {"DRAFT", "AWAITING_APPROVAL", "RUNNING", "PAUSED", "ROLLING_BACK"}
@@ -64,15 +64,29 @@ def _rollout_of(world: World, version: str) -> str:
 
 
 def roll_out(world: World, version: str) -> str:
-    """Canary first, then the rest; proposed by one person, approved by another. Its id."""
+    """Canary first, then the rest; proposed by one person, approved by another. Its id.
+
+    A challenger is tried first by the site that asked for it, and each site keeps it only if it does better
+    there: airports differ, so one that returns is no reason to take it from the others. Anything else stops
+    at the first site that fails.
+    """
     rows = probation_rows(world)
-    plan = {"probation": {"min_rows": rows, "min_labelled": rows * 2 // 3, "max_rows": rows * 6}}
-    started = world.hub(
-        "rollout", "start", f"{MODEL}@{version}", "--canary", CANARY, "--plan", json.dumps(plan), by=ENGINEER
-    )
+    plan: dict[str, Any] = {"probation": {"min_rows": rows, "min_labelled": rows * 2 // 3, "max_rows": rows * 3}}
+    canary = trained_at(world, version)
+    if canary and version != (world.memory.get("first") or {}).get("version", version):
+        plan["gate"] = {"max_failures": len(SITES) - 1, "min_committed": 0}
+    asked = ("--canary", canary or CANARY, "--plan", json.dumps(plan))
+    started = world.hub("rollout", "start", f"{MODEL}@{version}", *asked, by=ENGINEER)
     rollout: str = started["id"]
     world.hub("rollout", "approve", rollout, by=APPROVER)
     return rollout
+
+
+def trained_at(world: World, version: str) -> str:
+    """The site whose labels asked for that release; empty for one that a person pushed."""
+    device = next(r["source_device"] for r in releases(world) if r["version"] == version)
+    fleet = world.people[ENGINEER].get("/api/v1/fleet")["devices"]
+    return next((d["site"] for d in fleet if device and d["id"] == device), "")
 
 
 def probation_rows(world: World) -> int:
@@ -138,7 +152,8 @@ def answer_drafts(world: World) -> list[str]:
     done = [left] if (left := world.memory.get("bringing")) else []
     done += [r["version"] for r in releases(world) if r["state"] == "draft" and r["source_device"]]
     for version in dict.fromkeys(done):
-        world.tell.say(f"challenger {version} has arrived: {APPROVER} approves it, {CANARY} tries it first")
+        where = trained_at(world, version)
+        world.tell.say(f"challenger {version} has arrived from {where}: {APPROVER} approves it, {where} tries it first")
         bring(world, version)
     return done
 

@@ -144,8 +144,9 @@ def greet(world: World) -> None:
     pace = f"{options.speed:g} hours of it a second" if options.speed else "without waiting"
     world.tell.plain(f"Landreeve: a hub, three airports and the year 2013, {pace}. State: {options.home}")
     world.tell.plain("Ctrl-C ends every process at any time; make run goes on where it stopped.")
-    if told:
-        world.tell.plain(f"Told before: {', '.join(told)}. Going on at {world.clock:%d %B}.")
+    if world.memory.get("people"):
+        before = f" Told before: {', '.join(told)}." if told else ""
+        world.tell.plain(f"Going on where it stopped, at {world.clock:%d %B}.{before}")
 
 
 def show_doors(world: World) -> None:
