@@ -132,9 +132,9 @@ class Server:
             connection, answers = self._connected()
             connection.sendall(head.encode() + data)
             status, text = self._read(answers)
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, LookupError, ValueError, http.client.HTTPException) as error:
             self.close()
-            if isinstance(error, ValueError):
+            if isinstance(error, LookupError | ValueError):
                 raise http.client.HTTPException(f"this is no HTTP answer: {error}") from error
             raise
         try:

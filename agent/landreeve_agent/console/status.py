@@ -21,7 +21,7 @@ from landreeve_agent.telemetry.machine import Machine, MachineProbe
 from landreeve_agent.telemetry.recent import Recent, Series
 from landreeve_agent.telemetry.totals import ModelTotals, Totals, read_totals
 
-FRESH_S = 0.9
+FRESH_S = 0.4
 LATENCY_SPAN_S = 60.0
 _EXPIRES_SOON_DAYS = 14
 _DISK_FULL_PERCENT = 92
@@ -143,7 +143,7 @@ class Living:
 
 @dataclass
 class StatusSource:
-    """Makes the status at most once a second, however many look.
+    """Makes the status at most a few times a second, however many look.
 
     ``worker`` and ``hub`` ask the living rooms; ``active`` reads the pointers; ``findings`` adds what the
     supervisor knows (settings that cannot be used, a busy port).
@@ -168,7 +168,7 @@ class StatusSource:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def status(self) -> AgentStatus:
-        """The status, at most 0.9 s old."""
+        """The status, at most 0.4 s old."""
         async with self._lock:
             if self._made is None or time.monotonic() - self._made_at > FRESH_S:
                 self._made = await self._make(datetime.now(UTC))
