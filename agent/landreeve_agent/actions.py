@@ -71,7 +71,7 @@ class Actions:
         """Into the site's log and on its way to the hub."""
         now = self.clock()
         body = Audit(actor=actor, action=action, object=subject, decision="allowed", data=dict(data))
-        line = Event(name="audit", subject=subject, cause=action, sentence=f"{actor}: {action} {subject}")
+        line = Event(name="audit", subject=subject, cause=action, sentence=_told(actor, action, subject))
 
         def write(tables: Tables) -> None:
             record(tables, line, now)
@@ -125,3 +125,16 @@ class Actions:
 def _newest(tables: Tables, model: str) -> str | None:
     row = tables.conn.execute("SELECT max(at) FROM samples WHERE model = ?", (model,)).fetchone()
     return str(row[0]) if row and row[0] else None
+
+
+_SENTENCES = {
+    "session.open": "Somebody signed in to the console with a one-time code.",
+    "code.make": "A one-time code for the console was made.",
+    "model.define": "The definition of {subject} was added.",
+    "training.start": "A training of {subject} was asked for on this box.",
+}
+
+
+def _told(actor: str, action: str, subject: str) -> str:
+    """What was done, in a sentence for people; the audit fact keeps who and the action's name."""
+    return _SENTENCES.get(action, "{actor}: {action} {subject}").format(actor=actor, action=action, subject=subject)
