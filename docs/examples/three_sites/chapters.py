@@ -1,5 +1,6 @@
 """The chapters of the year, in order. Each returns evidence: name → (happened, in words)."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from loop import (
     settle,
     tell_news,
 )
-from surface import Api, wait_for  # noqa: F401  (tests wait the same way)
+from surface import Api, StoryError, wait_for  # noqa: F401  (wait_for: tests wait the same way)
 from world import CANARY, CATALOG, MODEL, SITES, World, wanted_ports
 
 Evidence = dict[str, tuple[bool, str]]
@@ -108,7 +109,7 @@ def first_model(world: World) -> Evidence:
         version = draft["version"]
         world.memory.put("first", {"version": version, "digest": draft["digest"]})
     row = bring(world, version)
-    serving = {s: world.sites[s].model_status().get("version") for s in SITES}
+    serving = _serving(world, dict.fromkeys(SITES, version))
     return {
         "the first model was trained, approved and rolled out": (row["state"] == "FINISHED", str(row["state"])),
         "every site serves it": (set(serving.values()) == {version}, _each(serving)),
@@ -193,7 +194,7 @@ def _bad_one(world: World, name: str, spoil: Callable[..., None], where: str) ->
     version = world.memory.get(f"bad {name}") or _push_bad(world, name, spoil, before[CANARY] or "")
     world.memory.put(f"bad {name}", version)
     row = bring(world, version)
-    after = {s: world.sites[s].model_status().get("version") for s in SITES}
+    after = _serving(world, before)
     touched = _touched(row)
     stopped = _where(world, version)
     opened = [i for i in incidents(world) if version in f"{i['sentence']} {i.get('subject')}"]
@@ -204,6 +205,19 @@ def _bad_one(world: World, name: str, spoil: Callable[..., None], where: str) ->
         f"{name}: the other sites never got it": (touched <= {CANARY}, f"offered to {', '.join(sorted(touched))}"),
         f"{name}: an incident says why": (bool(opened), opened[0]["id"] if opened else "none"),
     }
+
+
+def _serving(world: World, expected: dict[str, str]) -> dict[str, str]:
+    """What each site serves, once that is as expected or a minute has passed: a status may be a second old."""
+    found: dict[str, str] = {}
+
+    def look() -> bool:
+        found.update({s: world.sites[s].model_status().get("version", "") for s in SITES})
+        return found == expected
+
+    with contextlib.suppress(StoryError):
+        world.wait("the sites to serve what they should", look, timeout_s=60)
+    return found
 
 
 def _push_bad(world: World, name: str, spoil: Callable[..., None], good: str) -> str:

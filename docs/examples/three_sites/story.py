@@ -83,7 +83,8 @@ def tell(options: Options) -> int:
         signal.signal(number, _interrupt)
     try:
         return play(world)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        world.tell.plain(f"\nstopped by {stop}")
         return 130 if options.leave else 0
     except (StoryError, EOFError) as error:
         world.tell.plain(f"\nerror: {error}\nlogs: {options.home / 'logs'}")
@@ -93,10 +94,10 @@ def tell(options: Options) -> int:
         _end(world)
 
 
-def _interrupt(_number: int, _frame: Any) -> NoReturn:
+def _interrupt(number: int, _frame: Any) -> NoReturn:
     """Once: whoever presses Ctrl-C again is waiting for an end that is under way already."""
     _silence()
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _silence() -> None:
@@ -106,7 +107,6 @@ def _silence() -> None:
 
 def _end(world: World) -> None:
     began = time.monotonic()
-    world.tell.plain()
     with world.tell.doing("ending every process"):
         world.close()
     again = "" if world.options.leave else " make run goes on here; make clean-demo starts over."
