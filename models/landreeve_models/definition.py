@@ -116,6 +116,8 @@ def parse_definition(data: bytes, *, form: str = "json") -> Definition:
         definition: Definition = decode(data, type=Definition)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadDefinitionError(f"definition: {error}") from error
+    except RecursionError as error:
+        raise BadDefinitionError("definition: nested too deeply") from error
     return check_definition(definition)
 
 

@@ -304,6 +304,8 @@ async def read_body(request: Request, kind: type[T]) -> T:
         return msgspec.json.decode(b"".join(chunks), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(422, "Bad request", str(error)) from error
+    except RecursionError as error:
+        raise Problem(422, "Bad request", "The body is nested too deeply.") from error
 
 
 async def _on_problem(_: Request, error: Exception) -> Response:

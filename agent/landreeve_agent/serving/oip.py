@@ -8,7 +8,6 @@ Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from landreeve_agent.serving.errors import BadRequestError, TooLargeError
 from landreeve_agent.serving.interface import Interface, Values, binary_values
+from landreeve_agent.store.stamps import moment
 
 MAX_ROWS = 4096
 MAX_ID_CHARS = 200
@@ -113,6 +113,8 @@ def _parse(data: bytes) -> _Body:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequestError(f"body: {error}") from error
+    except RecursionError as error:
+        raise BadRequestError("body: nested too deeply") from error
 
 
 def _rows(inputs: list[_Input]) -> int:
@@ -210,11 +212,11 @@ def _ats(at: str | list[str] | None, rows: int) -> list[str | None]:
 
 def _check_at(text: str, field: str) -> None:
     try:
-        aware = msgspec.convert(text, datetime).tzinfo is not None
-    except msgspec.ValidationError:
-        aware = False
-    if not aware:
-        raise BadRequestError(f"{field}: {text[:40]!r} is no RFC 3339 time with a zone, such as 2026-01-31T09:30:00Z")
+        moment(text)  # as the store will read it: what passed here must not fail there
+    except (ValueError, OverflowError) as error:
+        raise BadRequestError(
+            f"{field}: {text[:40]!r} is no RFC 3339 time with a zone, such as 2026-01-31T09:30:00Z"
+        ) from error
 
 
 def _wants_binary(message: _Body, output: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from landreeve.wire.ids import check_digest, check_id
+from landreeve.wire.ids import BadIdError, check_digest, check_id
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
@@ -49,7 +49,10 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename={"media_type"
         algorithm, _, value = self.digest.partition(":")
         if algorithm != "sha256":
             raise BadReleaseError(f"digest {self.digest[:90]!r}: only sha256 is accepted")
-        return check_digest(value)
+        try:
+            return check_digest(value)
+        except BadIdError as error:
+            raise BadReleaseError(f"digest: {error}") from error
 
     @property
     def path(self) -> str:
@@ -173,6 +176,8 @@ def parse_manifest(data: bytes) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadReleaseError(f"manifest: {error}") from error
+    except RecursionError as error:
+        raise BadReleaseError("manifest: nested too deeply") from error
     if manifest.schema_version != 2 or manifest.media_type != MANIFEST_TYPE or manifest.artifact_type != ARTIFACT_TYPE:
         raise BadReleaseError(f"manifest: expected an OCI manifest of artifact type {ARTIFACT_TYPE}")
     seen: set[str] = set()
@@ -198,6 +203,8 @@ def parse_config(data: bytes) -> ReleaseConfig:
         check_id(config.model)
     except (ValueError, UnicodeDecodeError) as error:
         raise BadReleaseError(f"config: {error}") from error
+    except RecursionError as error:
+        raise BadReleaseError("config: nested too deeply") from error
     return config
 
 

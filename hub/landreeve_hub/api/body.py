@@ -22,6 +22,8 @@ async def read(request: Request, kind: type[T]) -> T:
         return msgspec.json.decode(data or b"{}", type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(422, f"body: {error}") from error
+    except RecursionError as error:
+        raise Problem(422, "body: nested too deeply") from error
 
 
 def text_of(text: str) -> str:

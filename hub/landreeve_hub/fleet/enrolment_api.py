@@ -76,6 +76,8 @@ async def _asked(request: Request) -> EnrolmentRequest | Response:
         return msgspec.json.decode(body, type=EnrolmentRequest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return _problem(422, Reason.BAD_REQUEST, f"The request cannot be read: {error}.")
+    except RecursionError:
+        return _problem(422, Reason.BAD_REQUEST, "The request cannot be read: it is nested too deeply.")
 
 
 def _answer(answer: Enrolled, facts: FleetFacts, authority: Authority, now: datetime) -> EnrolmentAnswer:
