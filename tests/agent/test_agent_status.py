@@ -7,7 +7,7 @@ from landreeve_agent.console.status import Active, HubView, Living, ModelView, U
 from landreeve_agent.console.verdict import Finding, verdict_of
 from landreeve_agent.intake.capture import Captured
 from landreeve_agent.rooms import Trouble
-from landreeve_agent.serving.control import ModelStatus
+from landreeve_agent.serving.control import Counts, ModelStatus, WorkerStatus
 from landreeve_agent.telemetry import latency
 from landreeve_agent.telemetry.machine import Machine
 from landreeve_agent.telemetry.recent import SLOT_S, SLOTS, Recent
@@ -93,3 +93,9 @@ def test_everything_that_deserves_a_look_is_found() -> None:
     for words in ("ends in 3 days", "99 % full"):
         assert words in text
     assert findings_of((), HubView(), None, CALM, ()) == ()
+
+
+def test_answers_that_could_not_be_kept_are_said() -> None:
+    worker = WorkerStatus(pid=1, rss_mb=1, restarts=0, models=(), last_exit="", counts=Counts(capture_failures=4))
+    (found,) = findings_of((), HubView(), worker, CALM, ())
+    assert (found.level, found.sentence[:43]) == ("error", "4 requests were answered but their rows cou")

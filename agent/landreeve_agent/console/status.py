@@ -282,6 +282,15 @@ def findings_of(
         found.append(
             Finding("warning", f"The device's certificate ends in {hub.certificate_days:.0f} days: join again.", "/")
         )
+    if worker and worker.counts.capture_failures:
+        found.append(
+            Finding(
+                "error",
+                f"{worker.counts.capture_failures} requests were answered but their rows could not be kept, so they "
+                "are missing from statistics and training; make room on the disk.",
+                "/",
+            )
+        )
     if machine.disk_percent > _DISK_FULL_PERCENT:
         found.append(Finding("warning", f"The disk is {machine.disk_percent:.0f} % full.", "/"))
     return tuple(found)
