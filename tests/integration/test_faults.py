@@ -22,6 +22,7 @@ from landreeve.wire.messages import Event, Fact, UpdateReport
 from landreeve_agent.update.pointer import read_pointers
 
 from tests.agent.onnx_models import body
+from tests.fakes.update_ports import FakeFetcher
 from tests.integration.test_agent_process import Site, wait_for, with_release
 from tests.integration.test_update_trust import A, B, Box, Fleet
 
@@ -170,6 +171,40 @@ async def test_a_disk_too_full_for_a_release_is_said_before_the_first_block(
         ballast.unlink()
         await box.runner.on_desired(fleet.order(3, B, "B"))
         await box.until_committed("B")
+
+
+async def test_a_disk_that_fills_up_half_way_leaves_the_last_good_version_and_the_update_goes_on_once_there_is_room(
+    tmp_path: Path, small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Store, blobs and models share the disk, so the journal of the failure cannot be written either."""
+    fleet, disk = Fleet(tmp_path / "hub"), small_disk(100)
+    monkeypatch.setattr("tests.integration.test_update_trust.FakeFetcher", FillingFetcher)
+    async with living(disk, fleet) as box:
+        await box.runner.on_desired(fleet.order(1, A, "A"))
+        await box.until_committed("A")
+        FillingFetcher.disk = disk
+        await box.runner.on_desired(fleet.order(2, B, "B"))
+        await asyncio.wait_for(FillingFetcher.filled.wait(), 20)
+        await asyncio.sleep(0.3)
+        assert serving(box, disk) == ("A", "A")
+        (disk / "ballast").unlink()
+        # Nothing said that it had failed, since nothing could be written: it is tried again until it can be.
+        await box.until_committed("B")
+        assert serving(box, disk) == ("B", "B")
+
+
+class FillingFetcher(FakeFetcher):
+    """The disk is full once the first block has arrived."""
+
+    disk: Path | None = None
+    filled = asyncio.Event()
+
+    async def fetch(self, *what: Any) -> Path:
+        if FillingFetcher.disk is not None:
+            fill(FillingFetcher.disk)
+            FillingFetcher.disk = None
+            FillingFetcher.filled.set()
+        return await super().fetch(*what)
 
 
 # The whole site -----------------------------------------------------------------------------------------------
