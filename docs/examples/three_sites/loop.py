@@ -162,12 +162,17 @@ def tell_news(world: World) -> None:
     """What the hub has heard since the last time: quality lost at a site, and what retraining led to."""
     told = set(world.memory.get("told", []))
     news = {}
+    lost: set[str] = set()
     for window in world.people[ENGINEER].get(f"/api/v1/drift/{MODEL}").get("windows", []):
-        if window["verdict"] == "quality_lost":
-            news[f"{window['site']} {window['window']}"] = f"{window['site']}: {window['sentence']}"
+        site = window["site"]
+        if window["verdict"] != "quality_lost":
+            lost.discard(site)
+        elif site not in lost:  # the first of a row of bad weeks is the news
+            lost.add(site)
+            news[f"{site} {window['window']}"] = f"{site}: {window['sentence']}"
     for run in retrains(world):
         sentence = run["request"].get("sentence", "")
-        if run["state"] not in {"requested", "running"} and not run["request"].get("reason", "").startswith("first"):
+        if run["state"] in {"rejected", "refused", "failed", "expired"}:
             news[f"{run['id']} {run['state']}"] = f"retraining at {run['site']}: {run['state']}. {sentence}"
     for key, sentence in news.items():
         if key not in told:
