@@ -141,7 +141,7 @@ def finish(world: World, rollout: str, *, days: int = 90) -> dict[str, Any]:
             why = row.get("sentence") or row.get("cause") or ""
             world.tell.say(f"rollout of {row['version']} {row['state'].lower()}. {why}")
             return row
-        world.days(1)
+        world.days(1 if world.options.speed else 2)
         settle(world)
         time.sleep(0.05)
     raise StoryError(f"rollout {rollout} is still {row['state']} after {days} days: {words}")
