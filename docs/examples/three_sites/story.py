@@ -145,7 +145,7 @@ def greet(world: World) -> None:
     world.tell.plain(f"Landreeve: a hub, three airports and the year 2013, {pace}. State: {options.home}")
     world.tell.plain("Ctrl-C ends every process at any time; make run goes on where it stopped.")
     if world.memory.get("people"):
-        before = f" Told before: {', '.join(told)}." if told else ""
+        before = f" Told before: {len(told)} of {len(PLOT)} chapters." if told else ""
         world.tell.plain(f"Going on where it stopped, at {world.clock:%d %B}.{before}")
 
 
