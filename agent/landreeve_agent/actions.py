@@ -17,6 +17,7 @@ from landreeve_agent.orders import Action, Carried, Declined
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.events import record
 from landreeve_agent.store.stamps import moment, stamp
+from landreeve_agent.store.watermark import watermark
 from landreeve_agent.training.job import TrainRequest
 from landreeve_agent.training.manager import TrainingRefusedError, Trainings
 from landreeve_agent.update.runner import Runner
@@ -82,7 +83,7 @@ class Actions:
     async def train_by_schedule(self, lookback_days: float) -> None:
         """A training for each model on its latest data; one a day, however often it is asked for."""
         for model in list(self.definitions):
-            newest = await self.database.read(partial(_newest, model=model))
+            newest = await self.database.read(partial(watermark, model=model))
             if newest is None:
                 continue
             last = moment(newest)
@@ -120,11 +121,6 @@ class Actions:
         if not answer.accepted:
             return Declined("nothing_to_return_to", answer.sentence)
         return Carried(answer.sentence, {"model": asked.model})
-
-
-def _newest(tables: Tables, model: str) -> str | None:
-    row = tables.conn.execute("SELECT max(at) FROM samples WHERE model = ?", (model,)).fetchone()
-    return str(row[0]) if row and row[0] else None
 
 
 _SENTENCES = {

@@ -11,6 +11,7 @@ from landreeve_agent.intake.intake import Accepted, Intake, Refused, UnknownMode
 from landreeve_agent.intake.retention import Retention
 from landreeve_agent.intake.rows import Label, Sample
 from landreeve_agent.store.database import Database
+from landreeve_agent.store.watermark import watermark
 from landreeve_models.definition import Definition
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -93,15 +94,25 @@ async def test_times_of_any_offset_are_ordered_as_moments(intake: Intake, databa
     assert ids == [("b",), ("a",)]
 
 
-async def test_retention_measures_age_from_the_newest_sample(intake: Intake, database: Database) -> None:
+async def test_retention_measures_age_from_the_newest_samples(intake: Intake, database: Database) -> None:
     year = datetime(2013, 1, 1, tzinfo=UTC)
-    days = [year + timedelta(days=n) for n in range(10)]
+    days = [year + timedelta(days=n) for n in range(15)]
     await intake.samples("m", [sample(str(n), at=day.isoformat()) for n, day in enumerate(days)], NOW)
     await intake.labels("m", [Label(id="0", label=1, at=days[0].isoformat())], NOW)
     assert await Retention(database, keep_days=0).run(NOW) == 0
     assert await Retention(database, keep_days=4).run(NOW) == 6
-    assert await count(database, "samples") == 5
+    assert await count(database, "samples") == 10
     assert await count(database, "labels") == 0
+
+
+async def test_stray_sample_of_today_in_a_replay_of_last_year_deletes_nothing(
+    intake: Intake, database: Database
+) -> None:
+    year = datetime(2013, 1, 1, tzinfo=UTC)
+    await intake.samples("m", [sample(str(n), at=(year + timedelta(hours=n)).isoformat()) for n in range(15)], NOW)
+    await intake.samples("m", [sample("stray", at=NOW.isoformat())], NOW)
+    assert await database.read(lambda db: watermark(db, "m")) == "2013-01-01T10:00:00.000000Z"
+    assert await Retention(database, keep_days=4).run(NOW) == 0
 
 
 def test_damaged_definition_is_named_and_hides_no_other(tmp_path: Path) -> None:

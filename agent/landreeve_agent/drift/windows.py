@@ -17,6 +17,7 @@ from landreeve_agent.drift.bounds import bounds, length_s, number
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import moment
+from landreeve_agent.store.watermark import watermark
 
 if TYPE_CHECKING:
     from landreeve_agent.drift.closing import Judging
@@ -70,7 +71,7 @@ def _next_due(db: SqliteDatabase, definition: Definition) -> int | None:
     if at is None:
         return None
     window = number(definition, at)
-    # Event time is what the newest sample says: labels of a stalled application must not close what still fills.
-    newest = db.conn.execute("SELECT max(at) FROM samples WHERE model = ?", (name,)).fetchone()[0]
+    # Event time is what the samples say: labels of a stalled application must not close what still fills.
+    reached = watermark(db, name)
     due = (window + 1) * length_s(definition) + definition.label_delay_hours * 3600
-    return window if moment(newest).timestamp() >= due else None
+    return window if reached is not None and moment(reached).timestamp() >= due else None

@@ -11,6 +11,7 @@ from sqlite_utils import Database as Tables
 
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import moment, stamp
+from landreeve_agent.store.watermark import watermark
 
 BATCH_ROWS = 5000
 
@@ -45,11 +46,9 @@ class Retention:
 
 
 def _newest(tables: Tables, now: datetime) -> dict[str, str]:
-    # From the index's end for each model: grouping would read all of it.
-    rows = tables.conn.execute(
-        "SELECT model, (SELECT max(at) FROM samples WHERE model = kept.model AND at <= ?) FROM kept", (stamp(now),)
-    )
-    return {str(model): str(at) for model, at in rows.fetchall() if at is not None}
+    models = [str(row[0]) for row in tables.conn.execute("SELECT model FROM kept")]
+    reached = {model: watermark(tables, model, now) for model in models}
+    return {model: at for model, at in reached.items() if at is not None}
 
 
 def _delete_batch(tables: Tables, table: str, model: str, cutoff: str) -> int:

@@ -141,6 +141,9 @@ def finish(world: World, rollout: str, *, days: int = 90) -> dict[str, Any]:
             why = row.get("sentence") or row.get("cause") or ""
             world.tell.say(f"rollout of {row['version']} {row['state'].lower()}. {why}")
             return row
+        if world.clock >= world.options.end:
+            world.tell.say(f"the year is over while {row['version']} is being proven: {words}")
+            return row
         world.days(1 if world.options.speed else 2)
         settle(world)
         time.sleep(0.05)
