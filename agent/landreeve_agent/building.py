@@ -132,6 +132,7 @@ class House:
             options=UpdateOptions(
                 threads=self.settings.serving.threads or budget,
                 preflight_deadline_s=self.settings.tuning.deadline_s,
+                probation_every_s=self.settings.update.judge_every_s,
             ),
             on_change=self._adopt_definitions,
             on_believed=self._believed,

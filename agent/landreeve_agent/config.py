@@ -83,6 +83,12 @@ class TuningSettings(msgspec.Struct, frozen=True):
     deadline_s: Annotated[float, Meta(gt=0, le=7200, description="seconds after which preflight is given up")] = 180.0
 
 
+class UpdateSettings(msgspec.Struct, frozen=True):
+    judge_every_s: Annotated[
+        float, Meta(ge=0.1, le=3600, description="seconds between two looks at a version that is on probation")
+    ] = 2.0
+
+
 class ScheduleSettings(msgspec.Struct, frozen=True):
     retention_s: Annotated[float, Meta(ge=1, description="seconds between two runs of retention")] = 3600.0
 
@@ -99,6 +105,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     drift: DriftSettings = DriftSettings()
     training: TrainingSettings = TrainingSettings()
     tuning: TuningSettings = TuningSettings()
+    update: UpdateSettings = UpdateSettings()
     schedule: ScheduleSettings = ScheduleSettings()
 
 

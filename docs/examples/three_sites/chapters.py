@@ -75,13 +75,14 @@ def _hire(world: World) -> None:
     world.memory.put("people", list(people))
 
 
+IN_A_HURRY = ("telemetry.interval_s=2", "link.reconnect_jitter_s=2", "drift.every_s=0.5", "update.judge_every_s=0.3")
+
+
 def _enrol(world: World, site: str) -> None:
     token = world.hub("device", "token", site)["token"]
     ports = [f"--set={kind}.port={port}" for kind, port in wanted_ports(site).items()]
     # A year in minutes: what a site does every half minute is done several times a second.
-    fast = [
-        f"--set={setting}" for setting in ("telemetry.interval_s=2", "link.reconnect_jitter_s=2", "drift.every_s=0.5")
-    ]
+    fast = [f"--set={setting}" for setting in IN_A_HURRY]
     world.agent(site, "init", "--site", site, *ports, *fast)
     world.agent(site, "join", token)
 
@@ -193,7 +194,7 @@ def _bad_one(world: World, name: str, spoil: Callable[..., None], where: str) ->
     world.memory.put(f"before {name}", before)
     version = world.memory.get(f"bad {name}") or _push_bad(world, name, spoil, before[CANARY] or "")
     world.memory.put(f"bad {name}", version)
-    row = bring(world, version)
+    row = bring(world, version, step_days=0.5)
     after = _serving(world, before)
     touched = _touched(row)
     stopped = _where(world, version)

@@ -43,12 +43,12 @@ def approve(world: World, version: str) -> None:
     world.hub("model", "approve", f"{MODEL}@{version}", by=APPROVER)
 
 
-def bring(world: World, version: str) -> dict[str, Any]:
+def bring(world: World, version: str, *, step_days: float = 0) -> dict[str, Any]:
     """Approve that release and roll it out, canary first; the rollout's last row. Goes on where it was left."""
     world.memory.put("bringing", version)
     if any(r["version"] == version and r["state"] == "draft" for r in releases(world)):
         approve(world, version)
-    row = finish(world, _rollout_of(world, version) or roll_out(world, version))
+    row = finish(world, _rollout_of(world, version) or roll_out(world, version), step_days=step_days)
     world.memory.put("bringing", "")
     return row
 
@@ -127,10 +127,10 @@ def _moving(world: World) -> bool:
     return False
 
 
-def finish(world: World, rollout: str, *, days: int = 90) -> dict[str, Any]:
+def finish(world: World, rollout: str, *, steps: int = 180, step_days: float = 0) -> dict[str, Any]:
     """Let days pass until a rollout is over; its last row."""
     said = ""
-    for _ in range(days):
+    for _ in range(steps):
         row: dict[str, Any] = world.people[ENGINEER].get(f"/api/v1/rollouts/{rollout}")
         words = "; ".join(row["waiting"])
         step = re.sub(r"[\d,.]+", "", words)  # counts grow every day; what is said is the step
@@ -144,10 +144,10 @@ def finish(world: World, rollout: str, *, days: int = 90) -> dict[str, Any]:
         if world.clock >= world.options.end:
             world.tell.say(f"the year is over while {row['version']} is being proven: {words}")
             return row
-        world.days(1 if world.options.speed else 2)
+        world.days(step_days or (1 if world.options.speed else 2))
         settle(world)
         time.sleep(0.05)
-    raise StoryError(f"rollout {rollout} is still {row['state']} after {days} days: {words}")
+    raise StoryError(f"rollout {rollout} is still {row['state']} after {steps} looks: {words}")
 
 
 def answer_drafts(world: World) -> list[str]:
