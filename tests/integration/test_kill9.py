@@ -145,14 +145,17 @@ class AgentBooks:
     epoch: int
     last: int
     waiting: dict[int, str]
+    taken: dict[str, int]
     transitions: int
     windows: set[tuple[str, int]]
 
 
 def quiet_books(world: World, site: str) -> "AgentBooks | None":
-    """The agent's books at a moment when nothing but metrics is on its way, which go on for ever."""
+    """The agent's books when every captured line is taken in and nothing but metrics is on its way; these go on."""
+    captured = {path.name: path.stat().st_size for path in (world.sites[site].state / "spool").glob("*.jsonl")}
     books = books_of_agent(world, site)
-    return books if set(books.waiting.values()) <= {"metric"} else None
+    drained = all(books.taken.get(name, 0) >= size for name, size in captured.items())
+    return books if drained and set(books.waiting.values()) <= {"metric"} else None
 
 
 def books_of_agent(world: World, site: str) -> AgentBooks:
@@ -169,6 +172,7 @@ def books_of_agent(world: World, site: str) -> AgentBooks:
             epoch=int(one("SELECT value FROM meta WHERE key = 'outbox.epoch'")),
             last=one("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'"),
             waiting=dict(db.execute("SELECT seq, kind FROM outbox")),
+            taken=dict(db.execute("SELECT file, offset FROM spool")),
             transitions=one("SELECT count(*) FROM transitions"),
             windows=set(db.execute("SELECT model, window FROM windows WHERE release <> ''")),
         )
