@@ -6,16 +6,19 @@ training (recipes, look-back), so none of them can disagree.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from landreeve.release.manifest import Column, Gates, Signature
+from landreeve.release.manifest import Column, Gates, Signature, TensorSpec
 from landreeve.wire.ids import BadIdError, check_id
 
 KINDS = ("number", "category")
+TASKS = ("binary", "classification", "embedding", "anomaly")
+DATATYPES = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8", "BOOL")
+MAX_TENSORS = 64
 MAX_COLUMNS = 4096
 MAX_CATEGORY_CHARS = 200
 
@@ -68,12 +71,21 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ``label`` names the truth that arrives late (0 or 1), at most ``label_delay_hours`` of event time after the row;
     ``window_days`` is the length of a drift window; ``recipes`` maps a recipe's name (``mlp``, ``boosting``) to its
     configuration; ``gates`` are the limits a release must keep (the claimed ``metrics`` are filled by training).
+
+    A *tensor model* has ``tensors`` (the graph's inputs, as callers send them) and ``outputs``; its ``columns`` are
+    then the numbers derived from each input (`derived_columns`): they are captured and watched for drift in place of
+    pictures and texts, which never leave the request. ``task`` says what the first output is: ``binary`` a probability
+    (rows,), ``classification`` a score for each class (rows, classes), ``embedding`` a vector (rows, d), ``anomaly``
+    a score (rows,).
     """
 
     name: str
     purpose: str
-    columns: tuple[Column, ...]
+    columns: tuple[Column, ...] = ()
     label: str
+    task: str = "binary"
+    tensors: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
     output: str = "probability"
     output_unit: str = "probability"
     window_days: int = 7
@@ -82,6 +94,11 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     gates: Gates = Gates()
     retrain: Retrain = Retrain()
     drift: DriftPolicy = DriftPolicy()
+
+    @property
+    def tabular(self) -> bool:
+        """Whether callers send columns; else they send the graph's own tensors."""
+        return not self.tensors
 
     @property
     def numbers(self) -> tuple[Column, ...]:
@@ -94,8 +111,24 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return tuple(column for column in self.columns if column.kind == "category")
 
     def signature(self) -> Signature:
-        """The signature of every release of this model: one float32 per column in, one probability out."""
-        return Signature(inputs=self.columns, output=self.output, output_unit=self.output_unit, width=len(self.columns))
+        """The signature of every release of this model."""
+        return Signature(
+            inputs=self.columns,
+            output=self.output,
+            output_unit=self.output_unit,
+            width=len(self.columns) if self.tabular else 0,
+            tensors=self.tensors,
+            outputs=self.outputs,
+        )
+
+
+def derived_columns(tensors: Sequence[TensorSpec]) -> tuple[Column, ...]:
+    """The numbers a tensor model's rows are captured by: mean and standard deviation of each input.
+
+    >>> [c.name for c in derived_columns([TensorSpec(name="page", datatype="FP32", shape=(-1, 3, 4, 4))])]
+    ['page.mean', 'page.std']
+    """
+    return tuple(Column(name=f"{t.name}.{part}", kind="number") for t in tensors for part in ("mean", "std"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +175,12 @@ def check_definition(definition: Definition) -> Definition:
         check_id(definition.name)
     except BadIdError as error:
         raise BadDefinitionError(f"name: {error}") from error
+    if definition.task not in TASKS:
+        raise BadDefinitionError(f"task {definition.task[:40]!r} is unknown; accepted are {', '.join(TASKS)}")
+    if definition.tabular and definition.task != "binary":
+        raise BadDefinitionError(f"task {definition.task!r}: a model of columns is binary; give tensors and outputs")
+    if not definition.tabular:
+        definition = _check_tensors(definition)
     if not 0 < len(definition.columns) <= MAX_COLUMNS:
         raise BadDefinitionError(f"columns: {len(definition.columns)} given, 1 to {MAX_COLUMNS} are accepted")
     seen: set[str] = set()
@@ -153,6 +192,34 @@ def check_definition(definition: Definition) -> Definition:
     if not definition.recipes:
         raise BadDefinitionError("recipes: at least one is needed, for example {'boosting': {}}")
     return definition
+
+
+def _check_tensors(definition: Definition) -> Definition:
+    """The definition of a tensor model with its derived columns."""
+    if not definition.outputs:
+        raise BadDefinitionError("outputs: a model with tensors needs at least one output")
+    for member, specs in (("tensors", definition.tensors), ("outputs", definition.outputs)):
+        if len(specs) > MAX_TENSORS:
+            raise BadDefinitionError(f"{member}: {len(specs)} given, at most {MAX_TENSORS} are accepted")
+        if len({spec.name for spec in specs}) != len(specs):
+            raise BadDefinitionError(f"{member}: a name occurs twice")
+        for index, spec in enumerate(specs):
+            _check_tensor(f"{member}[{index}] {spec.name[:60]!r}", spec)
+    derived = derived_columns(definition.tensors)
+    if definition.columns not in ((), derived):
+        raise BadDefinitionError("columns: leave them out where tensors are given; they are derived from these")
+    return msgspec.structs.replace(definition, columns=derived)
+
+
+def _check_tensor(where: str, spec: TensorSpec) -> None:
+    if not spec.name or len(spec.name) > MAX_CATEGORY_CHARS:
+        raise BadDefinitionError(f"{where}: name must have 1 to {MAX_CATEGORY_CHARS} characters")
+    if spec.datatype not in DATATYPES:
+        raise BadDefinitionError(f"{where}: datatype {spec.datatype[:20]!r}; accepted are {', '.join(DATATYPES)}")
+    if not spec.shape or spec.shape[0] != -1 or any(axis < 1 and axis != -1 for axis in spec.shape):
+        raise BadDefinitionError(
+            f"{where}: shape {list(spec.shape)}: the first axis is -1 (rows), others are 1 or more"
+        )
 
 
 def _check_column(index: int, column: Column, seen: set[str], label: str) -> None:

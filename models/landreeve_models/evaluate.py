@@ -5,11 +5,15 @@ come from the means of contiguous blocks and not from single rows.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:  # drift reads metrics too, and the supervisor need not load the reader of tensors
+    from landreeve_models.samples import Golden
 
 Array = NDArray[np.float64]
 CLIP = 1e-6
@@ -172,3 +176,70 @@ def _orders(figures: dict[str, float]) -> bool:
     positives = figures["rows"] * figures["label_mean"]
     error = auc_error(figures["auc"], positives, figures["rows"] - positives)
     return figures["auc"] - 0.5 > CHAMPION_Z * error
+
+
+def accuracy(scores: ArrayLike, truth: ArrayLike) -> float:
+    """The share of rows whose highest score, of (n, classes), is at the true class's index.
+
+    >>> accuracy([[0.9, 0.1], [0.2, 0.8]], [0, 0])
+    0.5
+    """
+    best = np.asarray(scores).reshape(len(np.asarray(truth)), -1).argmax(axis=1)
+    return float((best == np.asarray(truth)).mean())
+
+
+def cosine(vectors: ArrayLike, expected: ArrayLike) -> float:
+    """The mean cosine of each row's vector, (n, d), with the expected one.
+
+    >>> cosine([[2.0, 0.0]], [[1.0, 0.0]])
+    1.0
+    """
+    a, b = _unit(vectors), _unit(expected)
+    return float((a * b).sum(axis=1).mean())
+
+
+def neighbours(vectors: ArrayLike, expected: ArrayLike) -> float:
+    """The share of rows whose nearest other row by cosine is the same one as among the expected vectors, (n, d).
+
+    >>> neighbours([[1, 0], [0.9, 0.1], [0, 1]], [[1, 0], [0.8, 0.1], [0, 1]])
+    1.0
+    """
+    found, wanted = _nearest(_unit(vectors)), _nearest(_unit(expected))
+    return float((found == wanted).mean())
+
+
+def _unit(vectors: ArrayLike) -> Array:
+    array = np.asarray(vectors, dtype=np.float64)
+    array = array.reshape(len(array), -1)
+    result: Array = array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
+    return result
+
+
+def _nearest(units: Array) -> NDArray[np.int64]:
+    similar = units @ units.T
+    np.fill_diagonal(similar, -np.inf)
+    result: NDArray[np.int64] = similar.argmax(axis=1)
+    return result
+
+
+METRICS = ("log_loss", "auc", "accuracy", "cosine", "neighbours")
+
+
+def cost(metric: str, outputs: Sequence[NDArray[Any]], golden: "Golden") -> float:
+    """A graph's outputs on the golden set as a cost: smaller is better; `ValueError` for a metric that is not known.
+
+    All metrics read the first output: ``log_loss`` (nats), ``auc``, ``accuracy`` against the labels; ``cosine`` and
+    ``neighbours`` against the release's own outputs.
+    """
+    first = outputs[0]
+    if metric == "log_loss":
+        return log_loss(first.reshape(-1), golden.label)
+    if metric == "auc":
+        return -auc(first.reshape(-1), golden.label)
+    if metric == "accuracy":
+        return -accuracy(first, golden.label)
+    if metric == "cosine":
+        return -cosine(first, golden.expected[0])
+    if metric == "neighbours":
+        return -neighbours(first, golden.expected[0])
+    raise ValueError(f"gates.metric {metric!r} is unknown; known are {', '.join(METRICS)}")

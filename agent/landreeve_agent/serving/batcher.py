@@ -7,23 +7,24 @@ what arrives meanwhile is joined into the next run. Nothing is ever delayed by a
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from landreeve_agent.serving.errors import BusyError, RunFailedError
-from landreeve_agent.serving.session import Tensor
+from landreeve_agent.serving.session import Array
 
-Done = Callable[[Tensor | RunFailedError], None]
-Run = Callable[[Tensor], Tensor]
+Arrays = Sequence[Array]
+Done = Callable[[Arrays | RunFailedError], None]
+Run = Callable[[Arrays], Arrays]
 MAX_WAITING = 1024
 
 
 @dataclass(slots=True)
 class _Job:
-    x: Tensor
+    x: Arrays
     done: Done
 
 
@@ -45,7 +46,7 @@ class Batcher:
         """Requests in the queue."""
         return len(self._waiting)
 
-    def submit(self, x: Tensor, done: Done) -> None:
+    def submit(self, x: Arrays, done: Done) -> None:
         """Run the rows and give the answer to ``done``; `BusyError` when the queue is full."""
         if self._thread is None and self._batch_rows <= 1:
             done(self._try(x))
@@ -67,7 +68,11 @@ class Batcher:
                 self._shutdown()
             return
         jobs = self._take()
-        x = jobs[0].x if len(jobs) == 1 else np.concatenate([job.x for job in jobs])
+        x = (
+            jobs[0].x
+            if len(jobs) == 1
+            else [np.concatenate(parts) for parts in zip(*(job.x for job in jobs), strict=True)]
+        )
         if self._thread is None:
             self._deliver(jobs, self._try(x))
         else:
@@ -76,13 +81,13 @@ class Batcher:
 
     def _take(self) -> list[_Job]:
         jobs = [self._waiting.popleft()]
-        rows = len(jobs[0].x)
-        while self._waiting and rows + len(self._waiting[0].x) <= self._batch_rows:
+        rows = len(jobs[0].x[0])
+        while self._waiting and rows + len(self._waiting[0].x[0]) <= self._batch_rows:
             jobs.append(self._waiting.popleft())
-            rows += len(jobs[-1].x)
+            rows += len(jobs[-1].x[0])
         return jobs
 
-    def _try(self, x: Tensor) -> Tensor | RunFailedError:
+    def _try(self, x: Arrays) -> Arrays | RunFailedError:
         try:
             return self._run(x)
         except RunFailedError as error:
@@ -90,7 +95,7 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - a runtime may raise anything; a lost job would hang its caller
             return RunFailedError(f"{type(error).__name__}: {error}")
 
-    def _deliver(self, jobs: list[_Job], answer: Tensor | RunFailedError) -> None:
+    def _deliver(self, jobs: list[_Job], answer: Arrays | RunFailedError) -> None:
         if isinstance(answer, RunFailedError) and len(jobs) > 1:
             for job in jobs:  # one caller's rows must not fail its neighbours: each runs alone
                 job.done(self._try(job.x))
@@ -101,11 +106,11 @@ class Batcher:
         else:
             self._busy = False
 
-    def _share(self, jobs: list[_Job], answer: Tensor | RunFailedError) -> None:
+    def _share(self, jobs: list[_Job], answer: Arrays | RunFailedError) -> None:
         offset = 0
         for job in jobs:
-            rows = len(job.x)
-            job.done(answer if isinstance(answer, RunFailedError) else answer[offset : offset + rows])
+            rows = len(job.x[0])
+            job.done(answer if isinstance(answer, RunFailedError) else [a[offset : offset + rows] for a in answer])
             offset += rows
 
     def retire(self) -> None:

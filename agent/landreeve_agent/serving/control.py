@@ -28,8 +28,9 @@ class Plan(msgspec.Struct, frozen=True):
     """How a graph runs on this box: chosen by `landreeve_agent.tuning`, carried out by the worker's session.
 
     ``backend`` is ``onnxruntime`` or ``openvino``; ``device`` ``cpu``, ``gpu`` or ``npu``; ``precision``
-    ``fp32``, ``bf16`` or ``int8``. ``batch`` is how many waiting rows may be joined into one run (1 = none).
-    ``wanted`` is what was asked for (``auto``, ``npu``, ``gpu``, ``cpu``) and ``reason`` why the plan is not that.
+    ``fp32``, ``bf16``, ``fp16``, ``int8`` or ``int4``. ``recipe`` is how the plan's graph was made of the release's:
+    empty for the release's own, else ``qdq``, ``dynamic``, ``weights8``, ``weights4`` or ``nncf``. ``streams`` runs may
+    go on at once; ``batch`` is how many waiting rows may be joined into one run (1 = none). ``wanted`` is what was asked for (``auto``, ``npu``, ``gpu``, ``cpu``) and ``reason`` why the plan is not that.
     """
 
     backend: str = "onnxruntime"
@@ -40,12 +41,16 @@ class Plan(msgspec.Struct, frozen=True):
     graph: str = "model.onnx"
     wanted: str = "auto"
     reason: str = ""
+    streams: int = 1
+    recipe: str = ""
 
     @property
     def name(self) -> str:
         """The plan in words, unique among the candidates of one box."""
         threads = f"{self.threads} thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"{self.backend} {self.device} {self.precision} {threads}"
+        streams = "" if self.streams == 1 else f" {self.streams} streams"
+        recipe = f" {self.recipe}" if self.recipe else ""
+        return f"{self.backend} {self.device} {self.precision}{recipe} {threads}{streams}"
 
 
 class Version(msgspec.Struct, frozen=True):

@@ -3,14 +3,18 @@
 Every refusal is a `BadRequestError` that names the input and, where there is one, the value.
 """
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from landreeve.release.manifest import Column
-from landreeve_models.definition import check_value
+import numpy as np
+from landreeve.release.manifest import Column, TensorSpec
+from landreeve_models.definition import Definition, check_value
+from landreeve_models.samples import DTYPES
+from numpy.typing import NDArray
 
 from landreeve_agent.serving.errors import BadRequestError
 
@@ -23,6 +27,7 @@ _CODES = {
 _NUMERIC = ", ".join(_CODES)
 
 Values = Sequence[Any]
+Array = NDArray[Any]
 
 
 class Input:
@@ -63,19 +68,63 @@ class Input:
         raise BadRequestError(f"input {self.column.name!r}: value {index}{_spoken(reason)}")
 
 
+class TensorInput:
+    """One input tensor's rule."""
+
+    __slots__ = ("_dtype", "_item_bytes", "spec")
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.spec = spec
+        self._dtype = np.dtype(DTYPES[spec.datatype]).newbyteorder("<")
+        self._item_bytes = self._dtype.itemsize
+
+    def array(self, datatype: str, shape: tuple[int, ...], raw: memoryview | None, data: list[Any] | None) -> Array:
+        """The tensor of a request, from binary without a copy or from JSON; `BadRequestError` when it does not fit."""
+        spec = self.spec
+        if datatype != spec.datatype:
+            raise bad_datatype(spec.name, datatype, spec.datatype)
+        if len(shape) != len(spec.shape) or any(w not in (-1, n) for w, n in zip(spec.shape, shape, strict=True)):
+            raise BadRequestError(f"input {spec.name!r}: shape {list(shape)} does not fit {list(spec.shape)}")
+        if raw is None:
+            return self._from_json(shape, data)
+        size = math.prod(shape) * self._item_bytes
+        if len(raw) != size:
+            raise BadRequestError(f"input {spec.name!r}: {len(raw)} binary bytes, its shape and datatype need {size}")
+        return np.frombuffer(raw, self._dtype).reshape(shape)
+
+    def _from_json(self, shape: tuple[int, ...], data: list[Any] | None) -> Array:
+        if data is None:
+            raise BadRequestError(f"input {self.spec.name!r}: has neither data nor binary_data_size")
+        try:
+            array = np.array(data, self._dtype)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise BadRequestError(f"input {self.spec.name!r}: data: {str(error)[:200]}") from error
+        if array.size != math.prod(shape):
+            raise BadRequestError(f"input {self.spec.name!r}: {array.size} values in data, its shape {list(shape)}")
+        return array.reshape(shape)
+
+
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A version's name, its inputs by name, and its output tensor."""
+    """A version's name, its definition, its inputs by name (columns, or the tensors of a tensor model), and the
+    names of its outputs."""
 
     model: str
     version: str
-    output: str
+    definition: Definition
+    outputs: tuple[TensorSpec, ...]
     inputs: dict[str, Input]
+    tensors: dict[str, TensorInput]
 
     @classmethod
-    def of(cls, model: str, version: str, columns: Sequence[Column], output: str) -> "Interface":
-        """The interface of a definition's columns."""
-        return cls(model, version, output, {column.name: Input(column) for column in columns})
+    def of(cls, model: str, version: str, definition: Definition) -> "Interface":
+        """The interface of a definition."""
+        if definition.tabular:
+            columns = {column.name: Input(column) for column in definition.columns}
+            output = TensorSpec(name=definition.output, datatype="FP32", shape=(-1,))
+            return cls(model, version, definition, (output,), columns, {})
+        tensors = {spec.name: TensorInput(spec) for spec in definition.tensors}
+        return cls(model, version, definition, definition.outputs, {}, tensors)
 
     def fill(self, ready: dict[str, Values], rows: int) -> None:
         """Add the optional inputs that were not sent, as unknown; `BadRequestError` for a required one."""
@@ -87,7 +136,8 @@ class Interface:
 
     def unknown(self, name: str) -> BadRequestError:
         """The refusal of an input that the model has not."""
-        return BadRequestError(f"input {name[:80]!r}: unknown; the model's inputs are {', '.join(self.inputs)}")
+        known = ", ".join(self.inputs or self.tensors)
+        return BadRequestError(f"input {name[:80]!r}: unknown; the model's inputs are {known}")
 
 
 def _spoken(reason: str) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from landreeve.release.manifest import TensorSpec
+from landreeve_models.samples import DTYPES
 
 from landreeve_agent.serving.errors import BadRequestError, TooLargeError
-from landreeve_agent.serving.interface import Interface, Values, binary_values
+from landreeve_agent.serving.interface import Array, Interface, Values, binary_values
 from landreeve_agent.store.stamps import moment
 
 MAX_ROWS = 4096
@@ -60,7 +61,7 @@ class _OutTensor(msgspec.Struct, omit_defaults=True):
     name: str
     datatype: str
     shape: list[int]
-    data: list[float] | None = None
+    data: list[Any] | None = None
     parameters: dict[str, int] | None = None
 
 
@@ -74,17 +75,21 @@ class _Answer(msgspec.Struct, omit_defaults=True):
 
 @dataclass(slots=True)
 class Infer:
-    """A decoded request. ``columns`` maps a name to its ``rows`` values; numbers that are absent are None."""
+    """A decoded request: of a tabular model ``columns`` maps a name to its ``rows`` values, numbers that are absent
+    being None; of a tensor model ``tensors`` are the graph's inputs in its order. ``binary`` says for each output
+    whether the caller wants its bytes."""
 
     id: str
     ids: list[str] | None
     ats: list[str | None]
     rows: int
     columns: dict[str, Values]
-    binary: bool
+    tensors: list[Array]
+    binary: tuple[bool, ...]
 
 
 _decoder = msgspec.json.Decoder(_Body)
+_DTYPES = {name: np.dtype(kind).newbyteorder("<") for name, kind in DTYPES.items()}
 _encoder = msgspec.json.Encoder()
 
 
@@ -103,8 +108,9 @@ def decode(body: bytes, json_bytes: int | None, interface: Interface) -> Infer:
         ids=_ids(parameters.ids, rows) if parameters and parameters.ids is not None else None,
         ats=_ats(parameters.at if parameters else None, rows),
         rows=rows,
-        columns=_columns(message.inputs, tail, rows, interface),
-        binary=_wants_binary(message, interface.output),
+        columns=_columns(message.inputs, tail, rows, interface) if interface.inputs else {},
+        tensors=_tensors(message.inputs, tail, rows, interface) if interface.tensors else [],
+        binary=_wants_binary(message, interface.outputs),
     )
 
 
@@ -155,6 +161,34 @@ def _columns(inputs: list[_Input], tail: bytes, rows: int, interface: Interface)
     return ready
 
 
+def _tensors(inputs: list[_Input], tail: bytes, rows: int, interface: Interface) -> list[Array]:
+    """A tensor model's inputs in the graph's order, checked; the arrays look into the request's own bytes."""
+    ready: dict[str, Array] = {}
+    view = memoryview(tail)
+    offset = 0
+    for tensor in inputs:
+        rule = interface.tensors.get(tensor.name)
+        if rule is None:
+            raise interface.unknown(tensor.name)
+        if tensor.name in ready:
+            raise BadRequestError(f"input {tensor.name!r}: occurs twice")
+        if tensor.shape[:1] != (rows,) or rows < 1:
+            raise BadRequestError(f"input {tensor.name!r}: shape {list(tensor.shape)}: all inputs need the same rows")
+        size = None if tensor.parameters is None else tensor.parameters.binary_data_size
+        raw = None
+        if size is not None:
+            _require_piece(tensor, len(tail), offset, size)
+            raw = view[offset : offset + size]
+            offset += size
+        ready[tensor.name] = rule.array(tensor.datatype, tensor.shape, raw, tensor.data)
+    if offset != len(tail):
+        raise BadRequestError(f"body: {len(tail) - offset} bytes after the last binary tensor belong to no input")
+    missing = [name for name in interface.tensors if name not in ready]
+    if missing:
+        raise BadRequestError(f"input {missing[0]!r}: missing")
+    return [ready[name] for name in interface.tensors]
+
+
 def _bad_shape(tensor: _Input) -> BadRequestError:
     return BadRequestError(
         f"input {tensor.name!r}: shape {list(tensor.shape)} does not fit; "
@@ -175,12 +209,16 @@ def _json_values(tensor: _Input, rows: int) -> list[Any]:
 
 def _piece(tensor: _Input, tail: bytes, offset: int, size: int) -> bytes:
     """The tensor's own bytes behind the JSON part."""
+    _require_piece(tensor, len(tail), offset, size)
+    return tail[offset : offset + size]
+
+
+def _require_piece(tensor: _Input, tail_bytes: int, offset: int, size: int) -> None:
     if tensor.data is not None:
         raise BadRequestError(f"input {tensor.name!r}: has both data and binary_data_size; send one of them")
-    if size < 0 or offset + size > len(tail):
-        left = len(tail) - offset
+    if size < 0 or offset + size > tail_bytes:
+        left = tail_bytes - offset
         raise BadRequestError(f"input {tensor.name!r}: binary_data_size {size} goes beyond the {left} bytes left")
-    return tail[offset : offset + size]
 
 
 def _check_id(text: str, field: str) -> str:
@@ -219,25 +257,36 @@ def _check_at(text: str, field: str) -> None:
         ) from error
 
 
-def _wants_binary(message: _Body, output: str) -> bool:
-    binary = message.parameters.binary_data_output if message.parameters else False
-    for index, wanted in enumerate(message.outputs or ()):
-        if wanted.name != output:
-            raise BadRequestError(f"outputs[{index}].name: {wanted.name[:60]!r} is unknown; the output is {output!r}")
-        if wanted.parameters and wanted.parameters.binary_data is not None:
-            binary = wanted.parameters.binary_data
-    return binary
+def _wants_binary(message: _Body, outputs: tuple[TensorSpec, ...]) -> tuple[bool, ...]:
+    """For each output of the model, whether its bytes are wanted."""
+    whole = message.parameters.binary_data_output if message.parameters else False
+    if not message.outputs:
+        return (whole,) * len(outputs)
+    wanted = {spec.name: whole for spec in outputs}
+    for index, asked in enumerate(message.outputs):
+        if asked.name not in wanted:
+            known = ", ".join(wanted)
+            raise BadRequestError(f"outputs[{index}].name: {asked.name[:60]!r} is unknown; the output is {known!r}")
+        if asked.parameters and asked.parameters.binary_data is not None:
+            wanted[asked.name] = asked.parameters.binary_data
+    return tuple(wanted.values())
 
 
 def encode(
-    interface: Interface, request: Infer, ids: Sequence[str], p: NDArray[np.float32]
+    interface: Interface, request: Infer, ids: Sequence[str], outputs: Sequence[Array]
 ) -> tuple[bytes, int | None]:
-    """The answer's body and, when the tensor follows in binary, the length of its JSON part."""
+    """The answer's body and, when tensors follow in binary, the length of its JSON part."""
     parameters = {"ids": list(ids)} if request.rows > 1 else None
-    if not request.binary:
-        tensor = _OutTensor(interface.output, "FP32", [request.rows], data=p.tolist())
-        return _encoder.encode(_Answer(interface.model, interface.version, request.id, [tensor], parameters)), None
-    raw = p.astype("<f4", copy=False).tobytes()
-    tensor = _OutTensor(interface.output, "FP32", [request.rows], parameters={"binary_data_size": len(raw)})
-    head = _encoder.encode(_Answer(interface.model, interface.version, request.id, [tensor], parameters))
-    return head + raw, len(head)
+    tensors: list[_OutTensor] = []
+    raws: list[bytes] = []
+    for spec, output, binary in zip(interface.outputs, outputs, request.binary, strict=True):
+        tensor = _OutTensor(spec.name, spec.datatype, list(output.shape))
+        if binary:
+            raw = np.ascontiguousarray(output, _DTYPES[spec.datatype]).tobytes()
+            tensor.parameters = {"binary_data_size": len(raw)}
+            raws.append(raw)
+        else:
+            tensor.data = output.reshape(-1).tolist()
+        tensors.append(tensor)
+    head = _encoder.encode(_Answer(interface.model, interface.version, request.id, tensors, parameters))
+    return (head + b"".join(raws), len(head)) if raws else (head, None)

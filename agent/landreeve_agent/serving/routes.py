@@ -6,17 +6,18 @@ the old ones had begun they finish.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
-from landreeve_agent.serving import oip
-from landreeve_agent.serving.batcher import Batcher
+from landreeve_models.samples import derived_rows, predictions
+
+from landreeve_agent.serving.batcher import Arrays, Batcher
 from landreeve_agent.serving.capture import Line, Spool, SpoolError
 from landreeve_agent.serving.control import ModelStatus, Route
 from landreeve_agent.serving.errors import (
-    BadRequestError,
     BusyError,
     LoadFailedError,
     NotReadyError,
@@ -24,23 +25,25 @@ from landreeve_agent.serving.errors import (
     ServingError,
     UnknownError,
 )
+from landreeve_agent.serving.interface import Interface
 from landreeve_agent.serving.metrics import Metrics, ModelCounts
 from landreeve_agent.serving.model import LoadedModel
 from landreeve_agent.serving.oip import Infer
-from landreeve_agent.serving.session import Tensor
 
 SHADOW_EXTRA_S = 0.05  # how much longer than the active model a slow shadow may hold an answer back
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A body; ``json_bytes`` is the length of its JSON part when a binary tensor follows."""
+class Answered:
+    """What a request is answered with: an array for each of the interface's outputs, an id for each row."""
 
-    body: bytes
-    json_bytes: int | None
+    interface: Interface
+    request: Infer
+    ids: Sequence[str]
+    outputs: Arrays
 
 
-Respond = Callable[[Answer | ServingError], None]
+Respond = Callable[[Answered | ServingError], None]
 
 
 class Lane:
@@ -113,24 +116,24 @@ class Routes:
             raise UnknownError(f"version {version[:40]!r} of model {model!r} is not served here; there is: {serves}")
         return found
 
-    def infer(self, model: str, version: str | None, body: bytes, json_bytes: int | None, respond: Respond) -> None:
-        """Answer one request through ``respond``, at once or later; raises what refuses it."""
+    def interface(self, model: str, version: str | None) -> Interface:
+        """What a request to that model must look like; raises what refuses it."""
+        return _lane(self.serving(model, version)).model.interface
+
+    def refused(self, model: str) -> None:
+        """Count a request that could not be decoded."""
+        self._metrics.of(model).refused += 1
+
+    def submit(self, model: str, version: str | None, request: Infer, respond: Respond) -> None:
+        """Answer one decoded request through ``respond``, at once or later; raises what refuses it."""
         began = time.perf_counter_ns()
         serving = self.serving(model, version)
-        lane = serving.active
-        counts = self._metrics.of(model)
-        if lane is None:
-            raise NotReadyError(f"model {model!r} is not ready: {serving.problem.sentence if serving.problem else ''}")
-        try:
-            request = oip.decode(body, json_bytes, lane.model.interface)
-        except BadRequestError:
-            counts.refused += 1
-            raise
+        lane = _lane(serving)
         if not request.id:
             self._count += 1
             request.id = f"{self._prefix}-{self._count:x}"
-        walk = _Walk(self, serving, lane, request, counts=counts, began=began, respond=respond)
-        lane.batcher.submit(lane.model.tensor(request), walk.answered)
+        walk = _Walk(self, serving, lane, request, counts=self._metrics.of(model), began=began, respond=respond)
+        lane.batcher.submit(lane.model.feeds(request), walk.answered)
 
     def capture(self, lines: list[Line]) -> None:
         """Put the rows on file; a failure is counted and shown, and costs no answer."""
@@ -139,6 +142,13 @@ class Routes:
         except SpoolError:
             # A full disk must not stop the site's predictions; status and metrics carry the count.
             self._metrics.capture_failures += 1
+
+
+def _lane(serving: Serving) -> Lane:
+    if serving.active is None:
+        why = serving.problem.sentence if serving.problem else ""
+        raise NotReadyError(f"model {serving.route.model!r} is not ready: {why}")
+    return serving.active
 
 
 class _Walk:
@@ -164,11 +174,11 @@ class _Walk:
         self._counts = counts
         self._began = began
         self._respond: Respond | None = respond
-        self._p: Tensor | RunFailedError | None = None
+        self._p: Arrays | RunFailedError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._us = 0
 
-    def answered(self, p: Tensor | RunFailedError) -> None:
+    def answered(self, p: Arrays | RunFailedError) -> None:
         """The active version has answered; ask the shadow, if there is one."""
         self._p = p
         self._us = (time.perf_counter_ns() - self._began) // 1000
@@ -177,7 +187,7 @@ class _Walk:
             self._finish(None)
             return
         try:
-            x = shadow.model.tensor(self._request)
+            x = shadow.model.feeds(self._request)
         except Exception as error:  # noqa: BLE001 - whatever a shadow's pipeline raises, the answer must go out
             self.shadowed(RunFailedError(str(error)))
             return
@@ -189,7 +199,7 @@ class _Walk:
         except BusyError as error:
             self.shadowed(RunFailedError(str(error)))
 
-    def shadowed(self, p: Tensor | RunFailedError) -> None:
+    def shadowed(self, p: Arrays | RunFailedError) -> None:
         """The shadow has answered, failed, or taken too long."""
         if self._respond is None:
             return
@@ -201,7 +211,7 @@ class _Walk:
         else:
             self._finish(p)
 
-    def _finish(self, shadow: Tensor | None) -> None:
+    def _finish(self, shadow: Arrays | None) -> None:
         respond, self._respond = self._respond, None
         p, request = self._p, self._request
         if respond is None or p is None:
@@ -213,15 +223,15 @@ class _Walk:
             respond(p)
             return
         self._counts.answered(request.rows, self._us)
-        respond(Answer(*oip.encode(self._model.interface, request, ids, p)))
+        respond(Answered(self._model.interface, request, ids, p))
 
-    def _lines(self, ids: list[str], p: Tensor | RunFailedError, shadow: Tensor | None) -> list[Line]:
-        version = self._model.version
+    def _lines(self, ids: list[str], p: Arrays | RunFailedError, shadow: Arrays | None) -> list[Line]:
+        version, definition = self._model.version, self._model.definition
         failed = isinstance(p, RunFailedError)
-        values = [None] * len(ids) if isinstance(p, RunFailedError) else p.tolist()
-        shadows = [None] * len(ids) if shadow is None else shadow.tolist()
+        values = [None] * len(ids) if isinstance(p, RunFailedError) else predictions(definition, p)
+        shadows = [None] * len(ids) if shadow is None else predictions(definition, shadow)
         lane = self._serving.shadow
-        columns = self._request.columns
+        rows = _rows(self._model, self._request)
         now = time.time()
         return [
             Line(
@@ -230,7 +240,7 @@ class _Walk:
                 model=version.model,
                 version=version.version,
                 release=version.release,
-                row={name: value[i] for name, value in columns.items()},
+                row=rows[i],
                 p=values[i],
                 shadow=shadows[i],
                 shadow_release=lane.model.version.release if lane else None,
@@ -240,6 +250,13 @@ class _Walk:
             )
             for i in range(len(ids))
         ]
+
+
+def _rows(model: LoadedModel, request: Infer) -> list[dict[str, Any]]:
+    """What is captured of each row: its columns, or of tensors the numbers derived from them."""
+    if not model.definition.tabular:
+        return [*derived_rows(model.definition, request.tensors)]
+    return [{name: value[i] for name, value in request.columns.items()} for i in range(request.rows)]
 
 
 def _row_ids(request: Infer) -> list[str]:

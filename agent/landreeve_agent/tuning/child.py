@@ -18,6 +18,8 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from landreeve_models.definition import load_definition
+from landreeve_models.samples import Golden, read_calibration
 
 from landreeve_agent.hardware.cpu import read_cpu
 from landreeve_agent.hardware.files import read_text
@@ -27,11 +29,11 @@ from landreeve_agent.serving.errors import LoadFailedError, RunFailedError
 from landreeve_agent.serving.model import load
 from landreeve_agent.serving.policy import require_accepted
 from landreeve_agent.serving.server import rss_bytes
-from landreeve_agent.serving.session import Session, Tensor, import_openvino, open_session
+from landreeve_agent.serving.session import Array, Session, import_openvino, open_session
 from landreeve_agent.tuning.candidates import INT8_GRAPH, Box, candidates, default_plan
 from landreeve_agent.tuning.choose import Timed, choose, joined_rows
-from landreeve_agent.tuning.gate import Golden, Verdict, judge
-from landreeve_agent.tuning.inputs import RefusedError, read_calibration, read_gates, read_golden
+from landreeve_agent.tuning.gate import Verdict, judge
+from landreeve_agent.tuning.inputs import RefusedError, read_release
 from landreeve_agent.tuning.measure import time_batches, time_plans
 from landreeve_agent.tuning.quantise import quantise
 from landreeve_agent.tuning.report import FromChild, PreflightFailed, PreflightReport, Task, Trial, Trying
@@ -55,8 +57,7 @@ class Proving:
         self._sessions: dict[Plan, Session] = {}
         self._verdicts: dict[Plan, Verdict] = {}
         tell(Trying(what="read the release", vital=True))
-        self._gates = read_gates(self._folder)
-        self._golden = read_golden(self._folder)
+        self._definition, self._gates, self._golden = read_release(self._folder)
 
     def run(self) -> PreflightReport:
         """Prove the release and choose its plan; raises `RefusedError`."""
@@ -65,7 +66,7 @@ class Proving:
         for plan in candidates(self._box(), self._task.wanted)[1:]:
             self._try(plan)
         self._tell(Trying(what="time the plans", vital=True))
-        timed = time_plans(self._sessions, self._golden.x, self._task.budget_s)
+        timed = time_plans(self._sessions, self._golden.inputs, self._task.budget_s)
         self._require_fast(timed[0])
         winner = choose(timed, self._task.wanted)
         proven = self._verdicts[self._default]
@@ -74,7 +75,7 @@ class Proving:
             trials=(*self._trials(timed), *self._serving_now()),
             metric=self._gates.metric,
             metric_value=proven.metric,
-            golden_rows=len(self._golden.x),
+            golden_rows=self._golden.rows,
             max_difference=proven.difference,
             rss_mb=rss_mb,
             seconds=round(time.monotonic() - began, 2),
@@ -90,8 +91,7 @@ class Proving:
             require_accepted(self._folder / plan.graph)
             loaded = load(Version("release", "candidate", "", self._task.folder, plan), checked=True)
             rss_mb = _peak_mb()
-            self._require_width(loaded.pipeline.width)
-            verdict = judge(_outputs(loaded.opened.session, self._golden.x), self._golden, self._gates, exact=True)
+            verdict = judge(_outputs(loaded.opened.session, self._golden), self._golden, self._gates, exact=True)
         except LoadFailedError as error:
             raise RefusedError(error.cause, error.sentence) from error
         except RunFailedError as error:
@@ -105,11 +105,6 @@ class Proving:
             raise RefusedError("too_much_memory", f"needs {rss_mb:.0f} MB, {allowed}")
         self._sessions[plan], self._verdicts[plan] = loaded.opened.session, verdict
         return round(rss_mb, 1)
-
-    def _require_width(self, width: int) -> None:
-        if self._golden.x.shape[1] != width:
-            got = self._golden.x.shape[1]
-            raise RefusedError("bad_release", f"golden.safetensors: width {got}, the feature pipeline makes {width}")
 
     def _box(self) -> Box:
         return Box(
@@ -131,7 +126,7 @@ class Proving:
         why = self._begin("quantise to int8")
         if not why:
             try:
-                sample = read_calibration(self._folder)
+                sample = read_calibration(self._folder, self._definition)
                 quantise(self._folder / self._default.graph, self._folder / INT8_GRAPH, sample, self._isa)
             except ValueError as error:  # also NotQuantisedError: no int8 graph is no fault of the release
                 why = str(error)
@@ -158,7 +153,7 @@ class Proving:
             if opened.plan != plan:
                 self._refuse(plan, opened.reason)
                 return
-            outputs = _outputs(opened.session, self._golden.x)
+            outputs = _outputs(opened.session, self._golden)
         except (LoadFailedError, RunFailedError) as error:
             self._refuse(plan, str(error))
             return
@@ -178,7 +173,7 @@ class Proving:
     def _batch(self, winner: Plan) -> int:
         """Whether joining waiting rows pays with the winner."""
         session = next(session for plan, session in self._sessions.items() if plan.name == winner.name)
-        one, many = time_batches(session, self._golden.x, (1, JOIN_ROWS), self._task.budget_s / 10)
+        one, many = time_batches(session, self._golden.inputs, (1, JOIN_ROWS), self._task.budget_s / 10)
         return joined_rows(one, many, JOIN_ROWS)
 
     def _trials(self, timed: list[Timed]) -> list[Trial]:
@@ -192,7 +187,8 @@ class Proving:
         folder = Path(self._task.current)
         try:
             session = open_session(self._default, (folder / self._default.graph).read_bytes()).session
-            (p50_us,) = time_batches(session, read_calibration(folder)[:32], (1,), self._task.budget_s / 10)
+            sample = [x[:32] for x in read_calibration(folder, load_definition(folder))]
+            (p50_us,) = time_batches(session, sample, (1,), self._task.budget_s / 10)
         except (OSError, ValueError, LoadFailedError, RunFailedError) as error:
             why = f"not timed: {error}"
             return [Trial(what="serving now", plan=self._default, accepted=False, why=why)]
@@ -212,8 +208,10 @@ def _peak_mb() -> float:
     return rss_bytes() / 1e6
 
 
-def _outputs(session: Session, x: Tensor) -> Tensor:
-    return np.concatenate([session.run(x[i : i + _CHUNK_ROWS]) for i in range(0, len(x), _CHUNK_ROWS)])
+def _outputs(session: Session, golden: Golden) -> list[Array]:
+    """The graph's outputs for the whole golden set, computed in pieces."""
+    pieces = [session.run(golden.part(i, i + _CHUNK_ROWS)) for i in range(0, golden.rows, _CHUNK_ROWS)]
+    return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
 
 def _onnxruntime_devices() -> tuple[str, ...]:
@@ -250,7 +248,7 @@ def _fingerprint(folder: Path, isa: frozenset[str], threads: int) -> str:
 
 def _sentence(winner: Timed, timed: list[Timed], golden: Golden) -> str:
     default = timed[0]
-    proven = f"{len(golden.x)} golden rows reproduced"
+    proven = f"{golden.rows} golden rows reproduced"
     if winner.plan.name == default.plan.name:
         return f"{proven}; {len(timed)} plans timed, the default is best: {winner.p50_us:.0f} µs a row"
     return f"{proven}; {winner.plan.name}: {winner.p50_us:.0f} µs a row, the default takes {default.p50_us:.0f} µs"

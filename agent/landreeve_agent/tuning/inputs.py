@@ -2,13 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 from landreeve.release.manifest import BadReleaseError, Gates, parse_config
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-
-from landreeve_agent.serving.session import Tensor
-from landreeve_agent.tuning.gate import Golden
+from landreeve_models.definition import BadDefinitionError, Definition, load_definition
+from landreeve_models.samples import BadSampleError, Golden, read_golden
 
 
 class RefusedError(Exception):
@@ -28,23 +24,11 @@ def read_gates(folder: Path) -> Gates:
         raise RefusedError("bad_release", f"config.json: {error}") from error
 
 
-def read_golden(folder: Path) -> Golden:
-    """The golden set, every shape checked; `RefusedError` when they do not fit."""
+def read_release(folder: Path) -> tuple[Definition, Gates, Golden]:
+    """What a release is for, its gates and its golden set; `RefusedError` when one of them does not fit."""
+    gates = read_gates(folder)
     try:
-        tensors = load_file(folder / "golden.safetensors")
-        golden = Golden(*(np.ascontiguousarray(tensors[name], np.float32) for name in ("x", "expected", "label")))
-    except (OSError, KeyError, SafetensorError) as error:
-        raise RefusedError("bad_release", f"golden.safetensors: {error}") from error
-    rows = len(golden.x)
-    if golden.x.ndim != 2 or rows < 1 or golden.expected.shape != (rows,) or golden.label.shape != (rows,):
-        shapes = f"x {golden.x.shape}, expected {golden.expected.shape}, label {golden.label.shape}"
-        raise RefusedError("bad_release", f"golden.safetensors: shapes do not fit: {shapes}")
-    return golden
-
-
-def read_calibration(folder: Path) -> Tensor:
-    """The calibration sample, float32 (n, width); `ValueError` says what is wrong with it."""
-    try:
-        return np.ascontiguousarray(load_file(folder / "calibration.safetensors")["x"], np.float32)
-    except (OSError, KeyError, SafetensorError) as error:
-        raise ValueError(f"calibration.safetensors: {error}") from error
+        definition = load_definition(folder)
+        return definition, gates, read_golden(folder, definition)
+    except (BadDefinitionError, BadSampleError) as error:
+        raise RefusedError("bad_release", str(error)) from error

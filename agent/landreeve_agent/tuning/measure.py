@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from landreeve_agent.serving.control import Plan
-from landreeve_agent.serving.session import Session, Tensor
+from landreeve_agent.serving.session import Array, Session
 from landreeve_agent.tuning.choose import Timed
 
 ROUNDS = 7
@@ -26,21 +26,21 @@ class _Samples:
     cpu_us: list[float] = field(default_factory=list)
 
 
-def time_plans(sessions: Mapping[Plan, Session], x: Tensor, budget_s: float) -> list[Timed]:
-    """Time each plan on rows of ``x``, one at a time; the first plan is the default. Takes about ``budget_s``."""
+def time_plans(sessions: Mapping[Plan, Session], inputs: Sequence[Array], budget_s: float) -> list[Timed]:
+    """Time each plan on rows of ``inputs``, one at a time; the first plan is the default. Takes about ``budget_s``."""
     plans = list(sessions)
     samples = {plan: _Samples() for plan in plans}
     slice_s = budget_s / (ROUNDS * len(plans))
     for turn in range(ROUNDS):
         at = turn % len(plans)
         for plan in plans[at:] + plans[:at]:
-            _round(sessions[plan], x, slice_s, samples[plan])
+            _round(sessions[plan], inputs, slice_s, samples[plan])
     default = samples[plans[0]]
     return [_timed(plan, samples[plan], default) for plan in plans]
 
 
-def _round(session: Session, x: Tensor, slice_s: float, samples: _Samples) -> None:
-    rows = [np.ascontiguousarray(x[i : i + 1]) for i in range(min(len(x), 32))]
+def _round(session: Session, inputs: Sequence[Array], slice_s: float, samples: _Samples) -> None:
+    rows = [[np.ascontiguousarray(x[i : i + 1]) for x in inputs] for i in range(min(len(inputs[0]), 32))]
     session.run(rows[0])  # another plan has just used the caches
     times: list[float] = []
     cpu = time.process_time_ns()
@@ -65,9 +65,9 @@ def _timed(plan: Plan, samples: _Samples, default: _Samples) -> Timed:
     )
 
 
-def time_batches(session: Session, x: Tensor, sizes: Sequence[int], budget_s: float) -> list[float]:
+def time_batches(session: Session, inputs: Sequence[Array], sizes: Sequence[int], budget_s: float) -> list[float]:
     """The median time in µs of a run with each number of rows, sizes taking turns."""
-    batches = [np.ascontiguousarray(np.resize(x, (size, x.shape[1]))) for size in sizes]
+    batches = [[np.ascontiguousarray(np.resize(x, (size, *x.shape[1:]))) for x in inputs] for size in sizes]
     times: list[list[float]] = [[] for _ in sizes]
     began = time.perf_counter()
     while len(times[0]) < MIN_RUNS or (len(times[0]) < MAX_RUNS and time.perf_counter() - began < budget_s):

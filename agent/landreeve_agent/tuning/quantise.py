@@ -6,11 +6,10 @@ Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 QUANTISED_OPS = ("MatMul", "Gemm", "Conv")
@@ -24,17 +23,20 @@ class NotQuantisedError(ValueError):
 class _Reader:
     """Feeds the calibration sample in batches, as onnxruntime's calibrator pulls it."""
 
-    def __init__(self, name: str, x: NDArray[np.float32], rows: int = 32) -> None:
-        self._batches: Iterator[dict[str, NDArray[np.float32]]] = iter(
-            [{name: x[i : i + rows]} for i in range(0, len(x), rows)]
+    def __init__(self, names: Sequence[str], inputs: Sequence[NDArray[Any]], rows: int = 32) -> None:
+        self._batches: Iterator[dict[str, NDArray[Any]]] = iter(
+            [
+                {name: x[i : i + rows] for name, x in zip(names, inputs, strict=True)}
+                for i in range(0, len(inputs[0]), rows)
+            ]
         )
 
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
         """The next batch, or None at the end."""
         return next(self._batches, None)
 
 
-def quantise(source: Path, target: Path, x: NDArray[np.float32], isa: frozenset[str]) -> None:
+def quantise(source: Path, target: Path, sample: Sequence[NDArray[Any]], isa: frozenset[str]) -> None:
     """Write the int8 graph of ``source`` to ``target``, whole or not at all; `NotQuantisedError` when it cannot be."""
     try:
         import onnx
@@ -50,7 +52,7 @@ def quantise(source: Path, target: Path, x: NDArray[np.float32], isa: frozenset[
             quantize_static(
                 model,
                 made,
-                _Reader(model.graph.input[0].name, x),
+                _Reader([node.name for node in model.graph.input], sample),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(QUANTISED_OPS),
                 activation_type=QuantType.QUInt8,

@@ -92,15 +92,30 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     high: float | None = None
 
 
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor of a graph: its name, its datatype in the words of the Open Inference Protocol (``FP32``,
+    ``INT64``, …) and its shape. The first axis counts rows; -1 means any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
-    """What goes in and comes out. ``inputs`` are rows of columns; the graph's own input is ``tensor``,
-    float32 of shape (rows, width); the output is ``output``, float32 of shape (rows,)."""
+    """What goes in and comes out.
+
+    Of a tabular model ``inputs`` are rows of columns; the graph's own input is ``tensor``, float32 of shape
+    (rows, width); the output is ``output``, float32 of shape (rows,). A tensor model has ``tensors`` and ``outputs``
+    instead: callers send the graph's inputs themselves, and ``inputs`` are the numbers derived from them.
+    """
 
     inputs: tuple[Column, ...]
     output: str
     output_unit: str = ""
     tensor: str = "x"
     width: int = 0
+    tensors: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):

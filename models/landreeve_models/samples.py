@@ -1,0 +1,126 @@
+"""The rows a release carries: its golden set and its calibration sample, read with reasons.
+
+A tabular release keeps ``x``, ``expected`` and ``label``; a tensor model ``input.<name>`` and ``expected.<name>`` for
+each of its tensors, and ``label``. In memory both are alike: one array for each input and output of the graph, in its order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from landreeve.release.manifest import TensorSpec
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from landreeve_models.definition import Definition
+
+Array = NDArray[Any]
+DTYPES: Mapping[str, type[np.generic]] = {
+    "FP64": np.float64, "FP32": np.float32, "FP16": np.float16, "INT64": np.int64, "INT32": np.int32,
+    "INT16": np.int16, "INT8": np.int8, "UINT64": np.uint64, "UINT32": np.uint32, "UINT16": np.uint16,
+    "UINT8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+SEEN = 4096
+
+
+class BadSampleError(ValueError):
+    """A golden or calibration set that does not fit its model; the text says which tensor and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """``inputs`` and the release's own ``expected`` outputs, in the graph's order, each with n rows; ``label`` is the
+    truth, float32 (n,)."""
+
+    inputs: tuple[Array, ...]
+    expected: tuple[Array, ...]
+    label: NDArray[np.float32]
+
+    @property
+    def rows(self) -> int:
+        """Rows in the set."""
+        return len(self.label)
+
+    def part(self, first: int, last: int) -> tuple[Array, ...]:
+        """The inputs of rows ``first`` up to ``last``."""
+        return tuple(array[first:last] for array in self.inputs)
+
+
+def read_golden(folder: Path, definition: Definition) -> Golden:
+    """The golden set of a release folder, every shape checked; `BadSampleError` when something does not fit."""
+    tensors = _load(folder / "golden.safetensors")
+    inputs: tuple[Array, ...]
+    expected: tuple[Array, ...]
+    if definition.tabular:
+        width = len(definition.columns)
+        inputs = (_array(tensors, "x", TensorSpec(name="x", datatype="FP32", shape=(-1, width))),)
+        expected = (_array(tensors, "expected", TensorSpec(name="expected", datatype="FP32", shape=(-1,))),)
+    else:
+        inputs = tuple(_array(tensors, f"input.{spec.name}", spec) for spec in definition.tensors)
+        expected = tuple(_array(tensors, f"expected.{spec.name}", spec) for spec in definition.outputs)
+    label = _array(tensors, "label", TensorSpec(name="label", datatype="FP32", shape=(-1,)))
+    rows = {len(array) for array in (*inputs, *expected, label)}
+    if len(rows) != 1 or 0 in rows:
+        raise BadSampleError(f"golden.safetensors: its tensors have {sorted(rows)} rows; all need the same, 1 or more")
+    return Golden(inputs, expected, label)
+
+
+def read_calibration(folder: Path, definition: Definition) -> tuple[Array, ...]:
+    """The calibration sample of a release folder, one array for each input; `BadSampleError` when it does not fit."""
+    tensors = _load(folder / "calibration.safetensors")
+    if definition.tabular:
+        return (_array(tensors, "x", TensorSpec(name="x", datatype="FP32", shape=(-1, len(definition.columns)))),)
+    found = tuple(_array(tensors, f"input.{spec.name}", spec) for spec in definition.tensors)
+    if len({len(array) for array in found}) != 1:
+        raise BadSampleError("calibration.safetensors: its tensors differ in rows")
+    return found
+
+
+def derived_rows(definition: Definition, inputs: Sequence[Array]) -> list[dict[str, float]]:
+    """The numbers a tensor model's rows are captured by, a dict for each row: see `definition.derived_columns`.
+
+    Mean and standard deviation are of at most `SEEN` evenly spaced elements: enough to see a lamp fail or a language
+    change, and cheap beside any run.
+    """
+    rows: list[dict[str, float]] = [{} for _ in range(len(inputs[0]))]
+    for spec, array in zip(definition.tensors, inputs, strict=True):
+        flat = array.reshape(len(array), -1)
+        seen = flat[:, :: max(1, -(-flat.shape[1] // SEEN))].astype(np.float64)
+        for row, mean, std in zip(rows, seen.mean(axis=1).tolist(), seen.std(axis=1).tolist(), strict=True):
+            row[f"{spec.name}.mean"], row[f"{spec.name}.std"] = mean, std
+    return rows
+
+
+def predictions(definition: Definition, outputs: Sequence[Array]) -> list[float]:
+    """One number for each row's answer: the probability or score itself, a classification's highest score, the mean
+    component of an embedding. It is what is captured and watched for drift."""
+    first = outputs[0].reshape(len(outputs[0]), -1)
+    if definition.task == "classification":
+        found: list[float] = first.max(axis=1).tolist()
+    elif definition.task == "embedding":
+        found = first.mean(axis=1).tolist()
+    else:
+        found = first[:, 0].tolist()
+    return found
+
+
+def _load(path: Path) -> dict[str, Array]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadSampleError(f"{path.name}: {error}") from error
+
+
+def _array(tensors: Mapping[str, Array], name: str, spec: TensorSpec) -> Array:
+    found = tensors.get(name)
+    if found is None:
+        raise BadSampleError(f"tensor {name!r} is missing; there are: {', '.join(sorted(tensors)) or 'none'}")
+    fits = len(found.shape) == len(spec.shape) and all(
+        want in (-1, got) for want, got in zip(spec.shape, found.shape, strict=True)
+    )
+    if not fits:
+        raise BadSampleError(f"tensor {name!r}: shape {list(found.shape)} does not fit {list(spec.shape)}")
+    return np.ascontiguousarray(found, DTYPES[spec.datatype])
