@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from landreeve.blobs.store import BlobStore
 from landreeve.wire.codec import Block
 from landreeve.wire.ids import check_id
-from landreeve.wire.messages import Audit, Body, Candidate, DriftReport, Event, Fact, UpdateReport, Want
+from landreeve.wire.messages import Audit, Body, Candidate, DriftReport, Event, Fact, PlanReport, UpdateReport, Want
 from sqlalchemy import Connection
 
 from landreeve_hub.api import app as api
@@ -46,7 +46,12 @@ from landreeve_hub.signing.targets import TargetsRepository
 from landreeve_hub.store.database import Store
 
 EVERYWHERE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  asked, not bound
-_PARTS: dict[type[Body], str] = {UpdateReport: "rollouts", DriftReport: "drift", Candidate: "retrains"}
+_PARTS: dict[type[Body], str] = {
+    UpdateReport: "rollouts",
+    DriftReport: "drift",
+    Candidate: "retrains",
+    PlanReport: "plans",
+}
 Clock = Callable[[], datetime]
 
 

@@ -43,8 +43,17 @@ def test_golden_message_is_read_and_written_back_unchanged(path: Path) -> None:
     expected = {k: v for k, v in document["message"].items() if k not in document.get("ignores", [])}
     message = decode(json.dumps(document["message"]).encode(), kind)
     written = msgspec.json.decode(encode_plain(message))
-    assert {name: written[name] for name in expected} == expected
+    assert shared(expected, written) == expected
     assert decode(encode(message), kind) == message
+
+
+def shared(golden: Any, written: Any) -> Any:
+    """What is written of the members that a golden message has: a younger contract may write more of them."""
+    if isinstance(golden, dict) and isinstance(written, dict):
+        return {name: shared(value, written.get(name)) for name, value in golden.items()}
+    if isinstance(golden, list) and isinstance(written, list) and len(golden) == len(written):
+        return [shared(*pair) for pair in zip(golden, written, strict=True)]
+    return written
 
 
 @pytest.mark.parametrize("path", INVALID, ids=lambda path: path.stem)

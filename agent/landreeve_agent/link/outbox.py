@@ -23,6 +23,7 @@ from landreeve.wire.messages import (
     Gap,
     LogLines,
     Metrics,
+    PlanReport,
     UpdateReport,
 )
 from landreeve.wire.topics import Up
@@ -45,6 +46,7 @@ _CHANNELS: dict[type[AnyBody], Up] = {
     Gap: Up.EVENT,
     DriftReport: Up.DRIFT,
     Candidate: Up.EVENT,
+    PlanReport: Up.EVENT,
     Audit: Up.AUDIT,
     LogLines: Up.LOG,
 }

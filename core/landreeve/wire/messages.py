@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from landreeve.wire.plans import BoxFacts, PlanTrial, RunPlan
+
 VERSION = 1
 
 
@@ -23,7 +25,10 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class Birth(Body, frozen=True, kw_only=True, tag="birth"):
-    """Said once per start of the supervisor: who I am, what box this is, what my metric columns mean."""
+    """Said once per start of the supervisor: who I am, what box this is, what my metric columns mean.
+
+    ``box_class`` is shared by boxes on which the same plans win; empty where it is not known.
+    """
 
     agent: str
     site: str
@@ -33,6 +38,7 @@ class Birth(Body, frozen=True, kw_only=True, tag="birth"):
     metric_set: int
     certificate_expires: str
     labels: dict[str, str] = {}
+    box_class: str = ""
 
 
 class Event(Body, frozen=True, kw_only=True, tag="event"):
@@ -119,6 +125,34 @@ class Candidate(Body, frozen=True, kw_only=True, tag="candidate"):
     request: str = ""
 
 
+class PlanReport(Body, frozen=True, kw_only=True, tag="plan"):
+    """How a release runs best on this box: what preflight tried, what won, and by how much.
+
+    ``ratio`` is the winner's time by the default plan's (0.25 = four times as fast), ``cpu_ratio`` the same of CPU
+    time; times are of one row. ``metric_value`` is the winner's on the golden set. ``hinted`` says that a hint of the
+    hub named the winner before it was measured; ``hints`` how many were given. ``left_out`` trials were cut.
+    """
+
+    model: str
+    release: str
+    version: str
+    box_class: str
+    box: BoxFacts
+    plan: RunPlan
+    ratio: float | None = None
+    cpu_ratio: float | None = None
+    p50_us: float | None = None
+    cpu_us: float | None = None
+    metric: str = ""
+    metric_value: float | None = None
+    seconds: float = 0.0
+    hints: int = 0
+    hinted: bool = False
+    trials: tuple[PlanTrial, ...] = ()
+    left_out: int = 0
+    sentence: str = ""
+
+
 class Audit(Body, frozen=True, kw_only=True, tag="audit"):
     """Who did what on the site."""
 
@@ -135,7 +169,7 @@ class LogLines(Body, frozen=True, kw_only=True, tag="log"):
     lines: tuple[str, ...]
 
 
-AnyBody = Birth | Event | UpdateReport | Metrics | Gap | DriftReport | Candidate | Audit | LogLines
+AnyBody = Birth | Event | UpdateReport | Metrics | Gap | DriftReport | Candidate | PlanReport | Audit | LogLines
 
 
 class Fact(Wire, frozen=True, kw_only=True):
@@ -209,7 +243,11 @@ class Probation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
-    """One model a device should run. ``release`` is the sha256 of its manifest."""
+    """One model a device should run. ``release`` is the sha256 of its manifest.
+
+    ``hints`` are the plans that won on boxes of the device's class, best first, as known when the order was made: to
+    be tried first, gated and measured like any other.
+    """
 
     model: str
     release: str
@@ -218,6 +256,7 @@ class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
     rollout: str
     action: Literal["install", "rollback"] = "install"
     probation: Probation = Probation()
+    hints: tuple[RunPlan, ...] = ()
 
 
 class Desired(Wire, frozen=True, kw_only=True):

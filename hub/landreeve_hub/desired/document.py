@@ -25,6 +25,10 @@ def compose(
 
 
 def content_hash(assignments: Iterable[DesiredModel], rate: float | None) -> str:
-    """A digest of everything a device acts on; a new generation is due exactly when it changes."""
-    content = (tuple(sorted(assignments, key=lambda model: model.model)), rate)
-    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
+    """A digest of everything that is ordered; a new generation is due exactly when it changes.
+
+    Hints order nothing: a plan found elsewhere while a device is at work must not interrupt it.
+    """
+    models = [msgspec.to_builtins(model) for model in sorted(assignments, key=lambda model: model.model)]
+    ordered = [{name: value for name, value in model.items() if name != "hints"} for model in models]
+    return hashlib.sha256(msgspec.json.encode((ordered, rate), order="sorted")).hexdigest()

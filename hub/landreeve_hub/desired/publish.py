@@ -19,6 +19,7 @@ from sqlalchemy import Connection, RowMapping, select
 
 from landreeve_hub.desired.document import compose, content_hash
 from landreeve_hub.errors import NotFoundError
+from landreeve_hub.learning.known_plans import hints_for
 from landreeve_hub.signing.chain import FRESH_LIFETIME
 from landreeve_hub.signing.director import Director, timestamp_version
 from landreeve_hub.signing.errors import SigningError, UnapprovedReleaseError
@@ -179,7 +180,8 @@ def _orders(connection: Connection, device: str) -> tuple[DesiredModel, ...]:
     joined = assignments.outerjoin(releases, releases.c.digest == assignments.c.digest)
     columns = (assignments, releases.c.manifest_bytes, releases.c.version.label("release_version"))
     rows = connection.execute(select(*columns).select_from(joined).where(assignments.c.device == device)).mappings()
-    return tuple(_order(row) for row in rows)
+    orders = tuple(_order(row) for row in rows)
+    return tuple(msgspec.structs.replace(order, hints=hints_for(connection, device, order.release)) for order in orders)
 
 
 def _order(row: RowMapping) -> DesiredModel:

@@ -18,11 +18,13 @@ from landreeve.wire.messages import (
     Gap,
     LogLines,
     Metrics,
+    PlanReport,
     UpdateReport,
 )
 from sqlalchemy import Connection, insert, select, update
 
 from landreeve_hub.ingest.minutes import merge_rows
+from landreeve_hub.learning import known_plans
 from landreeve_hub.store import tables
 from landreeve_hub.store.upsert import upsert
 
@@ -46,6 +48,7 @@ def standard_appliers(audit: Callable[[Connection, str, Fact], None]) -> dict[ty
         Metrics: apply_metrics,
         Gap: apply_gap,
         DriftReport: apply_drift,
+        PlanReport: apply_plan,
         Audit: audit,
         LogLines: apply_log,
     }
@@ -78,6 +81,7 @@ def apply_birth(connection: Connection, device: str, fact: Fact) -> None:
         "hardware": body.hardware,
         "certificate_expires": body.certificate_expires,
         "labels": {**body.labels, **row.labels},
+        "box_class": body.box_class[: known_plans.MOST_CLASS],
     }
     connection.execute(update(tables.devices).where(tables.devices.c.id == device).values(changes))
     names = {"device": device, "set": body.metric_set, "names": list(body.metric_names)}
@@ -144,6 +148,14 @@ def apply_drift(connection: Connection, device: str, fact: Fact) -> None:
     body = _of(fact, DriftReport)
     row = {name: getattr(body, name) for name in ("model", "window", "release", "version", "first", "last", "rows")}
     upsert(connection, tables.windows, {"device": device, **row, "report": msgspec.to_builtins(body)})
+
+
+def apply_plan(connection: Connection, device: str, fact: Fact) -> None:
+    """Keep how a release runs best on the device; other boxes of its class may start from it."""
+    body = _of(fact, PlanReport)
+    if fault := known_plans.fault(body):
+        raise UnfitFactError(fault)
+    known_plans.keep(connection, device, body, fact.at, (fact.epoch, fact.seq))
 
 
 def apply_log(connection: Connection, device: str, fact: Fact) -> None:

@@ -64,6 +64,7 @@ devices = Table(
     _text("agent"),
     _document("doc"),
     Column("revoked", Boolean, nullable=False, server_default=false()),
+    _text("box_class"),
 )
 
 enrolment_tokens = Table(
@@ -256,6 +257,22 @@ updates = Table(
     _text("at"),
     _count("epoch"),
     _count("seq"),
+)
+
+# The newest report of each device on how a release runs best there.
+plans = Table(
+    "plans",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("release", Text, primary_key=True),
+    _text("model"),
+    _text("version"),
+    _text("box_class"),
+    _text("at"),
+    _count("epoch"),
+    _count("seq"),
+    _document("report"),
+    Index("plans_release_class", "release", "box_class"),
 )
 
 windows = Table(
