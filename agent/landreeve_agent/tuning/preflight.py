@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from landreeve_agent.serving.control import BadFrameError, frame, let_go, read_frame, read_lines
+from landreeve_agent.serving.control import BadFrameError, Plan, frame, let_go, read_frame, read_lines
 from landreeve_agent.tuning.report import FromChild, PreflightFailed, PreflightReport, Task, Trying
 
 _CHILD = (sys.executable, "-m", "landreeve_agent.tuning.child")
@@ -31,11 +31,19 @@ class Preflight:
         self._command = tuple(command)
 
     async def run(
-        self, folder: Path, *, current: Path | None = None, threads: int, deadline_s: float, wanted: str = ""
+        self,
+        folder: Path,
+        *,
+        current: Path | None = None,
+        threads: int,
+        deadline_s: float,
+        wanted: str = "",
+        hints: tuple[Plan, ...] = (),
     ) -> PreflightReport | PreflightFailed:
         """Prove the release in ``folder`` and choose its plan, within ``deadline_s``.
 
-        ``current`` is the release that serves now, if any; ``wanted`` overrides the device asked for.
+        ``current`` is the release that serves now, if any; ``wanted`` overrides the device asked for; ``hints`` are
+        plans that won on boxes of this class.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + deadline_s
@@ -48,6 +56,7 @@ class Preflight:
                 budget_s=min(self._budget_s, deadline_s / 3),
                 wanted=wanted or self._wanted,
                 skip=skip,
+                hints=hints,
             )
             child = _Child(self._command, step_s=deadline_s / 2)
             ended = await child.run(task, until - loop.time())

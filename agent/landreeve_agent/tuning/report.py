@@ -38,6 +38,7 @@ class PreflightReport(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
     seconds: float
     fingerprint: str
     sentence: str
+    box_class: str = ""
 
     def rows(self) -> list[dict[str, Any]]:
         """The trials as a table for people."""
@@ -79,6 +80,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     budget_s: float
     wanted: str
     skip: dict[str, str] = {}
+    hints: tuple[Plan, ...] = ()
 
 
 FromChild = Trying | PreflightReport | PreflightFailed
