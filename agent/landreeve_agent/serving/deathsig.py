@@ -4,6 +4,7 @@ A child of ours exits when its stdin ends. That covers a parent that dies, but n
 code and reads nothing: the kernel's own signal does.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -11,11 +12,15 @@ import sys
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-_OOM_PREFERRED = "500"
+WORKER_OOM = 500
+HOST_OOM = 700
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent ends; exit at once if that has happened already."""
+    """Ask the kernel to kill this process when its parent ends; exit at once if that has happened already.
+
+    The kernel means the *thread* that started this process: whoever starts one must live as long as it.
+    """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -23,9 +28,21 @@ def die_with_parent(parent: int) -> None:
         raise SystemExit(f"parent {parent} is gone")
 
 
-def prefer_for_oom() -> None:
+def prefer_for_oom(score: int = WORKER_OOM) -> None:
     """Let the kernel take this process before the supervisor when memory runs out."""
     try:
-        Path("/proc/self/oom_score_adj").write_text(_OOM_PREFERRED)
+        Path("/proc/self/oom_score_adj").write_text(str(score))
     except OSError:
         return  # not Linux, or forbidden: the supervisor is then as likely a victim as anybody
+
+
+def exit_words(code: int) -> str:
+    """How a child ended.
+
+    >>> exit_words(-11), exit_words(3)
+    ('signal SIGSEGV', 'exit 3')
+    """
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(-code).name}"
+    return f"exit {code}"

@@ -6,6 +6,7 @@ ServingError
 │   │   └── TooLargeError   its body is above the limit
 │   ├── UnsupportedError    a content encoding we do not speak
 │   ├── MethodError         the path exists, under another method
+│   ├── UnauthorizedError   no token, or a wrong one, where one is needed
 │   ├── ForbiddenError      a web page called; browsers have no business here
 │   └── UnknownError        no such model, version or path; the text lists what there is
 ├── BusyError               nobody: try again in a moment
@@ -37,6 +38,10 @@ class UnsupportedError(RequestError):
 
 class MethodError(RequestError):
     """The path exists, under another method."""
+
+
+class UnauthorizedError(RequestError):
+    """The request carries no token of this box, and comes over the network."""
 
 
 class ForbiddenError(RequestError):

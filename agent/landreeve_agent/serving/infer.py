@@ -17,6 +17,7 @@ _STATUSES: tuple[tuple[type[errors.ServingError], int, bytes], ...] = (
     (errors.BadRequestError, 400, b""),
     (errors.UnsupportedError, 415, b""),
     (errors.MethodError, 405, b"allow: GET, HEAD, POST\r\n"),
+    (errors.UnauthorizedError, 401, b"www-authenticate: Bearer\r\n"),
     (errors.ForbiddenError, 403, b""),
     (errors.UnknownError, 404, b""),
     (errors.BusyError, 429, RETRY_AFTER),
