@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from landreeve.blobs.store import BlobStore
 from landreeve.wire.messages import Desired, Event
+from landreeve.wire.plans import BoxFacts, class_of
 from landreeve_models.definition import BadDefinitionError, load_definition
 
 from landreeve_agent.actions import Actions
@@ -50,6 +51,7 @@ from landreeve_agent.training.manager import Trainings
 from landreeve_agent.tuning.preflight import Preflight
 from landreeve_agent.update.evidence import Evidence
 from landreeve_agent.update.machine import Phase
+from landreeve_agent.update.plans import facts_of
 from landreeve_agent.update.runner import Options as UpdateOptions
 from landreeve_agent.update.runner import Runner
 from landreeve_agent.version import agent_version
@@ -124,18 +126,20 @@ class House:
 
     def _make_runner(self) -> Runner:
         budget = thread_budget(read_cpu(_ROOT).affinity, read_limits(_ROOT).cpus)
+        self._threads = self.settings.serving.threads or budget
         return Runner(
             self.database, self.outbox, self.membership, self.membership, self.blobs, self.state.models,
             self.inference, Preflight(self.settings.tuning.budget_s, wanted=self.settings.serving.device),
             Evidence(self.database), self.clock,
             agent_version=agent_version(),
             options=UpdateOptions(
-                threads=self.settings.serving.threads or budget,
+                threads=self._threads,
                 preflight_deadline_s=self.settings.tuning.deadline_s,
                 probation_every_s=self.settings.update.judge_every_s,
             ),
             on_change=self._adopt_definitions,
             on_believed=self._believed,
+            box=self._box,
         )  # fmt: skip
 
     def _make_console(self) -> None:
@@ -255,6 +259,7 @@ class House:
         await self.reporter.birth(
             self.clock(), agent=agent_version(), site=self.site, hardware=hardware,
             certificate_expires=self.membership.certificate_expires(), labels=self.settings.site.labels,
+            box_class=class_of(await self._box()),
         )  # fmt: skip
 
     async def _hardware(self) -> dict[str, Any]:
@@ -262,6 +267,17 @@ class House:
             return {}
         inventory = await asyncio.shield(self.inventory)
         return {**msgspec.to_builtins(inventory), "kind": inventory.kind, "text": inventory.text}
+
+    async def _box(self) -> BoxFacts:
+        """What decides which plan wins here; nothing when the box could not be probed."""
+        if self.inventory is None:
+            return BoxFacts()
+        try:
+            inventory = await asyncio.shield(self.inventory)
+        except Exception:
+            logger.exception("the hardware could not be probed")
+            return BoxFacts()
+        return facts_of(inventory, self._threads)
 
     async def _worker_figures(self) -> WorkerFigures:
         status = await self.inference.status()

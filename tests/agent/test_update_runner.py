@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from landreeve.blobs.store import BlobStore
 from landreeve.wire.codec import decode
-from landreeve.wire.messages import Audit, Event, Fact, UpdateReport
+from landreeve.wire.messages import Audit, Event, Fact, PlanReport, UpdateReport
+from landreeve.wire.plans import RunPlan
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.update.machine import ATTEMPTS, TERMINAL, Phase, State, effect_of
 from landreeve_agent.update.pointer import read_pointers
@@ -57,6 +59,7 @@ class Box:
         self.database.reaper = self.reaper
         self.outbox = Outbox(self.database)
         self.worker = FakeWorker(self.hub, self.reaper)
+        self.preflight = FakePreflight(self.hub, self.reaper)
         blobs = BlobStore(self.root / "blobs", margin_bytes=0)
         self.runner = Runner(
             self.database,
@@ -66,7 +69,7 @@ class Box:
             blobs,
             self.root / "models",
             self.worker,
-            FakePreflight(self.hub, self.reaper),
+            self.preflight,
             FakeEvidence(self.hub, self.reaper),
             lambda: NOW,
             agent_version="0.1.0",
@@ -449,4 +452,52 @@ async def test_release_that_kills_the_box_every_time_is_given_up(tmp_path: Path,
     assert box.state is not None
     assert box.state.cause == "attempts_exhausted"
     assert await box.settled() == {"demo": ("A", None)}
+    await box.kill()
+
+
+def plan_reports(facts: list[Fact]) -> list[PlanReport]:
+    return [fact.body for fact in facts if isinstance(fact.body, PlanReport)]
+
+
+async def test_plan_of_a_proven_release_is_told_once_and_kept_here(box: Box) -> None:
+    await box.order(1, wanted(A, "A", "r1"))
+    await box.until(Phase.COMMITTED)
+    (told,) = plan_reports(await box.facts())
+    assert (told.model, told.release, told.version, told.box_class) == ("demo", A.digest, "A", "box")
+    kept = await box.database.read(lambda db: db.conn.execute("SELECT release, report FROM plans").fetchall())
+    assert [(release, msgspec.json.decode(report, type=PlanReport)) for release, report in kept] == [(A.digest, told)]
+
+
+async def test_failed_preflight_tells_no_plan(box: Box) -> None:
+    box.hub.preflight_fails[A.digest] = "golden_mismatch"
+    await box.order(1, wanted(A, "A", "r1"))
+    await box.until(Phase.REJECTED)
+    assert plan_reports(await box.facts()) == []
+
+
+async def test_hints_reach_preflight_and_a_hostile_one_is_named_and_left_out(
+    box: Box, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = RunPlan(backend="openvino", device="cpu", precision="int8")
+    hostile = RunPlan(backend="/bin/sh", device="cpu", precision="int8", recipe="../../x")
+    await box.order(1, wanted(A, "A", "r1", hints=(hostile, good)))
+    await box.until(Phase.COMMITTED)
+    assert [[plan.backend for plan in hints] for hints in box.preflight.hints] == [["openvino"]]
+    assert "backend '/bin/sh' is unknown" in caplog.text
+    (told,) = plan_reports(await box.facts())
+    assert (told.hints, told.hinted) == (1, False)
+
+
+async def test_hints_survive_a_kill_before_preflight(tmp_path: Path) -> None:
+    box = Box(tmp_path, choose=lambda step: step == "preflight begins")
+    await box.start()
+    hint = RunPlan(backend="openvino", device="cpu", precision="bf16")
+    await box.order(1, wanted(A, "A", "r1", hints=(hint,)))
+    await box.reaper.killed.wait()
+    await box.kill()
+    box.choose = lambda _step: False
+    await box.start()
+    await box.until(Phase.COMMITTED)
+    assert [plan.precision for plan in box.preflight.hints[0]] == ["bf16"]
+    assert len(plan_reports(await box.facts())) == 1
     await box.kill()

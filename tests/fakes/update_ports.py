@@ -179,11 +179,19 @@ class FakeWorker:
 class FakePreflight:
     hub: Hub
     reaper: Reaper
+    hints: list[tuple[Plan, ...]] = field(default_factory=list)
 
     async def run(
-        self, folder: Path, *, current: Path | None = None, threads: int, deadline_s: float
+        self,
+        folder: Path,
+        *,
+        current: Path | None = None,
+        threads: int,
+        deadline_s: float,
+        hints: tuple[Plan, ...] = (),
     ) -> PreflightReport | PreflightFailed:
         await self.reaper.step("preflight begins")
+        self.hints.append(hints)
         cause = self.hub.preflight_fails.get(read_folder(folder).digest)
         if cause is not None:
             return PreflightFailed(cause=cause, sentence="The golden set was not reproduced.")
@@ -215,5 +223,6 @@ def proof(threads: int) -> PreflightReport:
         rss_mb=50.0,
         seconds=0.1,
         fingerprint="box",
+        box_class="box",
         sentence="The default plan is best here.",
     )

@@ -91,6 +91,13 @@ _KEPT = (
     ),
 )
 
+_PLANS = (
+    (
+        "CREATE TABLE plans (model TEXT NOT NULL, release TEXT NOT NULL, at TEXT NOT NULL, report BLOB NOT NULL, "
+        "PRIMARY KEY (model, release)) STRICT"
+    ),
+)
+
 _UPDATE = (
     (
         "CREATE TABLE updates (model TEXT PRIMARY KEY, generation INTEGER NOT NULL, state BLOB NOT NULL, "
@@ -120,4 +127,11 @@ def first_tables(db: SqliteDatabase) -> None:
 def kept_rows(db: SqliteDatabase) -> None:
     """Running counts of samples and labels."""
     for statement in _KEPT:
+        db.conn.execute(statement)
+
+
+@migrations()
+def plans(db: SqliteDatabase) -> None:
+    """What preflight tried for each release, and which plan won."""
+    for statement in _PLANS:
         db.conn.execute(statement)

@@ -64,6 +64,7 @@ class Reporter:
         hardware: Mapping[str, Any],
         certificate_expires: str,
         labels: Mapping[str, str],
+        box_class: str = "",
     ) -> None:
         """Say who we are and what the columns of the metrics mean."""
         body = Birth(
@@ -75,6 +76,7 @@ class Reporter:
             metric_set=METRIC_SET,
             certificate_expires=certificate_expires,
             labels=dict(labels),
+            box_class=box_class,
         )
         await self.database.write(lambda tables: self.outbox.enqueue(tables, body, now))
 

@@ -20,6 +20,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from landreeve.wire.messages import Probation
+from landreeve.wire.plans import RunPlan
 
 
 class Phase(StrEnum):
@@ -64,7 +65,8 @@ _NOT_THE_RELEASE = frozenset({"superseded", "order_withdrawn", "local_cancel", "
 @dataclass(frozen=True, slots=True)
 class Order:
     """What the hub wants of one model. ``signed_bytes`` is the manifest's length on which both trust repositories
-    agree, 0 when one of them does not name the release. The generation it came with names the order."""
+    agree, 0 when one of them does not name the release. The generation it came with names the order. ``hints`` are
+    plans to try first."""
 
     model: str
     release: str
@@ -75,6 +77,7 @@ class Order:
     signed_bytes: int
     rollback: bool = False
     probation: Probation = field(default_factory=Probation)
+    hints: tuple[RunPlan, ...] = ()
 
     def same_as(self, other: "Order") -> bool:
         """Whether the hub asks for the same again."""

@@ -8,7 +8,7 @@ from typing import Protocol
 from landreeve.trust.verdict import Believed, Rejected
 from landreeve.wire.messages import SignedDesired
 
-from landreeve_agent.serving.control import Route
+from landreeve_agent.serving.control import Plan, Route
 from landreeve_agent.tuning.report import PreflightFailed, PreflightReport
 from landreeve_agent.update.probation import ProbationStats
 
@@ -50,7 +50,13 @@ class Preflight(Protocol):
     """`landreeve_agent.tuning.preflight.Preflight`."""
 
     async def run(
-        self, folder: Path, *, current: Path | None = None, threads: int, deadline_s: float
+        self,
+        folder: Path,
+        *,
+        current: Path | None = None,
+        threads: int,
+        deadline_s: float,
+        hints: tuple[Plan, ...] = (),
     ) -> PreflightReport | PreflightFailed: ...
 
 

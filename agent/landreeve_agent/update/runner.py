@@ -7,16 +7,17 @@ be performed again. So the process may die at any moment; `recover` goes on from
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, assert_never
 
 import msgspec
 from landreeve.trust.verdict import Rejected
-from landreeve.wire.messages import Audit, Desired, DesiredModel, SignedDesired
+from landreeve.wire.messages import Audit, Desired, DesiredModel, PlanReport, SignedDesired
 from landreeve.wire.messages import Event as EventFact
+from landreeve.wire.plans import BoxFacts
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.link.outbox import Outbox
@@ -26,7 +27,7 @@ from landreeve_agent.store import events
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import stamp
 from landreeve_agent.tuning.report import PreflightFailed
-from landreeve_agent.update import journal, machine
+from landreeve_agent.update import journal, machine, plans
 from landreeve_agent.update.install import Installer
 from landreeve_agent.update.machine import Effect, Event, Installed, Order, Outcome, Phase, Serving, State
 from landreeve_agent.update.pointer import read_pointers
@@ -53,6 +54,14 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class _Learnt:
+    """What an effect found out besides its outcome: figures for its transition's report, and a fact of its own."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    plan: PlanReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """What people see of a model's update: its state, and in words what it waits for."""
 
@@ -66,6 +75,10 @@ class Answer:
 
     accepted: bool
     sentence: str
+
+
+async def _unknown_box() -> BoxFacts:
+    return BoxFacts()
 
 
 class Runner:
@@ -88,6 +101,7 @@ class Runner:
         options: Options = Options(),
         on_change: Callable[[], None] = lambda: None,
         on_believed: Callable[[Desired], None] = lambda _desired: None,
+        box: Callable[[], Awaitable[BoxFacts]] = _unknown_box,
     ) -> None:
         self.generation = 0
         self._database = database
@@ -102,6 +116,7 @@ class Runner:
         self._options = options
         self._on_change = on_change
         self._on_believed = on_believed
+        self._box = box
         self._views: dict[str, View] = {}
         self._drives: dict[str, asyncio.Task[None]] = {}
         self._tried: set[str] = set()
@@ -217,28 +232,28 @@ class Runner:
         begun = await self._dispatch(state.model, machine.Attempted(order.generation))
         if begun.phase is not state.phase:
             return
-        outcome, data = await self._carry_out(effect, begun, order)
+        outcome, learnt = await self._carry_out(effect, begun, order)
         if outcome is not None:
-            await self._dispatch(state.model, outcome, data)
+            await self._dispatch(state.model, outcome, learnt)
 
-    async def _carry_out(self, effect: Effect, state: State, order: Order) -> tuple[Outcome | None, dict[str, Any]]:
+    async def _carry_out(self, effect: Effect, state: State, order: Order) -> tuple[Outcome | None, _Learnt]:
         match effect:
             case Effect.CHECK:
-                return await self._check(order), {}
+                return await self._check(order), _Learnt()
             case Effect.PROCEED:
-                return machine.Proceeded(order.generation), {}
+                return machine.Proceeded(order.generation), _Learnt()
             case Effect.FETCH:
-                return await self._fetch(order), {}
+                return await self._fetch(order), _Learnt()
             case Effect.PREFLIGHT:
                 return await self._prove(state, order)
             case Effect.ACTIVATE:
-                return await self._activate(state, order), {}
+                return await self._activate(state, order), _Learnt()
             case Effect.WATCH:
                 return await self._watch(state, order)
             case Effect.RESTORE:
-                return await self._return(state, order), {}
+                return await self._return(state, order), _Learnt()
             case Effect.TAKE_NEXT:
-                return None, {}
+                return None, _Learnt()
             case _:
                 assert_never(effect)
 
@@ -267,18 +282,23 @@ class Runner:
             return machine.Failed(order.generation, error.cause, error.sentence)
         return machine.Staged(order.generation)
 
-    async def _prove(self, state: State, order: Order) -> tuple[Outcome, dict[str, Any]]:
+    async def _prove(self, state: State, order: Order) -> tuple[Outcome, _Learnt]:
         current = self._installer.folder(state.model, state.good.release) if state.good else None
+        hints = plans.taken(order.hints, self._options.threads)
+        for fault in hints.refused:
+            logger.warning("model %s: a hint of the hub is not tried: %s", order.model, fault)
         verdict = await self._preflight.run(
             self._installer.folder(order.model, order.release),
             current=current,
             threads=self._options.threads,
             deadline_s=self._options.preflight_deadline_s,
+            hints=hints.plans,
         )
         if isinstance(verdict, PreflightFailed):
-            return machine.Failed(order.generation, verdict.cause, verdict.sentence), {}
-        data = {"plan": verdict.plan.name, "preflight": verdict.sentence, "trials": verdict.rows()}
-        return machine.Proven(order.generation, msgspec.json.encode(verdict.plan).decode()), data
+            return machine.Failed(order.generation, verdict.cause, verdict.sentence), _Learnt()
+        report = plans.report_of(order, verdict, await self._box(), hints)
+        data = {"plan": verdict.plan.name, "preflight": report.sentence}
+        return machine.Proven(order.generation, msgspec.json.encode(verdict.plan).decode()), _Learnt(data, report)
 
     async def _activate(self, state: State, order: Order) -> Outcome | None:
         try:
@@ -290,7 +310,7 @@ class Runner:
             return machine.Failed(order.generation, error.cause, error.sentence)
         return machine.Activated(order.generation, stamp(self._clock()))
 
-    async def _watch(self, state: State, order: Order) -> tuple[Outcome, dict[str, Any]]:
+    async def _watch(self, state: State, order: Order) -> tuple[Outcome, _Learnt]:
         """Looks at the evidence until it decides; losing the hub plays no part in it."""
         await self._traffic.direct(state.model, machine.serving(state))
         good = state.good.release if state.good else None
@@ -299,12 +319,12 @@ class Runner:
             stats = await self._probation_source(
                 order.model, order.release, state.since, good=good, claimed_loss=claimed, now=self._clock()
             )
-            data = {"probation": msgspec.to_builtins(stats)}
+            learnt = _Learnt({"probation": msgspec.to_builtins(stats)})
             match judge(stats, order.probation):
                 case Pass(sentence):
-                    return machine.Passed(order.generation, sentence), data
+                    return machine.Passed(order.generation, sentence), learnt
                 case Fail(cause, sentence):
-                    return machine.Failed(order.generation, cause, sentence), data
+                    return machine.Failed(order.generation, cause, sentence), learnt
                 case Wait(sentence):
                     self._wait_for(order.model, sentence)
             await asyncio.sleep(self._options.probation_every_s)
@@ -332,20 +352,28 @@ class Runner:
             return
         await asyncio.to_thread(self._installer.clean, state.model, machine.pinned(state))
 
-    async def _dispatch(self, model: str, event: Event, data: dict[str, Any] | None = None) -> State:
+    async def _dispatch(self, model: str, event: Event, learnt: _Learnt = _Learnt()) -> State:
         """Decides and keeps the outcome in one transaction; returns the state as it now is."""
         now = self._clock()
 
         def write(db: SqliteDatabase) -> State:
             before = journal.load(db, model)
             after = machine.decide(before, event)
-            journal.save(db, self._outbox, before, after, now, data=data)
+            journal.save(db, self._outbox, before, after, now, data=learnt.data)
+            if learnt.plan is not None and after is not before:  # an outdated outcome tells nothing
+                self._tell_plan(db, learnt.plan, now)
             return after
 
         after = await self._database.write(write)
         self._show(after)
         self._on_change()
         return after
+
+    def _tell_plan(self, db: SqliteDatabase, report: PlanReport, now: datetime) -> None:
+        """Keep the plan for the site, and tell the hub unless it could not compare this box with others."""
+        plans.keep(db, report, now)
+        if report.box_class:
+            self._outbox.enqueue(db, report, now)
 
     def _take(
         self, db: SqliteDatabase, desired: Desired, releases: dict[str, int], now: datetime
@@ -424,6 +452,7 @@ def _order(wanted: DesiredModel, generation: int, releases: dict[str, int]) -> O
         signed_bytes=releases.get(wanted.release, 0),
         rollback=wanted.action == "rollback",
         probation=wanted.probation,
+        hints=wanted.hints,
     )
 
 

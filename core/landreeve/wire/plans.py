@@ -5,6 +5,7 @@ A hint can only cost time: a device believes none of its values (`fault_of`), ga
 plan, and finds the file of its graph by itself.
 """
 
+import hashlib
 import re
 
 import msgspec
@@ -93,6 +94,13 @@ def fault_of(plan: RunPlan) -> str:
     if plan.recipe and not _RECIPE.fullmatch(plan.recipe):
         return f"recipe {plan.recipe[:40]!r} is no name"
     return ""
+
+
+def class_of(box: BoxFacts) -> str:
+    """A name that equal boxes share; empty when nothing is known of the box."""
+    if box == BoxFacts():
+        return ""
+    return hashlib.sha256(msgspec.json.encode(box, order="sorted")).hexdigest()[:16]
 
 
 def bounded(trials: tuple[PlanTrial, ...]) -> tuple[tuple[PlanTrial, ...], int]:
