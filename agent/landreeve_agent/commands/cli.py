@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landreeve_agent.commands import box, data, models, settings
+from landreeve_agent.commands import box, data, infer, models, settings
 
 app = typer.Typer(
     help="Landreeve on this box: runs, watches, trains and updates the models of one site.",
@@ -38,4 +38,5 @@ def _root(
 box.install(app)
 models.install(app)
 data.install(app)
+infer.install(app)
 settings.install(app)

@@ -1,0 +1,57 @@
+"""A real worker that serves in a thread of its own, for tests of what asks it synchronously."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from landreeve_agent.intake.line import Line, parse_lines
+from landreeve_agent.serving.control import Route
+from landreeve_agent.serving.supervise import WorkerProcess
+
+from tests.agent.onnx_models import version, write_release
+
+ANSWER_S = 30.0
+
+
+class ServingWorker:
+    """A worker process with its supervisor; calls may come from any thread."""
+
+    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop) -> None:
+        self.folder = folder
+        self._loop = loop
+        self.process = WorkerProcess(folder / "spool")
+
+    def call(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(ANSWER_S)
+
+    def serve(self, name: str = "1.0.0", bias: float = 0.0, **changes: Any) -> None:
+        self.call(self.process.apply((Route("delay", version(write_release(self.folder / name, bias), name)),)))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.process.address
+
+    def captured(self) -> list[Line]:
+        """Every row the worker has put on file."""
+        files = sorted((self.folder / "spool").glob("*.jsonl"))
+        return [line for path in files for line in parse_lines(path.read_bytes(), 0, closed=True).lines]
+
+
+@contextmanager
+def serving_worker(folder: Path) -> Iterator[ServingWorker]:
+    """Started and stopped; it serves nothing yet."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="supervisor", daemon=True)
+    thread.start()
+    worker = ServingWorker(folder, loop)
+    try:
+        worker.call(worker.process.start())
+        yield worker
+    finally:
+        worker.call(worker.process.stop())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(ANSWER_S)
+        loop.close()
