@@ -4,7 +4,7 @@ BIN := .venv/bin
 TESTS ?= tests
 DEMO_DIR ?= .demo
 
-.PHONY: run test check bench clean-demo env dev-env test-faults story format python
+.PHONY: run test check bench bench-peers clean-demo env dev-env test-faults story format python
 
 run: env
 	@$(BIN)/python docs/examples/three_sites/story.py
@@ -27,6 +27,10 @@ check: dev-env
 
 bench: dev-env
 	@$(BIN)/python tests/bench/run.py
+
+# Beside other servers, each in an environment of its own under build/peers (installed at the first run).
+bench-peers: dev-env
+	@$(BIN)/python tests/bench/bench_peers.py
 
 # Slow suites, run before a release: seeded faults on a real replay, many rounds.
 test-faults: dev-env

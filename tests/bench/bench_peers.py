@@ -1,0 +1,259 @@
+"""The worker beside MLServer, Triton (through PyTriton), a plain FastAPI application and the bare runtime.
+
+All serve the same two graphs with the same onnxruntime options (`tests/bench/peers/bare/onnx_session.py`). Every peer
+is installed once into an environment of its own under build/peers (a few hundred MB from the package index). Servers
+are all up and take turns: each short round loads one of them, the others rest; figures are medians of the rounds and
+ratios medians of the rounds' ratios. Clients share the cores: compare CPU a request first. MLServer and Triton get
+the ready tensor and keep nothing; the worker encodes a row of 13 columns and puts it on file before it answers.
+
+    make bench-peers                       all of it, about five minutes
+    tests/bench/bench_peers.py --smoke     one round of moments, to see that everything runs
+
+Writes build/bench/peers.json.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from landreeve_agent.serving.control import Plan, Route, Version  # noqa: E402 - needs the path above
+from landreeve_agent.serving.errors import LoadFailedError  # noqa: E402
+from landreeve_agent.serving.supervise import WorkerProcess  # noqa: E402
+
+from tests.bench.peers import cases, graphs, processes, report  # noqa: E402
+from tests.bench.peers.cases import Case  # noqa: E402
+from tests.bench.peers.environment import PeerUnavailableError  # noqa: E402
+from tests.bench.peers.processes import Options, Server  # noqa: E402
+from tests.bench.peers.results import Figures, Key, Results  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+READY = {"mlserver": "/v2/health/ready", "pytriton": "/v2/health/ready", "fastapi": "/openapi.json"}
+CLIENTS = (1, 16)
+TOLERANCE = 1e-3
+LOAD_S = 120.0
+Row = dict[str, object]
+
+
+# --- the servers
+
+
+@contextlib.asynccontextmanager
+async def worker(folder: Path, options: Options, models: Sequence[str], results: Results) -> AsyncIterator[Server]:
+    """Our worker with the releases in ``folder``; its plans are the peers' session options."""
+    plans = {
+        "tabular": ("flight-delay", Plan(threads=1, batch=32)),
+        "image": ("page-rotation", Plan(threads=options.threads, streams=options.streams)),
+    }
+    before = {one.pid for one in processes.descendants(os.getpid())}
+    process = WorkerProcess(folder / "spool")
+    await process.start()
+    try:
+        routes: list[Route] = []
+        for name in models:
+            model, plan = plans[name]
+            routes.append(Route(model, Version(model, "1.0.0", "0" * 64, str(folder / name), plan)))
+            try:
+                await process.apply(tuple(routes))
+            except LoadFailedError as error:
+                routes.pop()
+                results.missing[f"worker, {name}"] = error.sentence
+        pids = {one.pid for one in processes.descendants(os.getpid())} - before
+        yield Server("worker", process.address[1], tuple(pids))
+    finally:
+        await process.stop()
+
+
+def start_peers(stack: contextlib.ExitStack, options: Options, results: Results) -> dict[str, Server]:
+    """The peers that can be had; the others are noted."""
+    servers = {}
+    for name, ready in READY.items():
+        try:
+            servers[name] = stack.enter_context(processes.peer(name, ready, options))
+        except PeerUnavailableError as error:
+            results.missing[name] = str(error)
+            print(f"not measured: {error}", file=sys.stderr, flush=True)
+    return servers
+
+
+# --- one round
+
+
+async def child(command: Sequence[str], job: object = None, environ: dict[str, str] | None = None) -> Row:
+    """Run a program of ours that takes a job and prints figures; they, or ``{"error": …}``."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | (environ or {}),
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(json.dumps(job).encode()), LOAD_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return {"error": f"{Path(command[1]).name}: took more than {LOAD_S:g} s"}
+    lines = out.decode().strip().splitlines()
+    found: Row = json.loads(lines[-1]) if lines else {"error": err.decode()[-500:]}
+    return found
+
+
+async def load(case: Case, server: Server, request: Path, clients: int, seconds: float) -> Row:
+    """Load the server by that case."""
+    job = {
+        "host": "127.0.0.1",
+        "port": server.port,
+        "request": str(request),
+        "clients": clients,
+        "seconds": seconds,
+        "warm_s": min(0.3, seconds),
+        "pids": server.pids,
+    }
+    return await child([sys.executable, str(HERE / "peers" / "load.py")], job)
+
+
+async def call_bare(options: Options, model: str, seconds: float) -> Row:
+    """The graph called in a process of its own, in our Python: the same runtime that the worker uses."""
+    streams = 1 if model == "tabular" else options.streams
+    command = [sys.executable, str(HERE / "peers/bare/call.py"), "--models", str(options.models), "--model", model]
+    command += ["--threads", str(options.threads), "--streams", str(streams), "--seconds", str(seconds)]
+    return await child(command)
+
+
+def take(results: Results, key: Key, found: Row, case: Case | None, expected: Sequence[float]) -> None:
+    """Keep a round's figures when the first answer was right; else note why the case is not measured."""
+    name = f"{key[0]}, {key[1]}, {key[2]}, {key[3]} clients"
+    first = found.pop("first", None)
+    if "error" in found:
+        results.missing[name] = str(found["error"])[:300]
+        return
+    if case is not None:
+        got = case.read(base64.b64decode(str(first)))
+        if len(got) != len(expected) or not np.allclose(got, expected, atol=TOLERANCE):
+            results.missing[name] = f"wrong answer: {got[:4]}, the runtime says {list(expected)[:4]}"
+            return
+    results.rounds.setdefault(key, []).append(Figures(**found))  # type: ignore[arg-type]
+
+
+async def one_round(todo: "Todo", results: Results, turn: int) -> None:
+    """Every case once, beginning at another one each time."""
+    results.loads.append(os.getloadavg()[0])
+    for model in todo.models:
+        seconds = todo.seconds * (2 if model == "image" else 1)
+        take(results, ("bare", model, "in process", 1), await call_bare(todo.options, model, seconds), None, ())
+    plays = [(case, clients) for case in todo.cases for clients in CLIENTS if case.server in todo.servers]
+    start = turn * len(plays) // todo.rounds
+    for case, clients in plays[start:] + plays[:start]:
+        key = (case.server, case.model, case.form, clients)
+        if f"{key[0]}, {key[1]}, {key[2]}, {clients} clients" in results.missing:
+            continue
+        request = todo.options.work / f"{case.server}-{case.model}-{case.form.replace(' ', '-')}.http"
+        request.write_bytes(case.request)
+        seconds = todo.seconds * (2 if case.model == "image" else 1)
+        found = await load(case, todo.servers[case.server], request, clients, seconds)
+        take(results, key, found, case, todo.expected[case.model])
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """A run: what is asked of whom, how long, how often, and the right answers."""
+
+    options: Options
+    models: tuple[str, ...]
+    cases: list[Case]
+    servers: dict[str, Server]
+    expected: dict[str, list[float]]
+    seconds: float
+    rounds: int
+
+
+def expected_answers(options: Options, models: Sequence[str]) -> dict[str, list[float]]:
+    """What the bare runtime says to each request."""
+    import onnxruntime as ort
+
+    answers = {}
+    for name in models:
+        session = ort.InferenceSession(str(options.models / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        answer = session.run(None, {session.get_inputs()[0].name: np.load(options.models / f"{name}.npy")})[0]
+        answers[name] = [float(value) for value in np.ravel(answer)]
+    return answers
+
+
+async def measure(arguments: argparse.Namespace, folder: Path, results: Results) -> None:
+    options = Options(folder / "models", folder / "work", arguments.threads, arguments.streams)
+    options.models.mkdir()
+    options.work.mkdir()
+    models = write_models(folder, options, arguments.models, results)
+    pictures = {name: np.load(options.models / f"{name}.npy") for name in models}
+    made = [case for name in models for case in getattr(cases, name)(pictures[name])]
+    with contextlib.ExitStack() as stack:
+        servers = await asyncio.to_thread(start_peers, stack, options, results)
+        async with contextlib.AsyncExitStack() as ours:
+            servers["worker"] = await ours.enter_async_context(worker(folder, options, models, results))
+            expected = expected_answers(options, models)
+            todo = Todo(options, models, made, servers, expected, arguments.seconds, arguments.rounds)
+            for turn in range(arguments.rounds):
+                await one_round(todo, results, turn)
+                print(f"round {turn + 1} of {arguments.rounds}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+
+
+def write_models(folder: Path, options: Options, wanted: Sequence[str], results: Results) -> tuple[str, ...]:
+    """Write the graphs and our releases; the models that can be had."""
+    makers = {"tabular": graphs.write_tabular, "image": graphs.write_image}
+    written = []
+    for name in wanted:
+        try:
+            makers[name](options.models, folder / name)
+        except PeerUnavailableError as error:
+            results.missing[name] = str(error)
+        else:
+            written.append(name)
+    return tuple(written)
+
+
+def main() -> int:
+    """Measure, print, write; 1 when something could not be measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a burst; the image model takes twice it")
+    parser.add_argument("--models", nargs="+", choices=("tabular", "image"), default=["tabular", "image"])
+    parser.add_argument("--threads", type=int, default=1, help="intra-op threads of a run, for every server")
+    parser.add_argument("--streams", type=int, default=1, help="runs of the image model at once, for every server")
+    parser.add_argument("--smoke", action="store_true", help="one round of moments; its figures mean nothing")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.rounds, arguments.seconds = 1, 0.3
+    processes.adopt_orphans()
+    results = Results()
+    began = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as temporary:
+        asyncio.run(measure(arguments, Path(temporary), results))
+    for name in processes.end_orphans():
+        print(f"ended a process that its server left behind: {name}", file=sys.stderr)
+    rows = report.rows(results)
+    print(
+        f"{os.cpu_count()} cores, load {began:.1f} before, {max(results.loads):.1f} at most between rounds (ours in it)"
+    )
+    report.show(results, rows)
+    target = ROOT / "build/bench/peers.json"
+    if not arguments.smoke:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+    return 1 if results.missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The load generator: a process of its own, for every server the same. Reads a job as JSON from stdin, prints figures.
+
+N connections, each sends the same bytes again as soon as its answer is complete (closed loop). Everything is made
+beforehand, so that on a small machine the clients take little of what they measure. An answer equal to the first
+counts at once; any other is read: it must be a complete 200 or it is a failure. Whether the first answer is *right*
+is judged by who gave the job, from ``first``.
+"""
+
+import asyncio
+import base64
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import uvloop
+
+PATIENCE_S = 30.0
+
+
+class Client(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, request: bytes, until: float) -> None:
+        self.request = request
+        self.until = until
+        self.first = b""
+        self.times: list[int] = []
+        self.failures = 0
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._buffer = b""
+        self._began = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+        self._send()
+
+    def _send(self) -> None:
+        self._began = time.perf_counter_ns()
+        self._transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        if data == self.first or self._complete(data):
+            now = time.perf_counter_ns()
+            self.times.append(now - self._began)
+            if now < self.until:
+                self._send()
+            else:
+                self._transport.close()
+
+    def _complete(self, data: bytes) -> bool:
+        """Whether the answer ends here; counts it as a failure when it is no 200."""
+        self._buffer += data
+        head, separator, body = self._buffer.partition(b"\r\n\r\n")
+        if not separator:
+            return False
+        length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
+        if not length:
+            self._fail(f"an answer without a length: {head[:300]!r}")
+            return False
+        if len(body) < int(length):
+            return False
+        if b" 200 " in head[:16]:
+            self.first = self._buffer
+        elif self.failures == 0 and not self.first:
+            self._fail(self._buffer[:1000].decode(errors="replace"))
+            return False
+        else:
+            self.failures += 1
+        self._buffer = b""
+        return True
+
+    def _fail(self, why: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(RuntimeError(why))
+        self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.done.done():
+            return
+        if time.perf_counter_ns() < self.until:
+            self.done.set_exception(exc or ConnectionResetError("the server closed the connection"))
+        else:
+            self.done.set_result(None)
+
+
+async def burst(job: dict[str, Any], request: bytes, seconds: float) -> list[Client]:
+    """Load for that long."""
+    loop = asyncio.get_running_loop()
+    until = time.perf_counter_ns() + int(seconds * 1e9)
+    made = [
+        (await loop.create_connection(lambda: Client(request, until), job["host"], job["port"]))[1]
+        for _ in range(job["clients"])
+    ]
+    async with asyncio.timeout(seconds + PATIENCE_S):
+        await asyncio.gather(*(client.done for client in made))
+    return made
+
+
+def tree(pids: Sequence[int]) -> list[psutil.Process]:
+    """The server's processes and all their children."""
+    found: dict[int, psutil.Process] = {}
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            found |= {one.pid: one for one in [process, *process.children(recursive=True)]}
+        except psutil.NoSuchProcess:
+            continue
+    return list(found.values())
+
+
+def cpu_s(processes: Sequence[psutil.Process]) -> float:
+    """User and system seconds of them all."""
+    total = 0.0
+    for process in processes:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def memory_mb(processes: Sequence[psutil.Process]) -> tuple[float, float]:
+    """RSS and PSS of them all, in MB (10^6 bytes)."""
+    rss = pss = 0.0
+    for process in processes:
+        try:
+            info = process.memory_full_info()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        rss, pss = rss + info.rss / 1e6, pss + info.pss / 1e6
+    return rss, pss
+
+
+async def run(job: dict[str, Any], request: bytes) -> dict[str, Any]:
+    """Warm up, load, and say what it took of the server."""
+    await burst(job, request, job["warm_s"])
+    processes = tree(job["pids"])
+    cpu, began = cpu_s(processes), time.perf_counter()
+    clients = await burst(job, request, job["seconds"])
+    seconds, cpu = time.perf_counter() - began, cpu_s(processes) - cpu
+    times = sorted(t for client in clients for t in client.times)
+    rss_mb, pss_mb = memory_mb(processes)
+    return {
+        "requests": len(times),
+        "failures": sum(client.failures for client in clients),
+        "seconds": seconds,
+        "cpu_s": cpu,
+        "p50_us": times[len(times) // 2] / 1000,
+        "p99_us": times[len(times) * 99 // 100] / 1000,
+        "rss_mb": rss_mb,
+        "pss_mb": pss_mb,
+        "first": base64.b64encode(clients[0].first).decode(),
+    }
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    try:
+        print(json.dumps(uvloop.run(run(job, Path(job["request"]).read_bytes()))))
+    except (RuntimeError, OSError, TimeoutError) as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+
+
+if __name__ == "__main__":
+    main()
