@@ -12,8 +12,10 @@ import pytest
 from landreeve.blobs.store import BlobStore
 from landreeve.release.layout import Packed, pack
 from landreeve.release.manifest import Gates, Lineage, ReleaseConfig, Signature
+from landreeve.trust.document import parse_document
 from landreeve.wire.codec import decode
-from landreeve.wire.messages import Command, SignedDesired
+from landreeve.wire.messages import Command, PlanReport, SignedDesired
+from landreeve.wire.plans import BoxFacts, PlanTrial, RunPlan
 from landreeve_hub.access import setup, tokens, users
 from landreeve_hub.access.roles import Role
 from landreeve_hub.api.app import build
@@ -23,6 +25,7 @@ from landreeve_hub.api.services import Services
 from landreeve_hub.audit.log import AuditLog
 from landreeve_hub.desired.publish import Publisher
 from landreeve_hub.incidents.incidents import Incidents
+from landreeve_hub.learning import known_plans
 from landreeve_hub.learning.commands import Commands
 from landreeve_hub.registry.releases import Registry
 from landreeve_hub.rollout.runner import RolloutRunner
@@ -472,3 +475,48 @@ async def test_drift_shows_now_beside_what_the_release_was_trained_on(hub: Hub, 
     await hub.store.write(lambda c: c.execute(delete(tables.windows).where(tables.windows.c.device == "d-1")) and None)
     unknown = (await ann.get("/api/v1/drift/delay")).json()
     assert unknown["reference"] == {"release": "0" * 64, "sketches": {}}
+
+
+async def tell_plan(hub: Hub, device: str, release: str, box_class: str = "n100") -> None:
+    """What ingest does with a device's plan."""
+    plan = RunPlan(backend="openvino", device="cpu", precision="int8", threads=2, recipe="nncf")
+    fell = PlanTrial(what="onnxruntime cpu int8 dynamic", accepted=False, why="accuracy fell to 0.53")
+    body = PlanReport(
+        model="delay", release=release, version="v1", box_class=box_class, box=BoxFacts(cpu="Intel N100", threads=2),
+        plan=plan, ratio=0.25, seconds=8.0, trials=(fell,),
+    )  # fmt: skip
+    await hub.store.write(lambda c: known_plans.keep(c, device, body, rfc3339(hub.now), (1, 1)))
+
+
+async def test_second_wave_starts_from_the_plan_that_won_in_the_first(
+    hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient
+) -> None:
+    await hub.enrol()
+    await hub.store.write(lambda c: c.execute(update(tables.devices).values(box_class="n100")) and None)
+    own = tables.devices.c.id == "d-3"
+    await hub.store.write(lambda c: c.execute(update(tables.devices).where(own).values(box_class="rpi5")) and None)
+    made = await rolled_out(hub, ann, bob)
+    await tell_plan(hub, "d-1", made["release"])
+    await hub.report("d-1", "COMMITTED", made["release"], made["id"])
+    orders = {t: parse_document(decode(p, SignedDesired).document) for t, p, _ in hub.published}
+    hints = {d: [h.name for h in orders[f"lr/1/demo/dn/{d}/desired"].models[0].hints] for d in SITES}
+    assert hints == {"d-1": [], "d-2": ["openvino cpu int8 (nncf) 2 threads"], "d-3": []}
+
+
+async def test_plans_say_who_agrees_and_why_others_fell(
+    hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient
+) -> None:
+    await hub.enrol()
+    made = await rolled_out(hub, ann, bob)
+    for device in ("d-1", "d-2"):
+        await tell_plan(hub, device, made["release"])
+    await tell_plan(hub, "d-3", "0" * 64, "rpi5")
+    (row,) = (await ann.get("/api/v1/plans", params={"release": "delay@v1"})).json()
+    assert (row["winner"]["boxes"], row["boxes"], row["box"]["cpu"]) == (2, 2, "Intel N100")
+    assert [report["site"] for report in row["reports"]] == ["EWR", "JFK"]
+    assert row["reports"][0]["trials"][0]["why"] == "accuracy fell to 0.53"
+    every = (await ann.get("/api/v1/plans", params={"model": "delay"})).json()
+    assert {(row["release"], row["box_class"]) for row in every} == {(made["release"], "n100"), ("0" * 64, "rpi5")}
+    assert (await ann.get("/api/v1/plans", params={"release": "delay@v9"})).status_code == 404
+    device = (await ann.get("/api/v1/devices/JFK")).json()
+    assert (device["box_class"], device["plans"][0]["name"]) == ("n100", "openvino cpu int8 (nncf) 2 threads")

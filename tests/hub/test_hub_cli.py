@@ -99,6 +99,11 @@ def test_json_goes_to_output_and_words_to_error(state: Path) -> None:
     assert told(done) == {"runs": [], "waiting": {}}
 
 
+def test_fleet_without_plans_says_so(state: Path) -> None:
+    assert told(run("plans", "list", "--state", str(state), "-o", "json")) == []
+    assert "nothing to show" in run("plans", "list", "--state", str(state)).stderr
+
+
 def test_folder_that_is_no_release_is_refused_before_it_is_sent(state: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     done = run("model", "push", str(tmp_path), "--state", str(state))

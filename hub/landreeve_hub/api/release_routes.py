@@ -20,6 +20,7 @@ from landreeve_hub.api.guard import may
 from landreeve_hub.api.problems import Problem
 from landreeve_hub.api.services import Services
 from landreeve_hub.audit.entry import Act
+from landreeve_hub.learning import known_plans
 from landreeve_hub.rollout.runner import review_later
 from landreeve_hub.store import tables
 
@@ -61,6 +62,15 @@ def router(services: Services) -> APIRouter:
         name = f"{row['model']}-{row['version']}.tar"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(await asyncio.to_thread(write_archive, packed), media_type="application/x-tar", headers=headers)
+
+    @routes.get("/plans")
+    async def plans(
+        _: Annotated[Person, may(Permission.VIEW)], release: str = "", model: str = ""
+    ) -> list[dict[str, Any]]:
+        """For each release and class of boxes: the plan that won, who agrees, and what each box tried; newest first.
+
+        ``release`` is a digest, the beginning of one, or ``MODEL@VERSION``."""
+        return await store.read(lambda c: plan_rows(c, release, model))
 
     _change(routes, services)
     return routes
@@ -138,6 +148,12 @@ def find(connection: Connection, name: str) -> dict[str, Any]:
     if len(found) != 1:
         raise Problem(404, f"release: {len(found) or 'none'} found for {text_of(name)}")
     return dict(found[0])
+
+
+def plan_rows(connection: Connection, release: str, model: str) -> list[dict[str, Any]]:
+    """Known plans by release and box class; a hub restored from a backup may know plans of releases it never had."""
+    digest = find(connection, release)["digest"] if "@" in release else release
+    return known_plans.listed(connection, release=digest, model=model)
 
 
 def release_rows(connection: Connection, *, model: str = "", state: str = "") -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from landreeve_hub.api.rollout_views import active_rows, waiting_by_device
 from landreeve_hub.fleet import health
 from landreeve_hub.incidents.incidents import CLOSED
 from landreeve_hub.ingest.minutes import decode_minute
+from landreeve_hub.learning import known_plans
 from landreeve_hub.store import tables
 from landreeve_hub.store.moment import parse_rfc3339
 
@@ -49,6 +50,8 @@ def device(connection: Connection, name: str, now: datetime) -> dict[str, Any] |
         "enrolled": row.enrolled,
         "revoked": row.revoked,
         "hardware_full": row.hardware,
+        "box_class": row.box_class,
+        "plans": known_plans.of_device(connection, row.id),
         "updates": _plain(connection, tables.updates, row.id),
         "windows": _windows(connection, row.id),
         "events": events(connection, device=row.id, limit=50),

@@ -2,7 +2,7 @@
 
 import typer
 
-from landreeve_hub.commands import devices, models, people, records, rollouts, server, settings
+from landreeve_hub.commands import devices, models, people, plans, records, rollouts, server, settings
 
 
 def build() -> typer.Typer:
@@ -21,6 +21,7 @@ def build() -> typer.Typer:
         ("token", people.tokens()),
         ("device", devices.group()),
         ("model", models.group()),
+        ("plans", plans.group()),
         ("rollout", rollouts.group()),
         ("incident", records.incidents()),
         ("audit", records.audit()),

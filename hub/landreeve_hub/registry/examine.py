@@ -11,12 +11,14 @@ from landreeve.release.manifest import (
     BadReleaseError,
     Manifest,
     ReleaseConfig,
+    Signature,
     block_digests,
     digest_of,
     parse_config,
     parse_manifest,
 )
 from landreeve.wire.codec import BLOCK_BYTES
+from landreeve_models.definition import BadDefinitionError, parse_definition
 
 DEADLINE_S = 120.0
 DEFINITION_FILE = "definition.json"
@@ -42,7 +44,7 @@ async def examine(manifest_bytes: bytes, read: Read) -> Examined:
     examined = await asyncio.to_thread(_read_parts, manifest_bytes, read)
     for layer in examined.manifest.layers:
         if layer.path.endswith(".onnx"):
-            await _judge_graph(read(layer.sha256), examined.config.signature.width, layer.path)
+            await _judge_graph(read(layer.sha256), examined.config.signature, layer.path)
     return examined
 
 
@@ -55,7 +57,7 @@ def _read_parts(manifest_bytes: bytes, read: Read) -> Examined:
         if config.blocks.get(layer.sha256) != block_digests(data, BLOCK_BYTES):
             raise BadReleaseError(f"config: blocks of {layer.path!r} are missing or wrong; pack the release again")
         if layer.path == DEFINITION_FILE:
-            definition = _definition(data)
+            definition = _definition(data, config.signature)
     return Examined(digest_of(manifest_bytes), manifest_bytes, manifest, config, definition)
 
 
@@ -69,16 +71,24 @@ def _blob(read: Read, digest: str, size: int, name: str) -> bytes:
     return data
 
 
-def _definition(data: bytes) -> dict[str, Any]:
+def _definition(data: bytes, signature: Signature) -> dict[str, Any]:
+    """The definition; that of a tensor model must say of the graph's ends what the config says."""
     try:
-        return msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        definition = msgspec.json.decode(data, type=dict[str, Any])
+        if (signature.tensors or definition.get("tensors")) and parse_definition(data).signature() != signature:
+            raise BadReleaseError(
+                f"{DEFINITION_FILE}: its tensors are not those of config.json; pack the release again"
+            )
+    except (msgspec.DecodeError, UnicodeDecodeError, BadDefinitionError) as error:
         raise BadReleaseError(f"{DEFINITION_FILE}: {error}") from error
+    return definition
 
 
-async def _judge_graph(graph: bytes, width: int, path: str) -> None:
+async def _judge_graph(graph: bytes, signature: Signature, path: str) -> None:
     pipe = asyncio.subprocess.PIPE
-    arguments = [sys.executable, "-m", "landreeve_hub.registry.inspect", str(width)]
+    # Columns say nothing about the graph's ends, and thousands of them are no argument for a command line.
+    ends = msgspec.json.encode(msgspec.structs.replace(signature, inputs=())).decode()
+    arguments = [sys.executable, "-m", "landreeve_hub.registry.inspect", ends]
     process = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe, stderr=pipe)
     try:
         async with asyncio.timeout(DEADLINE_S):

@@ -1,7 +1,8 @@
-"""Judge one ONNX graph in a process of its own: ``python -m landreeve_hub.registry.inspect WIDTH < model.onnx``.
+"""Judge one ONNX graph in a process of its own: ``python -m landreeve_hub.registry.inspect SIGNATURE < model.onnx``.
 
 Protobuf is native code reading a stranger's bytes, so it runs under limits of memory and CPU time, away from the
-hub. Exit code 0 accepts; 1 refuses, with the reason on standard output.
+hub. ``SIGNATURE`` is the release's, as JSON, without its columns. Exit code 0 accepts; 1 refuses, with the reason on
+standard output.
 """
 
 import resource
@@ -15,11 +16,13 @@ def main(arguments: list[str]) -> int:
     """Limit this process, then let the policy read standard input."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S))
-    from landreeve.release.manifest import BadReleaseError
+    import msgspec
+    from landreeve.release.manifest import BadReleaseError, Signature
     from landreeve_models.onnx_policy import check
 
+    signature = msgspec.json.decode(arguments[0], type=Signature)
     try:
-        check(sys.stdin.buffer.read(), width=int(arguments[0]) or None)
+        check(sys.stdin.buffer.read(), signature=signature)
     except BadReleaseError as error:
         sys.stdout.write(str(error))
         return 1
