@@ -18,7 +18,15 @@ from landreeve.wire.ids import BadIdError, check_id
 KINDS = ("number", "category")
 TASKS = ("binary", "classification", "embedding", "anomaly")
 DATATYPES = ("FP64", "FP32", "FP16", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8", "BOOL")
+# What a tensor model is judged by on its golden set (`evaluate.cost`), by task; the first is the usual one.
+METRICS_OF = {
+    "binary": ("log_loss", "auc"),
+    "classification": ("accuracy",),
+    "embedding": ("cosine", "neighbours"),
+    "anomaly": ("auc",),
+}
 MAX_TENSORS = 64
+MAX_RANK = 8
 MAX_COLUMNS = 4096
 MAX_CATEGORY_CHARS = 200
 
@@ -76,7 +84,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     then the numbers derived from each input (`derived_columns`): they are captured and watched for drift in place of
     pictures and texts, which never leave the request. ``task`` says what the first output is: ``binary`` a probability
     (rows,), ``classification`` a score for each class (rows, classes), ``embedding`` a vector (rows, d), ``anomaly``
-    a score (rows,).
+    a score (rows,); ``gates.metric`` is then one of `METRICS_OF` the task. Recipes train on columns: a tensor model
+    has none.
     """
 
     name: str
@@ -189,7 +198,7 @@ def check_definition(definition: Definition) -> Definition:
         seen.add(column.name)
     if definition.window_days < 1 or definition.label_delay_hours < 0:
         raise BadDefinitionError("window_days must be at least 1 and label_delay_hours at least 0")
-    if not definition.recipes:
+    if definition.tabular and not definition.recipes:
         raise BadDefinitionError("recipes: at least one is needed, for example {'boosting': {}}")
     return definition
 
@@ -205,10 +214,36 @@ def _check_tensors(definition: Definition) -> Definition:
             raise BadDefinitionError(f"{member}: a name occurs twice")
         for index, spec in enumerate(specs):
             _check_tensor(f"{member}[{index}] {spec.name[:60]!r}", spec)
+    _check_task(definition)
     derived = derived_columns(definition.tensors)
     if definition.columns not in ((), derived):
         raise BadDefinitionError("columns: leave them out where tensors are given; they are derived from these")
-    return msgspec.structs.replace(definition, columns=derived)
+    if definition.recipes not in ({}, _all_recipes()):
+        raise BadDefinitionError("recipes: leave them out where tensors are given; recipes train on columns")
+    return msgspec.structs.replace(definition, columns=derived, recipes={})
+
+
+def _check_task(definition: Definition) -> None:
+    """The first output is what the task says, and the gate judges by a metric that reads it."""
+    first = definition.outputs[0]
+    where = f"outputs[0] {first.name!r}"
+    if first.datatype not in ("FP32", "FP16", "FP64"):
+        raise BadDefinitionError(f"{where}: datatype {first.datatype}; a task's first output is FP32, FP16 or FP64")
+    of_rows = definition.task in ("binary", "anomaly")
+    if of_rows and first.shape not in ((-1,), (-1, 1)):
+        raise BadDefinitionError(
+            f"{where}: shape {list(first.shape)}; task {definition.task!r} answers [-1], one a row"
+        )
+    if not of_rows and (len(first.shape) != 2 or first.shape[1] < 2):
+        raise BadDefinitionError(
+            f"{where}: shape {list(first.shape)}; task {definition.task!r} answers [-1, n], n of 2 or more"
+        )
+    metrics = METRICS_OF[definition.task]
+    if definition.gates.metric not in metrics:
+        accepted = " or ".join(metrics)
+        raise BadDefinitionError(
+            f"gates.metric {definition.gates.metric[:40]!r}: task {definition.task!r} is judged by {accepted}"
+        )
 
 
 def _check_tensor(where: str, spec: TensorSpec) -> None:
@@ -216,9 +251,13 @@ def _check_tensor(where: str, spec: TensorSpec) -> None:
         raise BadDefinitionError(f"{where}: name must have 1 to {MAX_CATEGORY_CHARS} characters")
     if spec.datatype not in DATATYPES:
         raise BadDefinitionError(f"{where}: datatype {spec.datatype[:20]!r}; accepted are {', '.join(DATATYPES)}")
-    if not spec.shape or spec.shape[0] != -1 or any(axis < 1 and axis != -1 for axis in spec.shape):
+    if (
+        not 0 < len(spec.shape) <= MAX_RANK
+        or spec.shape[0] != -1
+        or any(axis < 1 and axis != -1 for axis in spec.shape)
+    ):
         raise BadDefinitionError(
-            f"{where}: shape {list(spec.shape)}: the first axis is -1 (rows), others are 1 or more"
+            f"{where}: shape {list(spec.shape)}: 1 to {MAX_RANK} axes; the first is -1 (rows), others -1 or 1 and more"
         )
 
 

@@ -1,7 +1,8 @@
 """The rows a release carries: its golden set and its calibration sample, read with reasons.
 
 A tabular release keeps ``x``, ``expected`` and ``label``; a tensor model ``input.<name>`` and ``expected.<name>`` for
-each of its tensors, and ``label``. In memory both are alike: one array for each input and output of the graph, in its order.
+each of its tensors, and ``label``. In memory both are alike: one array for each input and output of the graph, in its
+order.
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,7 +2,7 @@
 
 A child, because parsing hostile protobuf is native code, and because the parser's memory then leaves with it:
 the worker stays small. ``python -m landreeve_agent.serving.policy FILE`` prints nothing and exits 0, or prints the
-reason and exits 3.
+reason and exits 3; the graph's ends must be those of ``definition.json`` beside it.
 """
 
 import resource
@@ -38,11 +38,14 @@ def main(path: str) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_ADDRESS_SPACE_BYTES, _MAX_ADDRESS_SPACE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from landreeve.release.manifest import BadReleaseError
+    from landreeve_models.definition import BadDefinitionError, load_definition
     from landreeve_models.onnx_policy import check
 
+    graph = Path(path)
+    described = (graph.parent / "definition.json").exists()
     try:
-        check(Path(path).read_bytes())
-    except BadReleaseError as error:
+        check(graph.read_bytes(), signature=load_definition(graph.parent).signature() if described else None)
+    except (BadReleaseError, BadDefinitionError) as error:
         sys.stdout.write(str(error))
         return REFUSED
     return 0
