@@ -1,8 +1,9 @@
 """What the cgroups allow this process, in both versions of the kernel's interface.
 
 A limit binds wherever it is set on the way up, so every ancestor is read and the smallest value counts. Sources:
-Linux ``Documentation/admin-guide/cgroup-v2.rst`` (cpu.max, memory.max), ``Documentation/scheduler/sched-bwc.rst``
-(cpu.cfs_quota_us), cgroups(7) and proc_pid_mountinfo(5).
+Linux ``Documentation/admin-guide/cgroup-v2.rst`` (cpu.max, memory.max, memory.high, cpuset.cpus.effective),
+``Documentation/scheduler/sched-bwc.rst`` (cpu.cfs_quota_us), ``Documentation/admin-guide/cgroup-v1/cpusets.rst``,
+cgroups(7) and proc_pid_mountinfo(5).
 """
 
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ class _Found:
     value: float
     version: Literal["v1", "v2"]
     source: str
+    text: str = ""
 
 
 def read_limits(root: Path) -> Limits:
@@ -40,13 +42,15 @@ def read_limits(root: Path) -> Limits:
     paths = _memberships(read_text(root / "proc/self/cgroup"))
     cpus = _smallest(root, mounts, paths, "cpu")
     memory = _smallest(root, mounts, paths, "memory")
-    versions = sorted({found.version for found in (cpus, memory) if found})
+    cpuset = _nearest_cpuset(root, mounts, paths)
+    versions = sorted({found.version for found in (cpus, memory, cpuset) if found})
     version: Version = "none" if not versions else "v1+v2" if len(versions) == 2 else versions[0]
     return Limits(
         cpus=round(cpus.value, 3) if cpus else None,
         memory_bytes=int(memory.value) if memory else None,
+        cpuset=cpuset.text if cpuset else "",
         version=version,
-        source=", ".join(found.source for found in (cpus, memory) if found),
+        source=", ".join(found.source for found in (cpus, memory, cpuset) if found),
     )
 
 
@@ -73,17 +77,31 @@ def _memberships(text: str) -> dict[str, str]:
     return paths
 
 
-def _smallest(root: Path, mounts: list[_Mount], paths: dict[str, str], controller: str) -> _Found | None:
-    found: list[_Found] = []
+def _folders(mounts: list[_Mount], paths: dict[str, str], controller: str) -> Iterator[tuple[_Mount, str]]:
+    """The groups that bind a controller for this process, its own first."""
     for mount in mounts:
         own = paths.get("" if mount.version == "v2" else controller)
-        if own is None or (mount.version == "v1" and controller not in mount.controllers):
-            continue
-        for folder in _ancestors(mount, own):
-            value, name = _READERS[controller, mount.version](root / folder.lstrip("/"))
-            if value is not None:
-                found.append(_Found(value, mount.version, f"{folder}/{name}"))
+        if own is not None and (mount.version == "v2" or controller in mount.controllers):
+            yield from ((mount, folder) for folder in _ancestors(mount, own))
+
+
+def _smallest(root: Path, mounts: list[_Mount], paths: dict[str, str], controller: str) -> _Found | None:
+    found: list[_Found] = []
+    for mount, folder in _folders(mounts, paths, controller):
+        value, name = _READERS[controller, mount.version](root / folder.lstrip("/"))
+        if value is not None:
+            found.append(_Found(value, mount.version, f"{folder}/{name}"))
     return min(found, key=lambda f: f.value, default=None)
+
+
+def _nearest_cpuset(root: Path, mounts: list[_Mount], paths: dict[str, str]) -> _Found | None:
+    """The nearest group's effective cores: the kernel has intersected them with every ancestor's already."""
+    for mount, folder in _folders(mounts, paths, "cpuset"):
+        for name in _CPUSET[mount.version]:
+            text = read_text(root / folder.lstrip("/") / name)
+            if text:
+                return _Found(0.0, mount.version, f"{folder}/{name}", text)
+    return None
 
 
 def _ancestors(mount: _Mount, own: str) -> Iterator[str]:
@@ -114,8 +132,11 @@ def _cpu_v1(folder: Path) -> tuple[float | None, str]:
 
 
 def _memory_v2(folder: Path) -> tuple[float | None, str]:
-    text = read_text(folder / "memory.max")
-    return (float(text) if text.isdigit() else None), "memory.max"
+    # Above memory.high a group is not killed but slowed down until it is of no use.
+    limits = [
+        (float(text), name) for name in ("memory.max", "memory.high") if (text := read_text(folder / name)).isdigit()
+    ]
+    return min(limits, default=(None, "memory.max"))
 
 
 def _memory_v1(folder: Path) -> tuple[float | None, str]:
@@ -124,4 +145,5 @@ def _memory_v1(folder: Path) -> tuple[float | None, str]:
     return (float(text) if limited else None), "memory.limit_in_bytes"
 
 
+_CPUSET = {"v2": ("cpuset.cpus.effective",), "v1": ("cpuset.effective_cpus", "cpuset.cpus")}
 _READERS = {("cpu", "v1"): _cpu_v1, ("cpu", "v2"): _cpu_v2, ("memory", "v1"): _memory_v1, ("memory", "v2"): _memory_v2}

@@ -1,25 +1,12 @@
-"""Asks one runtime for its devices: ``python -m landreeve_agent.hardware.runtimes_child NAME`` prints the answer.
+"""Asks one runtime for its devices: ``python -m landreeve_agent.hardware.runtimes_child NAME PARENT`` prints them.
 
-The only module of this room that imports a runtime; it never runs inside the supervisor.
+It imports a runtime, so it never runs inside the supervisor.
 """
 
-import os
 import sys
 
-import msgspec
-
+from landreeve_agent.hardware.confined import answer, begin
 from landreeve_agent.hardware.runtimes import Answer
-
-_PROVIDERS = {
-    "CPUExecutionProvider": "cpu",
-    "CUDAExecutionProvider": "gpu",
-    "MIGraphXExecutionProvider": "gpu",
-    "ROCMExecutionProvider": "gpu",
-    "DmlExecutionProvider": "gpu",
-    "OpenVINOExecutionProvider": "cpu",
-    "QNNExecutionProvider": "npu",
-    "VitisAIExecutionProvider": "npu",
-}
 
 
 def onnxruntime() -> Answer:
@@ -27,9 +14,7 @@ def onnxruntime() -> Answer:
     import onnxruntime as ort
 
     ort.disable_telemetry_events()
-    providers = tuple(ort.get_available_providers())
-    devices = sorted({_PROVIDERS[name] for name in providers if name in _PROVIDERS})
-    return Answer(devices=tuple(devices), providers=providers)
+    return Answer(providers=tuple(ort.get_available_providers()))
 
 
 def openvino() -> Answer:
@@ -37,18 +22,25 @@ def openvino() -> Answer:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # see serving.session.import_openvino
     from openvino import Core
 
-    providers = tuple(Core().available_devices)
-    devices = sorted({name.split(".")[0].lower() for name in providers})
-    return Answer(devices=tuple(devices), providers=providers)
+    return Answer(providers=tuple(Core().available_devices))
 
 
-def main(name: str) -> None:
+def torch() -> Answer:
+    """torch's backends: the CPU, and each accelerator that answers (CUDA is also ROCm's name here)."""
+    import torch as library
+
+    found = ["cpu"]
+    found += [f"cuda:{n}" for n in range(library.cuda.device_count())] if library.cuda.is_available() else []
+    found += [f"xpu:{n}" for n in range(library.xpu.device_count())] if library.xpu.is_available() else []
+    found += ["mps"] if library.backends.mps.is_available() else []
+    return Answer(providers=tuple(found))
+
+
+def main(name: str, parent: int) -> None:
     """Print the answer as JSON."""
-    out = os.dup(1)
-    os.dup2(2, 1)  # libraries greet on stdout
-    answer = {"onnxruntime": onnxruntime, "openvino": openvino}[name]()
-    os.write(out, msgspec.json.encode(answer))
+    out = begin(parent)
+    answer(out, {"onnxruntime": onnxruntime, "openvino": openvino, "torch": torch}[name]())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))
