@@ -93,6 +93,46 @@ class ScheduleSettings(msgspec.Struct, frozen=True):
     retention_s: Annotated[float, Meta(ge=1, description="seconds between two runs of retention")] = 3600.0
 
 
+class GrpcSettings(msgspec.Struct, frozen=True):
+    enabled: Annotated[
+        bool, Meta(description="whether the inference server also speaks gRPC (needs the extra grpc); see serving.host")
+    ] = False
+    port: Annotated[Port, Meta(description="port of the gRPC door; 0 takes any free one")] = 8412
+    max_message_mb: Annotated[float, Meta(gt=0, le=1024, description="size of the largest gRPC request")] = 16.0
+
+
+class MqttInferenceSettings(msgspec.Struct, frozen=True):
+    host: Annotated[
+        str, Meta(description="a broker on this site over which models may be asked; empty: none. Never the hub's")
+    ] = ""
+    port: Annotated[int, Meta(ge=1, le=65535, description="port of that broker")] = 1883
+    username: Annotated[str, Meta(description="name to sign in to that broker with; empty: none")] = ""
+    password_file: Annotated[str, Meta(description="file that holds the password for that broker")] = ""
+    tls: Annotated[bool, Meta(description="whether that broker is spoken to over TLS")] = False
+    ca: Annotated[
+        str, Meta(description="file with the authority that vouches for that broker; empty: those of the system")
+    ] = ""
+    topic_prefix: Annotated[
+        str, Meta(min_length=1, max_length=200, pattern="^[^+#\\x00]+$", description="what its topics begin with")
+    ] = "landreeve"
+    queue: Annotated[
+        int, Meta(ge=1, le=65_535, description="requests that may wait; further ones are answered as busy")
+    ] = 256
+    parallel: Annotated[int, Meta(ge=1, le=64, description="requests that are asked at the same time")] = 4
+
+
+class BatchSettings(msgspec.Struct, frozen=True):
+    folder: Annotated[
+        str, Meta(description="folder watched for files of rows, FOLDER/MODEL/in/*.csv or *.jsonl; empty: none")
+    ] = ""
+    poll_s: Annotated[float, Meta(ge=0.1, le=3600, description="seconds between two looks into the folder")] = 2.0
+    settle_s: Annotated[
+        float, Meta(ge=0, le=3600, description="seconds a file must stand still before it is taken as complete")
+    ] = 5.0
+    rows: Annotated[int, Meta(ge=1, le=4096, description="rows in one request")] = 256
+    keep_days: Annotated[float, Meta(ge=0, le=3650, description="days files are kept after they were answered")] = 14.0
+
+
 class AgentSettings(msgspec.Struct, frozen=True):
     """Everything that can be set on a box."""
 
@@ -107,6 +147,9 @@ class AgentSettings(msgspec.Struct, frozen=True):
     tuning: TuningSettings = TuningSettings()
     update: UpdateSettings = UpdateSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    grpc: GrpcSettings = GrpcSettings()
+    mqtt_inference: MqttInferenceSettings = MqttInferenceSettings()
+    batch: BatchSettings = BatchSettings()
 
 
 @dataclass(frozen=True)
