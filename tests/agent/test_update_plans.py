@@ -66,6 +66,12 @@ def test_hostile_hint_is_refused_by_name_and_the_others_are_tried(change: dict[s
     assert words in found.refused[0]
 
 
+def test_plan_has_one_name_on_both_sides() -> None:
+    streams = msgspec.structs.replace(HINT, threads=1, streams=2)
+    plans = taken((HINT, streams), threads=2).plans
+    assert [plan.name for plan in plans] == [HINT.name, streams.name]
+
+
 def test_hint_never_names_a_file_or_a_device_that_is_wanted() -> None:
     (plan,) = taken((HINT,), threads=2).plans
     assert (plan.graph, plan.wanted, plan.reason) == (DEFAULT.graph, DEFAULT.wanted, "")

@@ -4,6 +4,7 @@ import random
 import time
 from typing import Any
 
+import fake_plans
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
@@ -75,6 +76,7 @@ class FakeHub:
             "delivery": [
                 {"device": "d-000000000000", "facts": 18211, "gaps": 0, "duplicates_suppressed": 41, "rejected": 0}
             ],
+            "plans": fake_plans.known(at(9), [(row["id"], row["site"]) for row in self.fleet["devices"][:3]]),
             "drift/flight-delay": drift([row["site"] for row in self.fleet["devices"][:8]]),
         }
         if path in fixed:
@@ -82,7 +84,11 @@ class FakeHub:
         kind, _, name = path.partition("/")
         if kind == "devices":
             found = next((row for row in self.fleet["devices"] if row["id"] == name), None)
-            return found and {**found, "labels": {"region": "ny"}, "events": events(), "metrics": metrics()}
+            own = {
+                "hardware_full": fake_plans.hardware(),
+                "plans": [{**fake_plans.report(at(9)), "release": "9f2c" * 16}],
+            }
+            return found and {**found, **own, "labels": {"region": "ny"}, "events": events(), "metrics": metrics()}
         if kind == "rollouts":
             return next((row for row in [*self.fleet["rollouts"], ended()] if row["id"] == name), None)
         return None

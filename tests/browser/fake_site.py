@@ -4,6 +4,7 @@ import math
 import time
 from typing import Any
 
+import fake_plans
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
@@ -44,7 +45,7 @@ class FakeSite:
             return answer
 
         answers = {"status": lambda: self.status, "updates": updates, "training": runs}
-        answers |= {"models/flight-delay": model, "drift/flight-delay": drift}
+        answers |= {"models/flight-delay": model, "drift/flight-delay": drift, "hardware": fake_plans.hardware}
 
         @app.get("/api/v1/{path:path}")
         async def read(path: str, request: Request) -> JSONResponse:
@@ -164,7 +165,12 @@ def model() -> dict[str, Any]:
         {"name": "wind_speed", "kind": "number", "unit": "mph", "low": 0, "high": 60},
         {"name": "visib", "kind": "number", "unit": "mi", "low": 0, "high": 10},
     ]
-    return {"name": "flight-delay", "definition": {"columns": columns}, "history": updates()}
+    return {
+        "name": "flight-delay",
+        "definition": {"columns": columns},
+        "history": updates(),
+        "plan": fake_plans.report(at(131)),
+    }
 
 
 def updates() -> list[dict[str, Any]]:

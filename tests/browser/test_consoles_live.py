@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.browser
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
-SITE_PAGES = ("/", "/models", "/models/flight-delay", "/data", "/training", "/updates")
+SITE_PAGES = ("/", "/models", "/models/flight-delay", "/data", "/training", "/updates", "/hardware")
 HUB_PAGES = (
     "/",
     "/devices/d-000000000001",

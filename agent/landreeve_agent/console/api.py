@@ -197,6 +197,7 @@ class LocalApi:
                 **msgspec.structs.asdict(view),
                 "definition": self.definitions.get(model),
                 "history": await self.database.read(lambda tables: reading.transitions(tables, model, 50, None)),
+                "plan": await self.database.read(lambda tables: reading.plan(tables, model, view.release)),
             }
         )
 

@@ -39,6 +39,7 @@ def install(app: FastAPI) -> Console:
             Page("/data", "data.html", _data, "data"),
             Page("/training", "training.html", _training, "training"),
             Page("/updates", "updates.html", _updates, "updates"),
+            Page("/hardware", "hardware.html", _hardware, "overview"),
             Page("/login", "login.html", _nothing, open=True),
         ),
         navigation=NAVIGATION,
@@ -76,6 +77,7 @@ async def _model(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -
         "columns": fields,
         "curl": _example(api, status["serving"], known, fields),
         "transitions": _listed(detail.get("history")),
+        "report": detail.get("plan"),
         "show_model": False,
     }
 
@@ -85,6 +87,10 @@ def _example(api: Api, serving: str, model: Mapping[str, Any], fields: Sequence[
     if model["version"]:
         return trying.curl(serving, model["name"], fields)
     return trying.samples_curl(f"http://{api.request.headers.get('host', '')}", model["name"], fields)
+
+
+async def _hardware(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    return {"hardware": await api.find("hardware") or {}}
 
 
 async def _updates(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+from landreeve.wire.messages import PlanReport
 from sqlite_utils import Database as Tables
 
 _MOST = 1000
@@ -47,6 +48,16 @@ def windows(tables: Tables, model: str, limit: int) -> list[dict[str, Any]]:
     return _rows(
         tables, "SELECT * FROM windows WHERE model = ? ORDER BY window DESC LIMIT ?", (model, min(limit, _MOST))
     )
+
+
+def plan(tables: Tables, model: str, release: str) -> dict[str, Any] | None:
+    """What preflight found for that release, or None: it came with an agent of before."""
+    sql = "SELECT at, report FROM plans WHERE model = ? AND release = ?"
+    row = tables.conn.execute(sql, (model, release)).fetchone()
+    if row is None:
+        return None
+    report = msgspec.json.decode(row[1], type=PlanReport)
+    return {**msgspec.to_builtins(report), "at": row[0], "name": report.plan.name}
 
 
 def _rows(tables: Tables, sql: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:

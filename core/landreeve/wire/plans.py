@@ -37,14 +37,14 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The plan in words.
+        """The plan in words, as trials name it.
 
         >>> RunPlan(backend="openvino", device="cpu", precision="int8", threads=2, recipe="nncf").name
-        'openvino cpu int8 (nncf) 2 threads'
+        'openvino cpu int8 nncf 2 threads'
         """
-        made = f" ({self.recipe})" if self.recipe else ""
+        made = f" {self.recipe}" if self.recipe else ""
         threads = f"{self.threads} thread" + ("" if self.threads == 1 else "s")
-        streams = f", {self.streams} streams" if self.streams > 1 else ""
+        streams = f" {self.streams} streams" if self.streams > 1 else ""
         return f"{self.backend} {self.device} {self.precision}{made} {threads}{streams}"
 
 

@@ -108,7 +108,7 @@ def _open_error(connection: Connection, device: str) -> str:
 
 def _hardware(hardware: dict[str, Any]) -> dict[str, str]:
     """The box in a word and in a line, from whatever the agent's inventory holds."""
-    kind = "NPU" if hardware.get("npus") else "GPU" if hardware.get("gpus") else "CPU"
+    kind = str(hardware.get("kind") or "CPU")
     cpu = hardware.get("cpu")
     model = cpu.get("model", "") if isinstance(cpu, dict) else cpu or hardware.get("cpu_model", "")
     return {"kind": kind, "text": str(hardware.get("text") or model or "unknown")}

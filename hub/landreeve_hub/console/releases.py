@@ -25,7 +25,7 @@ async def models(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -
 
 
 async def model(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
-    """One model: its releases and, for the chosen one, where it came from and where it runs."""
+    """One model: its releases and, for the chosen one, where it came from, where it runs, and by which plan."""
     name = names["name"]
     every = await models(api, names, query)
     row = next((row for row in every["models"] if row["name"] == name), None)
@@ -33,7 +33,8 @@ async def model(api: Api, names: Mapping[str, str], query: Mapping[str, str]) ->
         raise ApiError(404, "Not found", f"There is no model {name!r}.")
     releases = row["releases"]
     chosen = next((r for r in releases if r["digest"] == query.get("release")), releases[0] if releases else None)
-    return {"model": row, "chosen": chosen}
+    plans = listed(await api.find("plans", query={"release": chosen["digest"]})) if chosen else []
+    return {"model": row, "chosen": chosen, "plans": plans}
 
 
 def _of(name: str, releases: Sequence[Row], devices: Sequence[Row]) -> list[Row]:
