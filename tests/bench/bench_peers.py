@@ -71,7 +71,7 @@ async def worker(folder: Path, options: Options, models: Sequence[str], results:
                 routes.pop()
                 results.missing[f"worker, {name}"] = error.sentence
         pids = {one.pid for one in processes.descendants(os.getpid())} - before
-        yield Server("worker", process.address[1], tuple(pids))
+        yield Server("worker", process.address[1], 0, tuple(pids))
     finally:
         await process.stop()
 
@@ -115,7 +115,8 @@ async def load(case: Case, server: Server, request: Path, clients: int, seconds:
     """Load the server by that case."""
     job = {
         "host": "127.0.0.1",
-        "port": server.port,
+        "port": server.grpc_port if case.transport == "grpc" else server.port,
+        "transport": case.transport,
         "request": str(request),
         "clients": clients,
         "seconds": seconds,

@@ -358,3 +358,56 @@ def test_after_refusals_the_same_connections_go_on(client: oip.InferenceServerCl
         with pytest.raises(InferenceServerException):
             client.infer("delay", wrong_shape())
         np.testing.assert_allclose(client.infer("delay", columns()).as_numpy("probability"), expected(), atol=1e-5)
+
+
+# --- extensions
+
+
+def test_the_repository_index_lists_what_is_served(client: oip.InferenceServerClient) -> None:
+    require(client, "model_repository")
+    index = client.get_model_repository_index()
+    assert {(i["name"], i["version"], i["state"]) for i in index} == {
+        ("delay", "1.0.0", "READY"),
+        ("price", "2.1.0", "READY"),
+        ("pictures", "3.0.0", "READY"),
+    }
+
+
+def test_a_model_unloaded_by_a_caller_refuses_until_it_is_loaded_again(client: oip.InferenceServerClient) -> None:
+    require(client, "model_repository")
+    client.unload_model("price")
+    try:
+        assert not client.is_model_ready("price")
+        with pytest.raises(InferenceServerException) as refusal:
+            client.infer("price", columns(1))
+        assert refusal.value.status() in {"404", "503"}
+        assert "price" in refusal.value.message()
+        assert client.is_model_ready("delay")
+    finally:
+        client.load_model("price")
+    assert client.is_model_ready("price")
+    np.testing.assert_allclose(
+        client.infer("price", columns()).as_numpy("probability"), expected(bias=PRICE_BIAS), atol=1e-5
+    )
+
+
+def test_loading_what_no_release_holds_is_refused_by_name(client: oip.InferenceServerClient) -> None:
+    require(client, "model_repository")
+    with pytest.raises(InferenceServerException, match="'weather'"):
+        client.load_model("weather")
+
+
+def test_statistics_count_rows_and_requests(client: oip.InferenceServerClient) -> None:
+    require(client, "statistics")
+    before = client.get_inference_statistics("delay")["model_stats"][0]
+    client.infer("delay", columns())
+    after = client.get_inference_statistics("delay")["model_stats"][0]
+    assert after["inference_count"] - before["inference_count"] == ROWS
+    assert after["inference_stats"]["success"]["count"] - before["inference_stats"]["success"]["count"] == 1
+    assert {stats["name"] for stats in client.get_inference_statistics()["model_stats"]} >= {"delay", "price"}
+
+
+def require(client: oip.InferenceServerClient, extension: str) -> None:
+    """Skip the test while the server does not offer the extension."""
+    if extension not in client.get_server_metadata()["extensions"]:
+        pytest.skip(f"this server does not offer the extension {extension}")

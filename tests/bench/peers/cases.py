@@ -21,10 +21,7 @@ class Case:
     form: str
     request: bytes
     read: Read
-
-    @property
-    def name(self) -> str:
-        return f"{self.server}, {self.form}"
+    transport: str = "http"
 
 
 def post(path: str, body: bytes, header: int | None = None, kind: str = "application/json") -> bytes:
@@ -70,6 +67,25 @@ def oip_answer(answer: bytes) -> list[float]:
     return [float(value) for value in np.frombuffer(raw, "<f4")]
 
 
+def infer_grpc(model: str, name: str, x: np.ndarray) -> bytes:
+    """The same over gRPC, the tensor raw: a ``ModelInferRequest``, serialised."""
+    from tritonclient.grpc import service_pb2
+
+    request = service_pb2.ModelInferRequest(model_name=model, id="bench", raw_input_contents=[x.tobytes()])
+    request.inputs.add(name=name, datatype="FP32", shape=x.shape)
+    return bytes(request.SerializeToString())
+
+
+def grpc_answer(answer: bytes) -> list[float]:
+    """The numbers of the first output of a ``ModelInferResponse``."""
+    from tritonclient.grpc import service_pb2
+
+    response = service_pb2.ModelInferResponse.FromString(answer)
+    if response.raw_output_contents:
+        return [float(value) for value in np.frombuffer(response.raw_output_contents[0], "<f4")]
+    return list(response.outputs[0].contents.fp32_contents)
+
+
 def plain_answer(member: str) -> Read:
     """Reads that member of a JSON answer."""
 
@@ -101,7 +117,9 @@ def image(x: np.ndarray) -> list[Case]:
     return [
         Case("worker", "image", "binary", infer_binary("page-rotation", "x", x), oip_answer),
         Case("mlserver", "image", "JSON", infer_json("image", "x", x), oip_answer),
+        Case("mlserver", "image", "gRPC", infer_grpc("image", "x", x), grpc_answer, "grpc"),
         Case("pytriton", "image", "binary", infer_binary("image", "x", x), oip_answer),
+        Case("pytriton", "image", "gRPC", infer_grpc("image", "x", x), grpc_answer, "grpc"),
         Case("fastapi", "image", "JSON", post("/image", nested), plain_answer("classes")),
         Case("fastapi", "image", "raw bytes", raw, plain_answer("classes")),
     ]

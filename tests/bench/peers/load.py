@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import psutil
 import uvloop
 
 PATIENCE_S = 30.0
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 
 class Client(asyncio.Protocol):
@@ -87,8 +90,53 @@ class Client(asyncio.Protocol):
             self.done.set_result(None)
 
 
-async def burst(job: dict[str, Any], request: bytes, seconds: float) -> list[Client]:
+@dataclass
+class Caller:
+    """One gRPC client: what `Client` is for HTTP."""
+
+    first: bytes = b""
+    times: list[int] = field(default_factory=list)
+    failures: int = 0
+
+
+async def call(caller: Caller, job: dict[str, Any], request: bytes, until: int) -> None:
+    """Call over a connection of its own; the bytes are made beforehand, so nothing is serialised here."""
+    import grpc.aio
+
+    limits = [(f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("send", "receive")]
+    channel = grpc.aio.insecure_channel(
+        f"{job['host']}:{job['port']}", options=[("grpc.use_local_subchannel_pool", 1), *limits]
+    )
+    async with channel:
+        infer = channel.unary_unary(INFER, request_serializer=bytes, response_deserializer=bytes)
+        now = time.perf_counter_ns()
+        while now < until:
+            began = now
+            try:
+                answer = await infer(request)
+            except grpc.aio.AioRpcError as error:
+                if not caller.first:
+                    raise RuntimeError(f"{error.code().name}: {error.details()}") from error
+                caller.failures += 1
+            else:
+                caller.first = caller.first or answer
+            now = time.perf_counter_ns()
+            caller.times.append(now - began)
+
+
+async def burst_grpc(job: dict[str, Any], request: bytes, seconds: float) -> list[Caller]:
+    """The same load over gRPC."""
+    until = time.perf_counter_ns() + int(seconds * 1e9)
+    callers = [Caller() for _ in range(job["clients"])]
+    async with asyncio.timeout(seconds + PATIENCE_S):
+        await asyncio.gather(*(call(caller, job, request, until) for caller in callers))
+    return callers
+
+
+async def burst(job: dict[str, Any], request: bytes, seconds: float) -> Sequence[Client | Caller]:
     """Load for that long."""
+    if job["transport"] == "grpc":
+        return await burst_grpc(job, request, seconds)
     loop = asyncio.get_running_loop()
     until = time.perf_counter_ns() + int(seconds * 1e9)
     made = [
@@ -160,8 +208,9 @@ async def run(job: dict[str, Any], request: bytes) -> dict[str, Any]:
 
 def main() -> None:
     job = json.load(sys.stdin)
+    start = asyncio.run if job["transport"] == "grpc" else uvloop.run  # gRPC brings an event loop of its own
     try:
-        print(json.dumps(uvloop.run(run(job, Path(job["request"]).read_bytes()))))
+        print(json.dumps(start(run(job, Path(job["request"]).read_bytes()))))
     except (RuntimeError, OSError, TimeoutError) as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
 

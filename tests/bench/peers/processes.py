@@ -33,6 +33,7 @@ class Server:
 
     name: str
     port: int
+    grpc_port: int
     pids: tuple[int, ...]
 
 
@@ -92,7 +93,7 @@ def peer(name: str, ready_path: str, options: Options) -> Iterator[Server]:
         )
     try:
         _wait_until_ready(name, process, f"http://127.0.0.1:{port}{ready_path}", log_path)
-        yield Server(name, port, (process.pid,))
+        yield Server(name, port, port + 1, (process.pid,))
     finally:
         end(process)
 

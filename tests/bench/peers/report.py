@@ -16,7 +16,9 @@ CPU_BAR = {"mlserver": 10.0, "pytriton": 10.0, "fastapi": 6.0}
 P50_BAR, BARE_BAR, PEER_BAR = 5.0, 0.92, 1.3
 MANY = 16
 TABULAR_FORMS = ("JSON", "binary", "compact binary")
-IMAGE_PEERS = (("mlserver", "JSON"), ("pytriton", "binary"), ("fastapi", "JSON"))
+IMAGE_PEERS = (
+    ("mlserver", "JSON"), ("mlserver", "gRPC"), ("pytriton", "binary"), ("pytriton", "gRPC"), ("fastapi", "JSON")
+)  # fmt: skip
 
 
 def rows(results: Results) -> list[Row]:
