@@ -27,10 +27,11 @@ class BadFrameError(ValueError):
 class Plan(msgspec.Struct, frozen=True):
     """How a graph runs on this box: chosen by `landreeve_agent.tuning`, carried out by the worker's session.
 
-    ``backend`` is ``onnxruntime`` or ``openvino``; ``device`` ``cpu``, ``gpu`` or ``npu``; ``precision``
-    ``fp32``, ``bf16``, ``fp16``, ``int8`` or ``int4``. ``recipe`` is how the plan's graph was made of the release's:
-    empty for the release's own, else ``qdq``, ``dynamic``, ``weights8``, ``weights4`` or ``nncf``. ``streams`` runs may
-    go on at once; ``batch`` is how many waiting rows may be joined into one run (1 = none). ``wanted`` is what was asked for (``auto``, ``npu``, ``gpu``, ``cpu``) and ``reason`` why the plan is not that.
+    ``backend`` is ``onnxruntime`` or ``openvino``; ``device`` ``cpu``, ``gpu`` or ``npu``; ``precision`` ``fp32``,
+    ``bf16``, ``fp16``, ``int8`` or ``int4``. ``recipe`` is how the plan's graph was made of the release's: empty for
+    the release's own, else ``qdq``, ``dynamic``, ``weights8``, ``weights4`` or ``nncf``. ``streams`` runs may go on
+    at once; ``batch`` is how many waiting rows may be joined into one run (1 = none). ``wanted`` is what was asked
+    for (``auto``, ``npu``, ``gpu``, ``cpu``) and ``reason`` why the plan is not that.
     """
 
     backend: str = "onnxruntime"
@@ -54,21 +55,49 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Version(msgspec.Struct, frozen=True):
-    """One release of a model, materialised in ``folder``, with the plan to run it by."""
+    """One release of a model, materialised in ``folder``, with the plan to run it by; ``isolated`` in a process of
+    its own."""
 
     model: str
     version: str
     release: str
     folder: str
     plan: Plan = Plan()
+    isolated: bool = False
+
+
+class Share(msgspec.Struct, frozen=True):
+    """A version that answers a share (0 to 1) of a model's requests in place of the active one."""
+
+    version: Version
+    share: float
 
 
 class Route(msgspec.Struct, frozen=True):
-    """Who answers for a model. The shadow sees the same rows; its answers are captured, never returned."""
+    """Who answers for a model. The shadow sees the same rows; its answers are captured, never returned. Each of
+    ``shares`` answers its part of the requests, the active version all others: a canary, or an A/B test that is sticky
+    by the request's key."""
 
     model: str
     active: Version
     shadow: Version | None = None
+    shares: tuple[Share, ...] = ()
+
+
+class Residence(msgspec.Struct, frozen=True, kw_only=True):
+    """One loaded version and its memory. ``state`` is ``awake``, ``asleep`` (its memory was needed; the next request
+    wakes it), ``unloaded`` (by hand) or ``failed``; ``reason`` says why. ``pid`` is 0 unless the version runs in a
+    process of its own; ``restarts`` and ``last_exit`` are that process's."""
+
+    version: str
+    role: str
+    state: str
+    reason: str = ""
+    memory_mb: float = 0.0
+    loads: int = 0
+    pid: int = 0
+    restarts: int = 0
+    last_exit: str = ""
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +112,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     precision: str = ""
     shadow: str = ""
+    residents: tuple[Residence, ...] = ()
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,16 +160,27 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, tag="told"):
-    """How the worker is."""
+    """How the worker is. ``held_mb`` of the ``limit_mb`` for models are taken."""
 
     seq: int
     rss_mb: float
     models: tuple[ModelStatus, ...]
     counts: Counts
+    held_mb: float = 0.0
+    limit_mb: float = 0.0
+
+
+class Lost(msgspec.Struct, frozen=True, kw_only=True, tag="lost"):
+    """A model's own process ended and is being started again; told unasked."""
+
+    model: str
+    version: str
+    cause: str
+    restarts: int
 
 
 ToWorker = Apply | Ask
-FromWorker = Hello | Applied | Refused | Told
+FromWorker = Hello | Applied | Refused | Told | Lost
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +192,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelStatus, ...]
     last_exit: str
     counts: Counts = Counts()
+    held_mb: float = 0.0
+    limit_mb: float = 0.0
 
 
 def frame(message: object) -> bytes:

@@ -1,8 +1,7 @@
 """A version, loaded and warm: its columns, its feature pipeline, its session."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,16 @@ from landreeve_models.samples import DTYPES, BadSampleError, read_calibration
 from landreeve_agent.serving.control import Plan, Version
 from landreeve_agent.serving.errors import LoadFailedError, RunFailedError
 from landreeve_agent.serving.interface import Interface
+from landreeve_agent.serving.memory import Memory
 from landreeve_agent.serving.oip import Infer
 from landreeve_agent.serving.policy import require_accepted
+from landreeve_agent.serving.remote import OnEnd, RemoteSession
+from landreeve_agent.serving.resident import Resident
 from landreeve_agent.serving.session import Array, Opened, open_session
 
-WARM_RUNS = 5
 RELEASED_GRAPH = Plan().graph
-INLINE_BELOW_S = 0.002  # a graph faster than this runs on the event loop: a thread handoff would cost more
+CHILD_BACKENDS = {"torch"}  # too large and too free with its threads to share a process with others
+UNLIMITED_BYTES = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,17 @@ class LoadedModel:
     quick: bool
 
     @property
+    def resident(self) -> Resident | None:
+        """The session's memory, when it was loaded by `load`."""
+        session = self.opened.session
+        return session if isinstance(session, Resident) else None
+
+    def as_now(self) -> "LoadedModel":
+        """The same version by how its session runs now: it may have moved, woken, or fallen asleep."""
+        resident = self.resident
+        return self if resident is None else replace(self, opened=resident.opened, quick=resident.quick)
+
+    @property
     def columns(self) -> Sequence[Column]:
         """The inputs as callers know them."""
         return self.definition.columns
@@ -44,6 +57,8 @@ class LoadedModel:
         """The request's rows as the graph takes them: float32 (rows, width), or a tensor model's inputs."""
         if self.pipeline is None:
             return request.tensors
+        if request.records is not None:
+            return [self.pipeline.encode(request.records)]
         return [self.pipeline.encode_columns(request.columns, request.rows)]
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
@@ -63,27 +78,61 @@ class LoadedModel:
         return answers
 
 
-def load(version: Version, *, checked: bool = False) -> LoadedModel:
+def load(
+    version: Version,
+    *,
+    checked: bool = False,
+    memory: Memory | None = None,
+    asleep: bool = False,
+    on_end: OnEnd | None = None,
+) -> LoadedModel:
     """Load and warm a version; `LoadFailedError` says why it cannot serve.
 
     ``checked`` skips the graph's policy: only for a version that a worker of this supervisor has served before.
+    ``asleep`` leaves the graph to the first run. ``on_end`` hears when the version's own process ends.
     """
-    folder = Path(version.folder)
+    folder, name = Path(version.folder), f"{version.model} {version.version}"
     plan = _available(folder, version.plan)
-    graph_path = folder / plan.graph
+    graph = folder / plan.graph
     try:
         definition = load_definition(folder)
         pipeline = Pipeline.from_bytes((folder / "features.json").read_bytes()) if definition.tabular else None
+        graph_bytes = graph.stat().st_size
         if not checked:
-            require_accepted(graph_path)
-        opened = open_session(plan, graph_path.read_bytes())
+            require_accepted(graph)
+        sample = _sample(folder, definition)
     except (OSError, BadReleaseError, BadDefinitionError) as error:
-        raise LoadFailedError("bad_release", f"{version.model} {version.version}: {error}") from error
+        raise LoadFailedError("bad_release", f"{name}: {error}") from error
     except LoadFailedError as error:
-        raise LoadFailedError(error.cause, f"{version.model} {version.version}: {error.sentence}") from error
-    quick = _warm(version, opened, _sample(folder, definition)) < INLINE_BELOW_S
-    interface = Interface.of(version.model, version.version, definition)
-    return LoadedModel(version, definition, pipeline, opened, interface, quick)
+        raise LoadFailedError(error.cause, f"{name}: {error.sentence}") from error
+    opener = _Opener(name, graph, isolated=version.isolated or plan.backend in CHILD_BACKENDS, on_end=on_end)
+    room = memory or Memory(UNLIMITED_BYTES)
+    resident = Resident(name, plan, opener.open, sample, graph_bytes=graph_bytes, memory=room)
+    if not asleep:
+        resident.wake()
+    interface = Interface.of(version.model, version.version, definition, pipeline.ranks if pipeline else None)
+    return LoadedModel(version, definition, pipeline, resident.opened, interface, resident.quick)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opener:
+    """Opens one version's graph, here or in a process of its own."""
+
+    name: str
+    graph: Path
+    isolated: bool
+    on_end: OnEnd | None
+
+    def open(self, plan: Plan) -> Opened:
+        """The graph by that plan; `LoadFailedError` names the version."""
+        try:
+            if self.isolated:
+                return RemoteSession.open(plan, self.graph, on_end=self.on_end).opened
+            return open_session(plan, self.graph.read_bytes())
+        except OSError as error:
+            raise LoadFailedError("bad_release", f"{self.name}: {error}") from error
+        except LoadFailedError as error:
+            raise LoadFailedError(error.cause, f"{self.name}: {error.sentence}") from error
 
 
 def _available(folder: Path, plan: Plan) -> Plan:
@@ -97,29 +146,9 @@ def _sample(folder: Path, definition: Definition) -> list[Array]:
     """One row to warm up with: a real one where the release has a calibration set, else zeros."""
     if (folder / "calibration.safetensors").exists():
         try:
-            return [np.ascontiguousarray(x[:1]) for x in read_calibration(folder, definition)]
+            return [np.array(x[:1]) for x in read_calibration(folder, definition)]  # copies: the whole set goes
         except BadSampleError as error:
             raise LoadFailedError("bad_release", f"calibration.safetensors: {error}") from error
     if definition.tabular:
         return [np.zeros((1, len(definition.columns)), np.float32)]
     return [np.zeros([1 if axis == -1 else axis for axis in t.shape], DTYPES[t.datatype]) for t in definition.tensors]
-
-
-def _warm(version: Version, opened: Opened, x: Sequence[Array]) -> float:
-    """Run the graph until it is warm; the fastest run in seconds.
-
-    A NaN answer passes here: whether the model is any good is preflight's and probation's question.
-    """
-    best = float("inf")
-    for _ in range(WARM_RUNS):
-        began = time.perf_counter()
-        try:
-            outputs = opened.session.run(x)
-        except RunFailedError as error:
-            raise LoadFailedError("run_failed", f"{version.model} {version.version}: {error}") from error
-        best = min(best, time.perf_counter() - began)
-    for output in outputs:
-        if output.shape[:1] != (1,):
-            shape = list(output.shape)
-            raise LoadFailedError("bad_graph", f"{version.model} {version.version}: answers shape {shape} for one row")
-    return best

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import logging
 import os
-import signal
 import socket
 import sys
 from collections import deque
@@ -27,6 +26,7 @@ from landreeve_agent.serving.control import (
     BadFrameError,
     FromWorker,
     Hello,
+    Lost,
     Plan,
     Refused,
     Route,
@@ -38,6 +38,7 @@ from landreeve_agent.serving.control import (
     read_frame,
     read_lines,
 )
+from landreeve_agent.serving.deathsig import exit_words
 from landreeve_agent.serving.errors import LoadFailedError
 
 BACKLOG = 512
@@ -62,6 +63,29 @@ class Limits:
     max_backoff_s: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the worker serves. ``memory_mb`` is for all models together, 0 a share of what is usable. With ``tls_cert``
+    and ``tls_key`` (PEM files) it speaks TLS only; ``tokens`` are files with a token callers must send."""
+
+    memory_mb: int = 0
+    max_body_bytes: int | None = None
+    tokens: tuple[Path, ...] = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """As the worker's command line takes them. Tokens go by file: an argument can be read by every program."""
+        given = ["--memory-mb", str(self.memory_mb)]
+        for token in self.tokens:
+            given += ["--token", str(token)]
+        for name, value in (
+            ("--max-body-bytes", self.max_body_bytes), ("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)
+        ):  # fmt: skip
+            given += [name, str(value)] if value is not None else []
+        return given
+
+
 class WorkerGoneError(ConnectionError):
     """The worker ended before it answered."""
 
@@ -82,13 +106,13 @@ class WorkerProcess:
         *,
         on_restart: OnRestart | None = None,
         limits: Limits | None = None,
-        max_body_bytes: int | None = None,
+        options: Options | None = None,
     ) -> None:
         self._spool_dir = spool_dir
         self._bind = (host, port)
         self._on_restart = on_restart
         self._limits = limits or Limits()
-        self._max_body_bytes = max_body_bytes
+        self._options = options or Options()
         self._listening: socket.socket | None = None
         self._link: _Link | None = None
         self._routes: tuple[Route, ...] = ()
@@ -181,6 +205,8 @@ class WorkerProcess:
             models=told.models,
             last_exit=self._last_exit,
             counts=told.counts,
+            held_mb=told.held_mb,
+            limit_mb=told.limit_mb,
         )
 
     async def _ask(self, make: Callable[[int], Apply | Ask], timeout_s: float) -> FromWorker:
@@ -215,7 +241,7 @@ class WorkerProcess:
         limits = self._limits
         self._hung = False
         assert self._listening is not None  # noqa: S101 - start() bound it before this task began
-        link = self._link = await _Link.spawn(self._listening, self._spool_dir, self._max_body_bytes)
+        link = self._link = await _Link.spawn(self._listening, self._spool_dir, self._options, self._lost)
         try:
             await asyncio.wait_for(link.hello.wait(), limits.start_s)
             routes = self._simpler() if len(self._crashes) >= limits.loop_crashes else self._routes
@@ -253,6 +279,12 @@ class WorkerProcess:
         looping = len(self._crashes) == self._limits.loop_crashes
         self._on_restart(CRASH_LOOP if looping else self._last_exit, self._restarts)
 
+    def _lost(self, lost: Lost) -> None:
+        """A model's own process ended: the worker serves on, but whoever watches a new version should know."""
+        _log.warning("the process of %s %s ended (%s); restart %d", lost.model, lost.version, lost.cause, lost.restarts)
+        if self._on_restart is not None:
+            self._on_restart(f"{lost.model}: {lost.cause}", lost.restarts)
+
     def _backoff_s(self) -> float:
         """Nothing for the first crashes of a minute, then doubling."""
         extra = len(self._crashes) - self._limits.loop_crashes
@@ -285,8 +317,9 @@ def _listen(host: str, port: int) -> socket.socket:
 class _Link:
     """One worker process and the conversation with it."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, lost: Callable[[Lost], None]) -> None:
         self._process = process
+        self._lost = lost
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[FromWorker]] = {}
         self._words: deque[str] = deque(maxlen=40)
@@ -295,11 +328,12 @@ class _Link:
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._hear())]
 
     @classmethod
-    async def spawn(cls, listening: socket.socket, spool_dir: Path, max_body_bytes: int | None) -> "_Link":
-        """Start a worker on the listening socket."""
+    async def spawn(
+        cls, listening: socket.socket, spool_dir: Path, options: Options, lost: Callable[[Lost], None]
+    ) -> "_Link":
+        """Start a worker on the listening socket; ``lost`` hears of the models' own processes."""
         arguments = ["--fd", str(listening.fileno()), "--spool", str(spool_dir), "--parent", str(os.getpid())]
-        if max_body_bytes is not None:
-            arguments += ["--max-body-bytes", str(max_body_bytes)]
+        arguments += options.arguments()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -310,7 +344,7 @@ class _Link:
             stderr=asyncio.subprocess.PIPE,
             pass_fds=(listening.fileno(),),
         )
-        return cls(process)
+        return cls(process, lost)
 
     @property
     def pid(self) -> int:
@@ -338,6 +372,8 @@ class _Link:
             while (message := await read_frame(self._process.stdout, decoder)) is not None:
                 if isinstance(message, Hello):
                     self.hello.set()
+                elif isinstance(message, Lost):
+                    self._lost(message)
                 elif (future := self._asked.get(message.seq)) is not None and not future.done():
                     future.set_result(message)
         except BadFrameError as error:
@@ -380,7 +416,5 @@ class _Link:
         code = self._process.returncode or 0
         if hung:
             return "hung"
-        if code < 0:
-            with contextlib.suppress(ValueError):
-                return f"signal {signal.Signals(-code).name}"
-        return f"exit {code}" + (f" ({self._words[-1][:200]})" if self._words else "")
+        words = f" ({self._words[-1][:200]})" if code >= 0 and self._words else ""
+        return exit_words(code) + words

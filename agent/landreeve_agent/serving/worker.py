@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from landreeve_agent.serving.access import read_access, tls_context
 from landreeve_agent.serving.capture import Spool
 from landreeve_agent.serving.control import (
     Applied,
@@ -27,8 +28,8 @@ from landreeve_agent.serving.control import (
     Ask,
     FromWorker,
     Hello,
+    Lost,
     Refused,
-    Route,
     Told,
     ToWorker,
     Version,
@@ -38,10 +39,12 @@ from landreeve_agent.serving.control import (
 from landreeve_agent.serving.deathsig import die_with_parent, prefer_for_oom
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.http import DEFAULT_BODY_BYTES
+from landreeve_agent.serving.lanes import Lanes, residences
+from landreeve_agent.serving.memory import Memory, budget_bytes, rss_bytes, usable_bytes
 from landreeve_agent.serving.metrics import Metrics
-from landreeve_agent.serving.model import load
-from landreeve_agent.serving.routes import Lane, Routes, Serving
-from landreeve_agent.serving.server import InferenceServer, rss_bytes
+from landreeve_agent.serving.repository import Repository
+from landreeve_agent.serving.routes import Routes
+from landreeve_agent.serving.server import InferenceServer
 
 _DRAIN_S = 2.0
 _COLLECT_AFTER = 50_000
@@ -50,10 +53,15 @@ _COLLECT_AFTER = 50_000
 class Worker:
     """Carries out what the supervisor says."""
 
-    def __init__(self, routes: Routes, metrics: Metrics, server: InferenceServer, listening: socket.socket) -> None:
+    def __init__(
+        self, lanes: Lanes, routes: Routes, metrics: Metrics, server: InferenceServer, memory: Memory, *,
+        listening: socket.socket,
+    ) -> None:  # fmt: skip
+        self._lanes = lanes
         self._routes = routes
         self._metrics = metrics
         self._server = server
+        self._memory = memory
         self._listening: socket.socket | None = listening
         self._applying = asyncio.Lock()
 
@@ -69,14 +77,18 @@ class Worker:
         return Applied(seq=message.seq)
 
     def _tell(self, seq: int) -> Told:
-        models = tuple(serving.status() for _, serving in sorted(self._routes.table.items()))
-        return Told(seq=seq, rss_mb=round(rss_bytes() / 1e6, 1), models=models, counts=self._metrics.counts())
+        served = [serving for _, serving in sorted(self._routes.table.items())]
+        return Told(
+            seq=seq,
+            rss_mb=round(rss_bytes() / 1e6, 1),
+            models=tuple(msgspec.structs.replace(s.status(), residents=residences(s)) for s in served),
+            counts=self._metrics.counts(),
+            held_mb=round(self._memory.held_bytes / 1e6, 1),
+            limit_mb=round(self._memory.limit_bytes / 1e6, 1),
+        )
 
     async def _apply(self, message: Apply) -> None:
-        """Load and warm what is missing while the old routes serve, then swap. A lenient apply refuses nothing."""
-        have = {lane.model.version: lane for s in self._routes.table.values() for lane in (s.active, s.shadow) if lane}
-        table = {route.model: await _serving(route, have, lenient=message.lenient) for route in message.routes}
-        self._routes.replace(table)
+        await self._lanes.apply(message.routes, lenient=message.lenient)
         _settle()
         if self._listening is not None:
             # Only now: until the first routes stand, callers wait in the socket's backlog instead of failing.
@@ -95,28 +107,6 @@ def _settle() -> None:
     gc.set_threshold(_COLLECT_AFTER)
 
 
-async def _serving(route: Route, have: dict[Version, Lane], *, lenient: bool) -> Serving:
-    try:
-        active = await _lane(route.active, have, checked=lenient)
-    except LoadFailedError as error:
-        if not lenient:
-            raise
-        return Serving(route, None, None, error)
-    if route.shadow is None:
-        return Serving(route, active, None)
-    try:
-        return Serving(route, active, await _lane(route.shadow, have, checked=lenient))
-    except LoadFailedError as error:
-        return Serving(route, active, None, error)  # a shadow that does not load never hurts the answer
-
-
-async def _lane(version: Version, have: dict[Version, Lane], *, checked: bool) -> Lane:
-    lane = have.get(version)
-    if lane is None:
-        lane = have[version] = Lane(await asyncio.to_thread(load, version, checked=checked))
-    return lane
-
-
 async def _pipe(stdin: int, stdout: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
@@ -130,9 +120,27 @@ async def _serve(options: argparse.Namespace, stdin: int, stdout: int) -> None:
     metrics = Metrics()
     spool = Spool(Path(options.spool), time.time_ns())
     routes = Routes(spool, metrics)
-    server = InferenceServer(routes, metrics, options.max_body_bytes)
-    worker = Worker(routes, metrics, server, socket.socket(fileno=options.fd))
+    memory = Memory(budget_bytes(options.memory_mb, usable_bytes(Path("/"))))
+
+    def lost(version: Version, cause: str, restarts: int) -> None:
+        writer.write(frame(Lost(model=version.model, version=version.version, cause=cause, restarts=restarts)))
+
+    lanes = Lanes(routes, memory, lost)
+    server = InferenceServer(
+        routes, metrics, Repository(lanes, routes, metrics, memory), read_access(options.token),
+        tls=tls_context(options.tls_cert, options.tls_key) if options.tls_cert else None,
+        max_body_bytes=options.max_body_bytes,
+    )  # fmt: skip
+    worker = Worker(lanes, routes, metrics, server, memory, listening=socket.socket(fileno=options.fd))
     writer.write(frame(Hello(pid=os.getpid())))
+    await _obey_all(worker, reader, writer)
+    await server.stop(_DRAIN_S)
+    await asyncio.to_thread(lanes.close)
+    spool.close()
+
+
+async def _obey_all(worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer the supervisor until it hangs up."""
     decoder: msgspec.json.Decoder[ToWorker] = msgspec.json.Decoder(ToWorker)
     tasks: set[asyncio.Task[None]] = set()
 
@@ -143,8 +151,6 @@ async def _serve(options: argparse.Namespace, stdin: int, stdout: int) -> None:
         task = asyncio.create_task(answer(message))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-    await server.stop(_DRAIN_S)
-    spool.close()
 
 
 def _own_stdout() -> int:
@@ -170,6 +176,10 @@ def main() -> None:
     parser.add_argument("--spool", required=True, help="folder for captured rows")
     parser.add_argument("--parent", type=int, required=True, help="the supervisor's process id")
     parser.add_argument("--max-body-bytes", type=int, default=DEFAULT_BODY_BYTES)
+    parser.add_argument("--memory-mb", type=int, default=0, help="for all models; 0 takes a share of what is usable")
+    parser.add_argument("--token", action="append", default=[], help="file with a token that callers must send")
+    parser.add_argument("--tls-cert", default="", help="certificate chain (PEM); with it the server speaks TLS only")
+    parser.add_argument("--tls-key", default="", help="its private key (PEM)")
     options = parser.parse_args()
     die_with_parent(options.parent)
     prefer_for_oom()
