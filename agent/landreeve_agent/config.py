@@ -34,6 +34,28 @@ class Serving(msgspec.Struct, frozen=True):
         Literal["auto", "npu", "gpu", "cpu"],
         Meta(description="device a model should run on; where it cannot, the CPU serves and the reason is shown"),
     ] = "auto"
+    memory_mb: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="MB all models may take; 0 takes three fifths of what is usable")
+    ] = 0
+    isolated: Annotated[
+        tuple[str, ...], Meta(description="models that run in a process of their own; * means every model")
+    ] = ()
+    tls_cert: Annotated[
+        str, Meta(description="certificate chain (PEM) for a host beyond this box; empty makes a self-signed one")
+    ] = ""
+    tls_key: Annotated[str, Meta(description="private key (PEM) of that certificate")] = ""
+
+
+class HardwareSettings(msgspec.Struct, frozen=True):
+    watch_s: Annotated[
+        float, Meta(ge=0.2, le=86_400, description="seconds between two looks for devices that came or went")
+    ] = 5.0
+    prove_after_s: Annotated[
+        float, Meta(ge=0, le=86_400, description="seconds after the start before devices are proven by running on them")
+    ] = 30.0
+    override: Annotated[
+        str, Meta(description="JSON file with parts of an inventory that replace what is found, for support and tests")
+    ] = ""
 
 
 class ConsoleSettings(msgspec.Struct, frozen=True):
@@ -138,6 +160,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
 
     site: Site = Site()
     serving: Serving = Serving()
+    hardware: HardwareSettings = HardwareSettings()
     console: ConsoleSettings = ConsoleSettings()
     telemetry: Telemetry = Telemetry()
     link: LinkSettings = LinkSettings()
@@ -205,6 +228,10 @@ class StateFolder:
     @property
     def run(self) -> Path:
         return self.root / "run"
+
+    @property
+    def hardware(self) -> Path:
+        return self.root / "hardware.json"
 
     @property
     def ports(self) -> Path:

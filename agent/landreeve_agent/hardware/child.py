@@ -9,14 +9,22 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Literal
 
 _LAST_BYTES = 4096
 _MAX_OUTPUT_BYTES = 1_000_000
 _KILLED_WITHIN_S = 2.0
-How = Literal["", "hung", "crashed", "failed"]
+_LOOK_EVERY_S = 0.2
+How = Literal["", "hung", "crashed", "failed", "stopped"]
+Stop = Callable[[], bool]
+
+
+def never() -> bool:
+    """A `Stop` that does not."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +36,30 @@ class Ended:
     sentence: str = ""
 
 
-def run_child(command: Sequence[str], deadline_s: float) -> Ended:
-    """Run it to its end, at most for ``deadline_s``. Blocks: call it in a thread."""
+def run_child(command: Sequence[str], deadline_s: float, stop: Stop = never) -> Ended:
+    """Run it to its end, at most for ``deadline_s`` or until ``stop`` says so. Blocks: call it in a thread."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(
             list(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
         )
         try:
-            code = process.wait(deadline_s)
-        except subprocess.TimeoutExpired:
-            return Ended(b"", "hung", f"did not answer within {deadline_s:g} s{_kill(process)}")
+            code = _wait(process, time.monotonic() + deadline_s, stop)
         finally:
-            _kill(process)
+            left = _kill(process)
+        if code is None:
+            how: How = "stopped" if stop() else "hung"
+            return Ended(b"", how, f"did not answer within {deadline_s:g} s{left}")
         if code == 0:
             out.seek(0)
             return Ended(out.read(_MAX_OUTPUT_BYTES))
         return _judge(code, _last_words(err))
+
+
+def _wait(process: "subprocess.Popen[bytes]", until: float, stop: Stop) -> int | None:
+    while (left := until - time.monotonic()) > 0 and not stop():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(min(left, _LOOK_EVERY_S))
+    return None
 
 
 def _judge(code: int, words: str) -> Ended:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from landreeve_agent.hardware.child import run_child
+from landreeve_agent.hardware.child import Stop, never, run_child
 from landreeve_agent.hardware.inventory import Accelerator
 
 DEADLINE_S = 20.0
@@ -37,10 +37,10 @@ class NvmlAnswer(msgspec.Struct, frozen=True, kw_only=True):
 AskNvml = Callable[[], NvmlAnswer]
 
 
-def ask_nvml(command: Sequence[str] = (), deadline_s: float = DEADLINE_S) -> NvmlAnswer:
+def ask_nvml(command: Sequence[str] = (), deadline_s: float = DEADLINE_S, stop: Stop = never) -> NvmlAnswer:
     """NVML's answer; ``command`` replaces the child."""
     own = (sys.executable, "-m", "landreeve_agent.hardware.nvml_child", str(os.getpid()))
-    ended = run_child(command or own, deadline_s)
+    ended = run_child(command or own, deadline_s, stop)
     if ended.cause:
         return NvmlAnswer(problem=f"NVML {ended.sentence}")
     try:

@@ -19,11 +19,16 @@ from landreeve_agent.hardware.runtimes import AskRuntimes, ask_runtimes
 def probe(root: Path = Path("/"), ask: AskRuntimes = ask_runtimes, ask_gpus: AskNvml = ask_nvml) -> Inventory:
     """What is in this box and may be used. Blocks for a second or two while the runtimes are asked, at most for
     their deadline: call it in a thread. ``root`` is a tree with ``proc``, ``sys``, ``dev``, ``etc`` and ``usr``."""
+    return msgspec.structs.replace(read_devices(root, ask_gpus), runtimes=ask())
+
+
+def read_devices(root: Path, ask_gpus: AskNvml) -> Inventory:
+    """The box with everything but its runtimes: products named, and NVIDIA's GPUs as NVML knows them."""
     found = read_box(root)
     accelerators = named(root, found.accelerators)
     if wants_nvml(accelerators):
         accelerators = merge(accelerators, ask_gpus())
-    return msgspec.structs.replace(found, accelerators=accelerators, runtimes=ask())
+    return msgspec.structs.replace(found, accelerators=accelerators)
 
 
 def read_box(root: Path = Path("/")) -> Inventory:

@@ -9,15 +9,23 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
 
 import msgspec
 
-from landreeve_agent.hardware.child import run_child
+from landreeve_agent.hardware.child import Stop, never, run_child
 from landreeve_agent.hardware.inventory import Runtime
 
 DEADLINE_S = 30.0
 NAMES = ("onnxruntime", "openvino", "torch")
 AskRuntimes = Callable[[], tuple[Runtime, ...]]
+
+
+class AskNamed(Protocol):
+    """Asks the named runtimes; see `ask_runtimes`."""
+
+    def __call__(self, names: Sequence[str], *, stop: Stop) -> tuple[Runtime, ...]: ...
+
 
 _PROVIDERS = {
     "CPUExecutionProvider": "cpu",
@@ -68,24 +76,26 @@ def installed(name: str) -> str:
         return ""
 
 
-def ask_runtimes(names: Sequence[str] = NAMES, deadline_s: float = DEADLINE_S) -> tuple[Runtime, ...]:
+def ask_runtimes(
+    names: Sequence[str] = NAMES, deadline_s: float = DEADLINE_S, stop: Stop = never
+) -> tuple[Runtime, ...]:
     """These runtimes; one that is not installed says so in ``problem``."""
     if not names:
         return ()
     with ThreadPoolExecutor(len(names)) as threads:
-        return tuple(threads.map(lambda name: ask(name, _command(name), deadline_s), names))
+        return tuple(threads.map(lambda name: ask(name, _command(name), deadline_s, stop), names))
 
 
 def _command(name: str) -> list[str]:
     return [sys.executable, "-m", "landreeve_agent.hardware.runtimes_child", name, str(os.getpid())]
 
 
-def ask(name: str, command: Sequence[str], deadline_s: float) -> Runtime:
+def ask(name: str, command: Sequence[str], deadline_s: float, stop: Stop = never) -> Runtime:
     """One runtime, asked by a command that prints an `Answer`."""
     found = installed(name)
     if not found:
         return Runtime(name=name, problem="not installed")
-    ended = run_child(command, deadline_s)
+    ended = run_child(command, deadline_s, stop)
     if ended.cause:
         return Runtime(name=name, version=found, problem=f"listing its devices {ended.sentence}")
     try:
