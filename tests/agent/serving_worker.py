@@ -21,11 +21,11 @@ class ServingWorker:
 
     def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop) -> None:
         self.folder = folder
-        self._loop = loop
+        self.loop = loop
         self.process = WorkerProcess(folder / "spool")
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(ANSWER_S)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(ANSWER_S)
 
     def serve(self, name: str = "1.0.0", bias: float = 0.0, **changes: Any) -> None:
         self.call(self.process.apply((Route("delay", version(write_release(self.folder / name, bias), name)),)))

@@ -46,7 +46,13 @@ def infer(
     """
     from landreeve_agent.doors.asking import Patience
     from landreeve_agent.doors.batch import Job, form_of, run_job
-    from landreeve_agent.doors.errors import BadFileError, BadModelError, ChangedError, UnreachableError
+    from landreeve_agent.doors.errors import (
+        BadFileError,
+        BadModelError,
+        ChangedError,
+        DoorError,
+        UnreachableError,
+    )
 
     chosen = form or form_of(file) or ("parquet" if file.suffix.lower() == ".parquet" else "")
     if chosen not in ("csv", "jsonl", "parquet"):
@@ -71,6 +77,8 @@ def infer(
         fail(Exit.CONFLICT, str(error))
     except UnreachableError as error:
         fail(Exit.UNREACHABLE, f"{error}; run the same command again: it goes on where it stopped")
+    except DoorError as error:
+        fail(Exit.FAILURE, str(error))
     _tell_result(target, done, output)
 
 

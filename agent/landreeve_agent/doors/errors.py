@@ -5,6 +5,7 @@ DoorError
 ├── BadFileError       whoever made the file: it cannot be read as rows at all
 ├── BadModelError      whoever asked: no such model or version, or one that rows of a file cannot feed
 ├── ChangedError       whoever writes the file: it changed while it was read
+├── StorageError       the operator: no room or no right to write
 └── SetupError         the operator: a setting of a door cannot be used
 """
 
@@ -27,6 +28,10 @@ class BadModelError(DoorError):
 
 class ChangedError(DoorError):
     """The file changed while it was read."""
+
+
+class StorageError(DoorError):
+    """A file cannot be written."""
 
 
 class SetupError(DoorError):

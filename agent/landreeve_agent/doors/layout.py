@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from landreeve_agent.doors.errors import BadModelError, UnreachableError
+from landreeve_agent.doors.errors import BadFileError, BadModelError, UnreachableError
 
 Row = Mapping[str, Any]
 _FLOATS = ("FP64", "FP32", "FP16", "BF16")
@@ -87,10 +87,10 @@ class Layout:
         return cls(found.name, found.versions[0], fields, tuple(tensor.name for tensor in found.outputs))
 
     def check_names(self, names: Sequence[str]) -> None:
-        """Return when at least one input is among the names; else `BadModelError` lists both."""
+        """Return when at least one input is among the names; else `BadFileError` lists both."""
         wanted = [field.name for field in self.fields]
         if not set(wanted) & set(names):
-            raise BadModelError(
+            raise BadFileError(
                 f"none of the columns {', '.join(names[:20])} is an input of {self.model!r}; its inputs are "
                 f"{', '.join(wanted)}"
             )

@@ -7,11 +7,11 @@ cuts both files back to what it says, so no row is there twice and none is missi
 
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import msgspec
 
-from landreeve_agent.doors.errors import BadFileError
+from landreeve_agent.doors.errors import StorageError
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +41,7 @@ class Part:
         self._bad: BinaryIO | None = None
 
     def open(self, key: str) -> Mark:
-        """Go on where the last attempt at the same ``key`` stopped, or begin anew. `BadFileError` when the folder
+        """Go on where the last attempt at the same ``key`` stopped, or begin anew. `StorageError` when that
         cannot be written."""
         mark = self._read_mark(key)
         if mark.whole:
@@ -50,7 +50,7 @@ class Part:
             self._out = _cut(self._out_path, mark.out_bytes)
             self._bad = _cut(self._rejected_path, mark.rejected_bytes)
         except OSError as error:
-            raise BadFileError(f"{self.output.parent}: {error.strerror}; the result cannot be written there") from error
+            raise _unwritten(self.output, error) from error
         return mark
 
     @property
@@ -62,29 +62,34 @@ class Part:
 
     def append(self, mark: Mark, out: bytes, rejected: bytes) -> Mark:
         """Add to the files, then say so: in this order, or a kill in between would count rows that are not there."""
-        for file, data in ((self._out, out), (self._bad, rejected)):
-            if file is not None and data:
-                file.write(data)
-                file.flush()
         grown = msgspec.structs.replace(
             mark, out_bytes=mark.out_bytes + len(out), rejected_bytes=mark.rejected_bytes + len(rejected)
         )
-        self._write_mark(grown)
+        try:
+            for file, data in ((self._out, out), (self._bad, rejected)):
+                if file is not None and data:
+                    _write(file, data)
+            self._write_mark(grown)
+        except OSError as error:
+            raise _unwritten(self.output, error) from error
         return grown
 
     def finish(self, mark: Mark) -> None:
         """Give both files their names. Safe to repeat after a kill at any moment."""
-        for file in (self._out, self._bad):
-            if file is not None and not file.closed:
-                os.fsync(file.fileno())
-        self.close()
-        self._write_mark(msgspec.structs.replace(mark, whole=True))
-        if mark.rejected:
-            _move(self._rejected_path, self.rejected)
-        else:
-            self._rejected_path.unlink(missing_ok=True)
-        _move(self._out_path, self.output)
-        _sync_folder(self.output.parent)
+        try:
+            for file in (self._out, self._bad):
+                if file is not None and not file.closed:
+                    os.fsync(file.fileno())
+            self.close()
+            self._write_mark(msgspec.structs.replace(mark, whole=True))
+            if mark.rejected:
+                _move(self._rejected_path, self.rejected)
+            else:
+                self._rejected_path.unlink(missing_ok=True)
+            _move(self._out_path, self.output)
+            _sync_folder(self.output.parent)
+        except OSError as error:
+            raise _unwritten(self.output, error) from error
 
     def forget(self) -> None:
         """Drop the mark and what is unfinished: the output is whole, or not wanted any more."""
@@ -117,16 +122,27 @@ class Part:
         fresh.replace(self._mark_path)
 
 
+def _unwritten(output: Path, error: OSError) -> StorageError:
+    return StorageError(f"{output.parent}: {error.strerror}; the result cannot be written there")
+
+
 def rejected_beside(output: Path) -> Path:
     """Where the refused rows of an output are listed."""
     return output.with_name(f"{output.stem}.rejected.jsonl")
 
 
 def _cut(path: Path, size: int) -> BinaryIO:
-    file = path.open("r+b") if path.exists() else path.open("w+b")
+    """The file, cut to its first bytes; unbuffered, so that closing it has nothing left to fail at."""
+    file = path.open("r+b" if path.exists() else "w+b", buffering=0)
     file.truncate(size)
     file.seek(size)
-    return file
+    return cast("BinaryIO", file)
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _move(source: Path, target: Path) -> None:
