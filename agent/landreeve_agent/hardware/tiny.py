@@ -26,8 +26,7 @@ def matrix() -> Array:
 
 def example(seed: int) -> Array:
     """An input, (1, 3, 16, 16); another one for each seed, different enough that no answer fits two of them."""
-    levels = np.cos(np.arange(SHAPE[1]) * 2.1 + seed * 1.7).astype(np.float32)
-    return _wave(SHAPE, 0.37 + 0.11 * seed) + levels.reshape(1, -1, 1, 1)
+    return _wave(SHAPE, 0.37 + 0.11 * seed) * np.float32(1 + seed)
 
 
 def answer(x: Array) -> Array:
