@@ -1,13 +1,25 @@
-"""The batcher: neighbours share a run, the lonely never wait, one's fault is not another's."""
+"""Joining, its limits, priorities and time limits, and that every caller gets exactly its own rows, once."""
 
 import asyncio
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from landreeve_agent.serving.batcher import Batcher
-from landreeve_agent.serving.errors import BusyError, RunFailedError
-from landreeve_agent.serving.session import Tensor
+from landreeve_agent.serving.batcher import Arrays, Batcher, Job, Ran
+from landreeve_agent.serving.errors import BusyError, LateError, RunFailedError, ServingError
+from landreeve_agent.serving.session import Array
+
+
+class Ask(Job):
+    """A job with its rows and somebody who waits for it."""
+
+    __slots__ = ("answer", "x")
+
+    def __init__(self, *values: float, priority: int = 2, timeout_us: int = 0) -> None:
+        super().__init__(len(values), priority, timeout_us)
+        self.x = np.array([[v] for v in values], np.float32)
+        self.answer: asyncio.Future[list[float] | ServingError] = asyncio.get_running_loop().create_future()
 
 
 class Doubling:
@@ -15,101 +27,162 @@ class Doubling:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.order: list[float] = []
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, feeds: Arrays) -> Arrays:
+        (x,) = feeds
         self.gate.wait(5)
         self.sizes.append(len(x))
+        self.order += x[:, 0].tolist()
         if (x < 0).any():
             raise RunFailedError("negative row")
-        return np.asarray(x[:, 0] * 2, np.float32)
+        return [np.asarray(x[:, 0] * 2, np.float32)]
 
 
-def row(*values: float) -> Tensor:
-    return np.array([[v] for v in values], np.float32)
+def features(jobs: Sequence[Job]) -> list[Array]:
+    return [np.concatenate([job.x for job in jobs])]  # type: ignore[attr-defined]
 
 
-async def ask(batcher: Batcher, x: Tensor) -> Tensor | RunFailedError:
-    future: asyncio.Future[Tensor | RunFailedError] = asyncio.get_running_loop().create_future()
-    batcher.submit(x, future.set_result)
-    return await future
+def finish(done: Sequence[Ran]) -> None:
+    for ran in done:
+        offset = 0
+        for job in ran.jobs:
+            assert isinstance(job, Ask)
+            if isinstance(ran.outputs, ServingError):
+                job.answer.set_result(ran.outputs)
+            else:
+                job.answer.set_result(ran.outputs[0][offset : offset + job.rows].tolist())
+            offset += job.rows
 
 
-async def values(*asked: "asyncio.Task[Tensor | RunFailedError]") -> list[object]:
-    return [a if isinstance(a, RunFailedError) else a.tolist() for a in await asyncio.gather(*asked)]
+def made(run: Doubling, *, rows: int = 8, quick: bool = False, most: int = 1024, streams: int = 1) -> Batcher:
+    return Batcher(features, run, finish, batch_rows=rows, quick=quick, max_waiting=most, streams=streams)
 
 
-async def test_quick_graph_without_joining_answers_within_the_call() -> None:
-    answers: list[Tensor | RunFailedError] = []
-    Batcher(Doubling(), batch_rows=1, quick=True).submit(row(3), answers.append)
-    assert np.asarray(answers[0]).tolist() == [6.0]
+async def answers(batcher: Batcher, *asks: Ask) -> list[object]:
+    for ask in asks:
+        batcher.submit(ask)
+    return [await ask.answer for ask in asks]
+
+
+async def test_the_only_caller_of_a_moment_is_answered_within_its_call() -> None:
+    ask = Ask(3)
+    Batcher(features, Doubling(), finish, batch_rows=1, quick=True, alone=lambda: True).submit(ask)
+    assert ask.answer.result() == [6.0]
 
 
 @pytest.mark.parametrize("quick", [True, False])
 async def test_neighbours_of_one_moment_share_a_run_and_each_gets_its_own_rows(quick: bool) -> None:
     run = Doubling()
-    batcher = Batcher(run, batch_rows=8, quick=quick)
-    asked = [asyncio.create_task(ask(batcher, x)) for x in (row(1), row(2, 3), row(4))]
-    assert await values(*asked) == [[2.0], [4.0, 6.0], [8.0]]
+    batcher = made(run, quick=quick)
+    assert await answers(batcher, Ask(1), Ask(2, 3), Ask(4)) == [[2.0], [4.0, 6.0], [8.0]]
     assert run.sizes == [4]
     batcher.retire()
 
 
 async def test_a_batch_never_exceeds_its_rows() -> None:
     run = Doubling()
-    batcher = Batcher(run, batch_rows=3, quick=True)
-    asked = [asyncio.create_task(ask(batcher, row(i))) for i in range(7)]
-    assert await values(*asked) == [[2.0 * i] for i in range(7)]
+    asks = [Ask(i) for i in range(7)]
+    assert await answers(made(run, rows=3, quick=True), *asks) == [[2.0 * i] for i in range(7)]
     assert run.sizes == [3, 3, 1]
 
 
 async def test_rows_that_arrive_during_a_slow_run_are_joined_into_the_next() -> None:
     run = Doubling()
     run.gate.clear()
-    batcher = Batcher(run, batch_rows=8, quick=False)
-    first = asyncio.create_task(ask(batcher, row(1)))
+    batcher = made(run)
+    first, later = Ask(1), [Ask(2), Ask(3)]
+    batcher.submit(first)
     await asyncio.sleep(0.01)
-    later = [asyncio.create_task(ask(batcher, row(i))) for i in (2, 3)]
-    await asyncio.sleep(0)
+    for ask in later:
+        batcher.submit(ask)
     run.gate.set()
-    assert await values(first, *later) == [[2.0], [4.0], [6.0]]
+    assert [await ask.answer for ask in (first, *later)] == [[2.0], [4.0], [6.0]]
     assert run.sizes == [1, 2]
     batcher.retire()
 
 
+async def test_as_many_runs_go_on_at_once_as_the_plan_has_streams() -> None:
+    run = Doubling()
+    run.gate.clear()
+    batcher = made(run, rows=1, streams=2)
+    asks = [Ask(1), Ask(2), Ask(3)]
+    for ask in asks:
+        batcher.submit(ask)
+    await asyncio.sleep(0.01)
+    assert batcher.waiting == 1
+    run.gate.set()
+    assert [await ask.answer for ask in asks] == [[2.0], [4.0], [6.0]]
+    batcher.retire()
+
+
 async def test_a_failing_row_does_not_fail_its_neighbours() -> None:
-    batcher = Batcher(Doubling(), batch_rows=8, quick=True)
-    asked = [asyncio.create_task(ask(batcher, x)) for x in (row(1), row(-1), row(2))]
-    good, bad, also_good = await values(*asked)
+    good, bad, also_good = await answers(made(Doubling(), quick=True), Ask(1), Ask(-1), Ask(2))
     assert (good, also_good) == ([2.0], [4.0])
     assert isinstance(bad, RunFailedError)
 
 
-async def test_a_full_queue_is_refused_at_once() -> None:
+async def test_the_first_priority_runs_first_and_the_last_last() -> None:
+    run = Doubling()
+    await answers(made(run, rows=1, quick=True), Ask(30, priority=3), Ask(20), Ask(10, priority=1), Ask(11, priority=1))
+    assert run.order == [10, 11, 20, 30]
+
+
+async def test_a_request_that_waited_beyond_its_own_limit_is_refused_and_never_run() -> None:
     run = Doubling()
     run.gate.clear()
-    batcher = Batcher(run, batch_rows=1, quick=False, max_waiting=2)
-    asked = [asyncio.create_task(ask(batcher, row(1)))]
-    await asyncio.sleep(0.01)
-    asked += [asyncio.create_task(ask(batcher, row(i))) for i in (2, 3)]
-    await asyncio.sleep(0)
-    with pytest.raises(BusyError, match="2 requests wait already"):
-        batcher.submit(row(9), lambda _: None)
+    batcher = made(run, rows=1)
+    first, hasty, patient = Ask(1), Ask(2, timeout_us=1000), Ask(3)
+    for ask in (first, hasty, patient):
+        batcher.submit(ask)
+    assert isinstance(await asyncio.wait_for(hasty.answer, 5), LateError)  # while the first run still goes on
     run.gate.set()
-    assert await values(*asked) == [[2.0], [4.0], [6.0]]
+    assert [await first.answer, await patient.answer] == [[2.0], [6.0]]
+    assert run.order == [1, 3]
+    batcher.retire()
+
+
+async def test_a_request_whose_caller_has_left_is_not_run() -> None:
+    run = Doubling()
+    batcher = made(run, rows=1, quick=True)
+    left, stays = Ask(1), Ask(2)
+    batcher.submit(left)
+    batcher.submit(stays)
+    left.gone = True
+    assert await stays.answer == [4.0]
+    assert run.order == [2]
+
+
+async def test_a_full_queue_is_refused_at_once_with_the_time_to_try_again() -> None:
+    run = Doubling()
+    run.gate.clear()
+    batcher = made(run, rows=1, most=2)
+    asks = [Ask(1), Ask(2), Ask(3)]
+    batcher.submit(asks[0])
+    await asyncio.sleep(0.01)
+    for ask in asks[1:]:
+        batcher.submit(ask)
+    with pytest.raises(BusyError, match="2 requests wait already") as refusal:
+        batcher.submit(Ask(9))
+    assert refusal.value.retry_s >= 1
+    run.gate.set()
+    assert [await ask.answer for ask in asks] == [[2.0], [4.0], [6.0]]
     batcher.retire()
 
 
 async def test_a_retired_lane_answers_what_waits_and_takes_no_more() -> None:
     run = Doubling()
     run.gate.clear()
-    batcher = Batcher(run, batch_rows=1, quick=False)
-    asked = [asyncio.create_task(ask(batcher, row(i))) for i in (1, 2)]
+    batcher = made(run, rows=1)
+    asks = [Ask(1), Ask(2)]
+    for ask in asks:
+        batcher.submit(ask)
     await asyncio.sleep(0.01)
     batcher.retire()
     run.gate.set()
-    assert await values(*asked) == [[2.0], [4.0]]
+    assert [await ask.answer for ask in asks] == [[2.0], [4.0]]
     await asyncio.sleep(0.01)
     with pytest.raises(BusyError, match="replaced"):
-        batcher.submit(row(1), lambda _: None)
+        batcher.submit(Ask(1))

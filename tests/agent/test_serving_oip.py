@@ -12,9 +12,10 @@ from landreeve_agent.serving import oip
 from landreeve_agent.serving.errors import BadRequestError, TooLargeError
 from landreeve_agent.serving.interface import Interface
 
-from tests.agent.onnx_models import COLUMNS, body
+from tests.agent.onnx_models import body, definition, pipeline
 
-INTERFACE = Interface.of("delay", "1.0.0", COLUMNS, "probability")
+INTERFACE = Interface.of("delay", "1.0.0", definition(), pipeline().ranks)
+NAN = float("nan")
 
 
 def decode(document: object, json_bytes: int | None = None, tail: bytes = b"") -> oip.Infer:
@@ -35,7 +36,9 @@ def inputs(**changes: object) -> dict[str, object]:
 
 def test_columns_come_as_named_tensors_and_an_absent_optional_one_is_unknown() -> None:
     request = decode(body())
-    assert request.columns == {"hour": [9.5], "wind": [4.0], "rain": [None], "carrier": ["UA"]}
+    assert request.captured() == [{"hour": 9.5, "wind": 4.0, "rain": None, "carrier": "UA"}]
+    assert request.features is not None
+    np.testing.assert_array_equal(request.features, [[9.5, 4.0, NAN, 2.0]])
     assert (request.id, request.rows, request.ats) == ("r1", 1, ["2026-01-31T09:30:00Z"])
 
 
@@ -95,7 +98,7 @@ def test_binary_tensors_say_the_same_as_json() -> None:
         (body(parameters={"at": "2026-01-31T09:30:00"}), "parameters.at: '2026-01-31T09:30:00' is no RFC 3339"),
         (body(parameters={"ids": ["a", "b"]}), "parameters.ids: 2 ids for 1 rows"),
         (body(id="x" * 201), "id: 201 characters"),
-        (body(outputs=[{"name": "price"}]), "outputs[0].name: 'price' is unknown; the output is 'probability'"),
+        (body(outputs=[{"name": "price"}]), "outputs[0].name: 'price' is unknown; there are: probability"),
     ],
 )
 def test_bad_request_names_the_field(document: object, words: str) -> None:
@@ -158,8 +161,8 @@ def test_whatever_is_sent_is_decoded_wholly_or_refused(sent: list[object], tail:
         request = decode({"inputs": sent}, tail=tail if with_tail else b"")
     except BadRequestError:
         return  # any other error would be a defect, and fails this test
-    assert set(request.columns) == {c.name for c in COLUMNS}
-    assert {len(values) for values in request.columns.values()} == {request.rows}
+    assert all(set(row) == {"hour", "wind", "rain", "carrier"} for row in request.captured())
+    assert len(request.captured()) == request.rows
 
 
 def test_too_many_rows_are_refused() -> None:
@@ -175,14 +178,15 @@ def test_header_length_outside_the_body_is_refused() -> None:
 def test_answer_in_json_and_in_binary_carries_the_same_numbers() -> None:
     who = INTERFACE
     p = np.array([0.25, 0.5], np.float32)
-    request = oip.Infer("r", None, [None, None], 2, {}, binary=False)
-    text, json_bytes = oip.encode(who, request, ["r/0", "r/1"], p)
+    request = oip.Infer("r", None, [None, None], 2, {}, [], (False,))
+    text, json_bytes = oip.encode(who, request, ["r/0", "r/1"], [p])
     document = json.loads(text)
     assert json_bytes is None
     assert document["outputs"] == [{"name": "probability", "datatype": "FP32", "shape": [2], "data": [0.25, 0.5]}]
     assert document["parameters"] == {"ids": ["r/0", "r/1"]}
-    request.binary = True
-    raw, json_bytes = oip.encode(who, request, ["r/0", "r/1"], p)
+    assert json.loads(oip.encode_values(who, request, ["r/0", "r/1"], [0.25, 0.5])) == document
+    request.wanted = (True,)
+    raw, json_bytes = oip.encode(who, request, ["r/0", "r/1"], [p])
     assert json_bytes is not None
     assert json.loads(raw[:json_bytes])["outputs"][0]["parameters"] == {"binary_data_size": 8}
     assert np.frombuffer(raw[json_bytes:], "<f4").tolist() == [0.25, 0.5]

@@ -3,20 +3,21 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 from landreeve_agent.intake.line import Line, parse_lines
+from landreeve_agent.serving import oip
 from landreeve_agent.serving.capture import Spool
 from landreeve_agent.serving.control import Plan, Route
 from landreeve_agent.serving.errors import LoadFailedError, RunFailedError, ServingError, UnknownError
 from landreeve_agent.serving.metrics import Metrics
 from landreeve_agent.serving.model import LoadedModel, load
-from landreeve_agent.serving.routes import Answer, Lane, Routes, Serving
-from landreeve_agent.serving.session import Opened, Session, Tensor
+from landreeve_agent.serving.routes import Answered, Routes, Serving
+from landreeve_agent.serving.session import Array, Opened, Session
 
 from tests.agent.onnx_models import answers, body, graph, pipeline, version, write_release
 
@@ -24,20 +25,32 @@ from tests.agent.onnx_models import answers, body, graph, pipeline, version, wri
 class Failing:
     """A session whose every run fails."""
 
-    def run(self, x: Tensor) -> Tensor:
-        raise RunFailedError(f"no luck with {len(x)} rows")
+    inputs, outputs = ("x",), ("p",)
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
+        raise RunFailedError(f"no luck with {len(feeds[0])} rows")
 
 
 class Sleepy:
     """A session that answers 0.75, late."""
 
-    def run(self, x: Tensor) -> Tensor:
+    inputs, outputs = ("x",), ("p",)
+
+    def run(self, feeds: Sequence[Array]) -> list[Array]:
         time.sleep(0.4)
-        return np.full(len(x), 0.75, np.float32)
+        return [np.full(len(feeds[0]), 0.75, np.float32)]
 
 
 def with_session(model: LoadedModel, session: Session) -> LoadedModel:
     return dataclasses.replace(model, opened=Opened(session, Plan(), ""))
+
+
+def read(answer: Answered | ServingError) -> dict[str, object]:
+    """What the caller would read."""
+    if not isinstance(answer, Answered):
+        return {"error": str(answer)}
+    body, _ = oip.encode(answer.interface, answer.request, answer.ids, answer.outputs)
+    return msgspec.json.decode(body, type=dict)
 
 
 class Stand:
@@ -47,25 +60,28 @@ class Stand:
         self.folder = folder
         self.metrics = Metrics()
         self.routes = Routes(Spool(folder / "spool", 1), self.metrics)
-        self.answered: list[Answer | ServingError] = []
+        self.routes.alone = lambda: True
+        self.answered: list[Answered | ServingError] = []
 
     def serve(self, active: LoadedModel, shadow: LoadedModel | None = None) -> None:
         route = Route("delay", active.version, shadow.version if shadow else None)
-        self.routes.replace({"delay": Serving(route, Lane(active), Lane(shadow) if shadow else None)})
+        lane = self.routes.make_lane
+        self.routes.replace({"delay": Serving(route, lane(active), lane(shadow) if shadow else None)})
 
     def ask(self, document: object, model: str = "delay", name: str | None = None) -> dict[str, object]:
-        self.routes.infer(model, name, msgspec.json.encode(document), None, self.answered.append)
+        request = oip.decode(msgspec.json.encode(document), None, self.routes.interface(model, name))
+        self.routes.submit(model, name, request, self.answered.append)
         answer = self.answered[-1]
-        return msgspec.json.decode(answer.body, type=dict) if isinstance(answer, Answer) else {"error": str(answer)}
+        return read(answer)
 
     async def wait(self, document: object) -> dict[str, object]:
         """Ask a model that answers from its thread."""
         before = len(self.answered)
-        self.routes.infer("delay", None, msgspec.json.encode(document), None, self.answered.append)
+        request = oip.decode(msgspec.json.encode(document), None, self.routes.interface("delay", None))
+        self.routes.submit("delay", None, request, self.answered.append)
         while len(self.answered) == before:  # noqa: ASYNC110 - the answer arrives through a plain callback
             await asyncio.sleep(0.005)
-        answer = self.answered[-1]
-        return msgspec.json.decode(answer.body, type=dict) if isinstance(answer, Answer) else {"error": str(answer)}
+        return read(self.answered[-1])
 
     def lines(self) -> tuple[Line, ...]:
         data = b"".join(p.read_bytes() for p in sorted((self.folder / "spool").iterdir()))

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 from landreeve_agent.serving import errors
+from landreeve_agent.serving.access import Access
 from landreeve_agent.serving.capture import Spool
 from landreeve_agent.serving.control import Route
-from landreeve_agent.serving.http import Request, Response
+from landreeve_agent.serving.http import Head, Request, Response
+from landreeve_agent.serving.lanes import Lanes
+from landreeve_agent.serving.memory import Memory
 from landreeve_agent.serving.metrics import Metrics
 from landreeve_agent.serving.model import load
-from landreeve_agent.serving.routes import Lane, Routes, Serving
+from landreeve_agent.serving.repository import Repository
+from landreeve_agent.serving.routes import Routes, Serving
 from landreeve_agent.serving.server import InferenceServer, error_response
 
 from tests.agent.onnx_models import body, version, write_release
@@ -20,23 +24,28 @@ from tests.agent.onnx_models import body, version, write_release
 async def server(tmp_path: Path) -> InferenceServer:
     metrics = Metrics()
     routes = Routes(Spool(tmp_path / "spool", 1), metrics)
+    routes.alone = lambda: True
     model = load(version(write_release(tmp_path / "m")), checked=True)
     broken = version(tmp_path / "nowhere", model="price")
     problem = errors.LoadFailedError("bad_release", "model.onnx is missing")
     routes.replace(
         {
-            "delay": Serving(Route("delay", model.version), Lane(model), None),
+            "delay": Serving(Route("delay", model.version), routes.make_lane(model), None),
             "price": Serving(Route("price", broken), None, None, problem),
         }
     )
-    return InferenceServer(routes, metrics)
+    memory = Memory(1 << 40)
+    lanes = Lanes(routes, memory, lambda _version, _cause, _count: None)
+    return InferenceServer(routes, metrics, Repository(lanes, routes, metrics, memory), Access())
 
 
 def ask(
     server: InferenceServer, method: str, path: str, headers: dict[bytes, bytes] | None = None, document: object = None
 ) -> Response:
     answers: list[Response] = []
-    server.handle(Request(method, path, headers or {}, json.dumps(document).encode()), answers.append)
+    server.handle(
+        Request(Head(method, path, headers or {}, keep_alive=True), json.dumps(document).encode()), answers.append
+    )
     (answer,) = answers
     return answer
 

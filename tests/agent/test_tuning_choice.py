@@ -8,7 +8,8 @@ from landreeve.release.manifest import Gates
 from landreeve_agent.serving.control import Plan
 from landreeve_agent.tuning.candidates import Box, candidates, default_plan, thread_counts
 from landreeve_agent.tuning.choose import MARGIN, Timed, choose, joined_rows
-from landreeve_agent.tuning.gate import Golden, judge
+from landreeve_agent.tuning.gate import judge
+from landreeve_models.samples import Golden
 
 AVX2 = frozenset({"avx2", "fma"})
 BF16 = frozenset({"avx512_bf16"})
@@ -88,25 +89,25 @@ def test_joining_is_on_only_where_it_pays() -> None:
 def golden(n: int = 200) -> Golden:
     rng = np.random.default_rng(1)
     expected = rng.uniform(0.05, 0.95, n).astype(np.float32)
-    return Golden(np.zeros((n, 2), np.float32), expected, (rng.random(n) < expected).astype(np.float32))
+    return Golden((np.zeros((n, 2), np.float32),), (expected,), (rng.random(n) < expected).astype(np.float32))
 
 
 def test_fp32_must_reproduce_the_golden_outputs_themselves() -> None:
     g = golden()
-    off = g.expected.copy()
+    off = g.expected[0].copy()
     off[17] += 0.01
-    verdict = judge(off, g, Gates(), exact=True)
+    verdict = judge([off], g, Gates(), exact=True)
     assert not verdict.accepted
     assert verdict.why.startswith("golden row 17: expected ")
-    assert judge(g.expected + np.float32(5e-4), g, Gates(), exact=True).accepted
+    assert judge([g.expected[0] + np.float32(5e-4)], g, Gates(), exact=True).accepted
 
 
 def test_a_reduced_precision_may_cost_only_the_stated_loss() -> None:
     g = golden()
-    slightly = np.clip(g.expected + 0.004, 0, 1).astype(np.float32)
-    assert judge(slightly, g, Gates(), exact=False).accepted
-    wrong = (1 - g.expected).astype(np.float32)
-    verdict = judge(wrong, g, Gates(), exact=False)
+    slightly = np.clip(g.expected[0] + 0.004, 0, 1).astype(np.float32)
+    assert judge([slightly], g, Gates(), exact=False).accepted
+    wrong = (1 - g.expected[0]).astype(np.float32)
+    verdict = judge([wrong], g, Gates(), exact=False)
     assert not verdict.accepted
     assert "log_loss worsens by" in verdict.why
 
@@ -115,14 +116,14 @@ def test_a_reduced_precision_may_cost_only_the_stated_loss() -> None:
 @pytest.mark.parametrize("exact", [True, False])
 def test_one_output_that_is_no_number_fails(bad: float, exact: bool) -> None:
     g = golden()
-    off = g.expected.copy()
+    off = g.expected[0].copy()
     off[3] = bad
-    verdict = judge(off, g, Gates(), exact=exact)
+    verdict = judge([off], g, Gates(), exact=exact)
     assert (verdict.accepted, verdict.why) == (False, "1 of 200 golden outputs are NaN or infinite")
 
 
 def test_auc_is_a_gain_and_an_unknown_metric_an_error() -> None:
     g = golden()
-    assert not judge((1 - g.expected).astype(np.float32), g, Gates(metric="auc"), exact=False).accepted
-    with pytest.raises(ValueError, match="known are log_loss and auc"):
+    assert not judge([(1 - g.expected[0]).astype(np.float32)], g, Gates(metric="auc"), exact=False).accepted
+    with pytest.raises(ValueError, match="known are log_loss, auc"):
         judge(g.expected, g, Gates(metric="f7"), exact=True)

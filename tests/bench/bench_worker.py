@@ -71,7 +71,7 @@ def bare(folder: Path) -> Figures:
     cpu, began = time.process_time(), time.perf_counter()
     while time.perf_counter() - began < SECONDS:
         start = time.perf_counter_ns()
-        session.run(x)
+        session.run([x])
         times.append((time.perf_counter_ns() - start) / 1000)
     return _figures("onnxruntime, called in process", times, time.perf_counter() - began, time.process_time() - cpu)
 
@@ -113,6 +113,21 @@ def oip_binary() -> bytes:
     head = json.dumps({"id": "bench", "parameters": parameters, "inputs": inputs}).encode()
     extra = f"inference-header-content-length: {len(head)}\r\n"
     return _post("/v2/models/flight-delay/infer", head + b"".join(raws), extra)
+
+
+def oip_matrix(folder: Path) -> bytes:
+    """One row, all columns as one binary tensor, the answer in binary too: the shortest request."""
+    raw = Pipeline.from_bytes((folder / "features.json").read_bytes()).encode([ROW]).tobytes()
+    tensor = {
+        "name": "x",
+        "datatype": "FP32",
+        "shape": [1, len(ROW)],
+        "parameters": {"binary_data_size": len(raw)},
+    }
+    parameters = {"at": "2026-01-31T09:30:00Z", "binary_data_output": True}
+    head = json.dumps({"id": "bench", "parameters": parameters, "inputs": [tensor]}).encode()
+    extra = f"inference-header-content-length: {len(head)}\r\n"
+    return _post("/v2/models/flight-delay/infer", head + raw, extra)
 
 
 class Client(asyncio.Protocol):
@@ -189,7 +204,7 @@ def serve_peer(port: int, folder: Path) -> None:
     app = FastAPI()
 
     async def predict(row) -> dict[str, float]:  # type: ignore[no-untyped-def]  # the annotation is made above
-        return {"probability": float(session.run(pipeline.encode([row.model_dump()]))[0])}
+        return {"probability": float(session.run([pipeline.encode([row.model_dump()])])[0][0])}
 
     predict.__annotations__["row"] = row_model
     app.post("/predict")(predict)
@@ -230,7 +245,11 @@ async def worker(folder: Path, spool: Path) -> list[Figures]:
         version = Version("flight-delay", "1.0.0", "0" * 64, str(folder), Plan(batch=32))
         await process.apply((Route("flight-delay", version),))
         pid = (await process.status()).pid
-        cases: list[tuple[str, Callable[[], bytes]]] = [("worker, JSON", oip_json), ("worker, binary", oip_binary)]
+        cases: list[tuple[str, Callable[[], bytes]]] = [
+            ("worker, JSON", oip_json),
+            ("worker, binary columns", oip_binary),
+            ("worker, binary", lambda: oip_matrix(folder)),
+        ]
         return [await load(what, process.address, make(), n, pid) for what, make in cases for n in (1, 16)]
     finally:
         await process.stop()

@@ -1,124 +1,225 @@
 """Joins requests that wait at the same moment into one run; a request that is alone never waits for company.
 
-A *quick* graph (under 2 ms) runs on the event loop: with ``batch`` 1 at once, else after the loop has parsed what
-the same poll brought in, so neighbours share the run's fixed cost. A slower graph runs in the model's one thread;
-what arrives meanwhile is joined into the next run. Nothing is ever delayed by a timer.
+A *quick* graph (under 2 ms) runs on the event loop, after the loop has parsed what the same poll brought in, so
+neighbours share the run's fixed cost; the only caller of a moment is run at once. A slower graph runs in the model's
+own threads, one for each stream of its plan; what arrives meanwhile is joined into the next run. Nothing is ever
+delayed by a timer.
 """
 
 import asyncio
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
-from landreeve_agent.serving.errors import BusyError, RunFailedError
+from landreeve_agent.serving.errors import BusyError, LateError, RunFailedError, ServingError
 from landreeve_agent.serving.session import Array
 
 Arrays = Sequence[Array]
-Done = Callable[[Arrays | RunFailedError], None]
-Run = Callable[[Arrays], Arrays]
 MAX_WAITING = 1024
+PRIORITIES = 3
+# How long runs on the event loop may go on before what they answered is sent.
+SLICE_NS = 1_000_000
+SWEEP_S = 0.25
+
+
+class Job:
+    """A request in a queue. ``late_ns`` is the monotonic time at which it is no longer worth a run (0: never);
+    ``gone`` says that nobody waits for it any more."""
+
+    __slots__ = ("gone", "late_ns", "priority", "queued_ns", "rows")
+
+    def __init__(self, rows: int, priority: int = 2, timeout_us: int = 0) -> None:
+        self.rows = rows
+        self.priority = priority
+        self.gone = False
+        self.queued_ns = time.perf_counter_ns()
+        self.late_ns = self.queued_ns + timeout_us * 1000 if timeout_us else 0
 
 
 @dataclass(slots=True)
-class _Job:
-    x: Arrays
-    done: Done
+class Ran:
+    """The outcome of one run for its jobs: the outputs of all their rows, or why there are none; and when it was
+    taken from the queue, had its features, and had run, in monotonic nanoseconds."""
+
+    jobs: Sequence[Job]
+    outputs: Arrays | ServingError
+    taken_ns: int
+    ready_ns: int
+    ended_ns: int
+
+
+Features = Callable[[Sequence[Job]], Arrays]
+Run = Callable[[Arrays], Arrays]
+Finish = Callable[[Sequence[Ran]], None]
 
 
 class Batcher:
-    """One model version's queue. Used from the event loop only; ``done`` is called on it, exactly once a job."""
+    """One model version's queue. Used from the event loop only; ``finish`` is called on it, with every job once."""
 
-    def __init__(self, run: Run, *, batch_rows: int, quick: bool, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self,
+        features: Features,
+        run: Run,
+        finish: Finish,
+        *,
+        batch_rows: int,
+        quick: bool,
+        streams: int = 1,
+        max_waiting: int = MAX_WAITING,
+        alone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._features = features
         self._run = run
+        self._finish = finish
         self._batch_rows = batch_rows
         self._max_waiting = max_waiting
-        self._waiting: deque[_Job] = deque()
-        self._busy = False
+        self._alone = alone
+        self._waiting: tuple[deque[Job], ...] = tuple(deque() for _ in range(PRIORITIES))
+        self._count = 0
+        self._running = 0
+        self._scheduled = False
         self._retired = False
+        self._run_ns = 0.0
         self._loop = asyncio.get_running_loop()
-        self._thread = None if quick else ThreadPoolExecutor(1, thread_name_prefix="run")
+        self._streams = streams
+        self._threads = None if quick else ThreadPoolExecutor(streams, thread_name_prefix="run")
+        self._sweeping: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._waiting)
+        return self._count
 
-    def submit(self, x: Arrays, done: Done) -> None:
-        """Run the rows and give the answer to ``done``; `BusyError` when the queue is full."""
-        if self._thread is None and self._batch_rows <= 1:
-            done(self._try(x))
-            return
-        if self._retired and not self._busy:
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self._count or self._running)
+
+    def submit(self, job: Job) -> None:
+        """Put a job in the queue, or run it at once; `BusyError` when the queue is full."""
+        if self._retired and self._threads is not None and not self._running:
             raise BusyError("this version has just been replaced; try again")
-        if len(self._waiting) >= self._max_waiting:
-            raise BusyError(f"{len(self._waiting)} requests wait already; try again in a moment")
-        self._waiting.append(_Job(x, done))
-        if not self._busy:
-            self._busy = True
+        if self._count >= self._max_waiting:
+            wait_s = math.ceil(self._count / max(self._batch_rows, 1) * self._run_ns / 1e9) or 1
+            raise BusyError(f"{self._count} requests wait already; try again in about {wait_s} s", retry_s=wait_s)
+        self._waiting[job.priority - 1].append(job)
+        self._count += 1
+        if self._threads is None and self._count == 1 and not self._scheduled and self._alone():
+            self._run_quick()
+        elif not self._scheduled and self._running < self._streams:
+            self._scheduled = True
             # Not at once: the other sockets of this poll may bring rows for the same run.
-            self._loop.call_soon(self._next)
+            self._loop.call_soon(self._run_quick if self._threads is None else self._run_in_thread)
 
-    def _next(self) -> None:
-        if not self._waiting:
-            self._busy = False
-            if self._retired:
-                self._shutdown()
-            return
-        jobs = self._take()
-        x = (
-            jobs[0].x
-            if len(jobs) == 1
-            else [np.concatenate(parts) for parts in zip(*(job.x for job in jobs), strict=True)]
-        )
-        if self._thread is None:
-            self._deliver(jobs, self._try(x))
-        else:
-            future = self._loop.run_in_executor(self._thread, self._try, x)
-            future.add_done_callback(lambda done: self._deliver(jobs, done.result()))
+    # --- quick graphs, on the event loop
 
-    def _take(self) -> list[_Job]:
-        jobs = [self._waiting.popleft()]
-        rows = len(jobs[0].x[0])
-        while self._waiting and rows + len(self._waiting[0].x[0]) <= self._batch_rows:
-            jobs.append(self._waiting.popleft())
-            rows += len(jobs[-1].x[0])
-        return jobs
+    def _run_quick(self) -> None:
+        self._scheduled = False
+        until = time.perf_counter_ns() + SLICE_NS
+        done: list[Ran] = []
+        while self._count:
+            taken = time.perf_counter_ns()
+            jobs, late = self._take(taken)
+            if late:
+                done.append(_too_late(late, taken))
+            if jobs:
+                done += self._try(jobs, taken)
+            if time.perf_counter_ns() > until:
+                break
+        if self._count and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._run_quick)
+        if done:
+            self._finish(done)
 
-    def _try(self, x: Arrays) -> Arrays | RunFailedError:
+    # --- slower graphs, in threads
+
+    def _run_in_thread(self) -> None:
+        self._scheduled = False
+        while self._count and self._running < self._streams:
+            taken = time.perf_counter_ns()
+            jobs, late = self._take(taken)
+            if late:
+                self._finish([_too_late(late, taken)])
+            if jobs and self._threads is not None:
+                self._running += 1
+                future = self._loop.run_in_executor(self._threads, self._try, jobs, taken)
+                future.add_done_callback(self._deliver)
+        if self._count and self._sweeping is None:
+            self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+        self._shut_when_idle()
+
+    def _deliver(self, future: "asyncio.Future[list[Ran]]") -> None:
+        self._running -= 1
+        # The next run first: the model should not idle while answers are written.
+        self._run_in_thread()
+        self._finish(future.result())
+
+    def _sweep(self) -> None:
+        """Refuse what has waited beyond its own limit while a long run goes on."""
+        self._sweeping = None
+        now = time.perf_counter_ns()
+        late = [job for queue in self._waiting for job in queue if job.gone or 0 < job.late_ns < now]
+        for job in late:
+            self._waiting[job.priority - 1].remove(job)
+            self._count -= 1
+        if late:
+            self._finish([_too_late(late, now)])
+        if self._count:
+            self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+        self._shut_when_idle()
+
+    # --- both
+
+    def _take(self, now: int) -> tuple[list[Job], list[Job]]:
+        """The jobs of the next run, first priority first, and those that came too late for one."""
+        jobs: list[Job] = []
+        late: list[Job] = []
+        rows = 0
+        for queue in self._waiting:
+            while queue:
+                job = queue[0]
+                if job.gone or 0 < job.late_ns < now:
+                    late.append(queue.popleft())
+                    continue
+                if jobs and rows + job.rows > self._batch_rows:
+                    break
+                jobs.append(queue.popleft())
+                rows += job.rows
+            if queue:
+                break
+        self._count -= len(jobs) + len(late)
+        return jobs, late
+
+    def _try(self, jobs: Sequence[Job], taken: int) -> list[Ran]:
+        ready = taken
         try:
-            return self._run(x)
+            feeds = self._features(jobs)
+            ready = time.perf_counter_ns()
+            outputs: Arrays | RunFailedError = self._run(feeds)
         except RunFailedError as error:
-            return error
+            outputs = error
         except Exception as error:  # noqa: BLE001 - a runtime may raise anything; a lost job would hang its caller
-            return RunFailedError(f"{type(error).__name__}: {error}")
-
-    def _deliver(self, jobs: list[_Job], answer: Arrays | RunFailedError) -> None:
-        if isinstance(answer, RunFailedError) and len(jobs) > 1:
-            for job in jobs:  # one caller's rows must not fail its neighbours: each runs alone
-                job.done(self._try(job.x))
-        else:
-            self._share(jobs, answer)
-        if self._waiting or self._retired:
-            self._loop.call_soon(self._next)
-        else:
-            self._busy = False
-
-    def _share(self, jobs: list[_Job], answer: Arrays | RunFailedError) -> None:
-        offset = 0
-        for job in jobs:
-            rows = len(job.x[0])
-            job.done(answer if isinstance(answer, RunFailedError) else [a[offset : offset + rows] for a in answer])
-            offset += rows
+            outputs = RunFailedError(f"{type(error).__name__}: {error}")
+        ended = time.perf_counter_ns()
+        self._run_ns += 0.1 * (ended - taken - self._run_ns)
+        if isinstance(outputs, RunFailedError) and len(jobs) > 1:
+            # One caller's rows must not fail its neighbours: each runs alone.
+            return [ran for job in jobs for ran in self._try([job], taken)]
+        return [Ran(jobs, outputs, taken, ready, ended)]
 
     def retire(self) -> None:
-        """Answer what waits, then give the thread back; nothing more is submitted."""
+        """Answer what waits, then give the threads back; nothing more is submitted."""
         self._retired = True
-        if not self._busy:
-            self._shutdown()
+        self._shut_when_idle()
 
-    def _shutdown(self) -> None:
-        if self._thread is not None:
-            self._thread.shutdown(wait=False)
+    def _shut_when_idle(self) -> None:
+        if self._retired and self._threads is not None and not self.busy:
+            self._threads.shutdown(wait=False)
+
+
+def _too_late(jobs: list[Job], now: int) -> Ran:
+    return Ran(jobs, LateError("timeout: the request waited longer than its own limit"), now, now, now)

@@ -17,7 +17,7 @@ ROTATE_BYTES = 4 * 1024 * 1024
 SUFFIX = ".jsonl"
 
 
-class Line(msgspec.Struct, kw_only=True):
+class Line(msgspec.Struct, omit_defaults=True):
     """One answered row. ``p`` is null when the run failed, with the reason in ``err``; ``us`` is the service time
     of its request in microseconds, ``t`` the wall clock in unix seconds, ``at`` the row's own event time."""
 
@@ -28,10 +28,10 @@ class Line(msgspec.Struct, kw_only=True):
     release: str
     row: dict[str, str | float | None]
     p: float | None
-    shadow: float | None = None
-    shadow_release: str | None = None
     us: int
     t: float
+    shadow: float | None = None
+    shadow_release: str | None = None
     err: str | None = None
 
 
@@ -58,7 +58,7 @@ class Spool:
         path = self._folder / f"{self._generation:020d}-{self._number:06d}{SUFFIX}"
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
-    def append(self, lines: bytes) -> None:
+    def append(self, lines: bytes | bytearray) -> None:
         """Write whole lines at once, or nothing and `SpoolError`."""
         try:
             written = os.write(self._fd, lines)

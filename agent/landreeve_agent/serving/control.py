@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
+CERTIFICATE, KEY = "serving.crt", "serving.key"  # of the inference server, in the state folder's keys
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 _LENGTH_BYTES = 4
 _PIECE_BYTES = 16 * 1024

@@ -9,6 +9,7 @@ ServingError
 │   ├── UnauthorizedError   no token, or a wrong one, where one is needed
 │   ├── ForbiddenError      a web page called; browsers have no business here
 │   └── UnknownError        no such model, version or path; the text lists what there is
+├── LateError               the request's own time limit passed before it was run
 ├── BusyError               nobody: try again in a moment
 ├── NotReadyError           nobody: the model is being loaded or could not be
 ├── RunFailedError          the model's author: the graph failed on a correct request
@@ -52,8 +53,16 @@ class UnknownError(RequestError):
     """No such model, version or path."""
 
 
+class LateError(ServingError):
+    """The request's own time limit passed before it was run."""
+
+
 class BusyError(ServingError):
-    """More requests wait than the queue may hold."""
+    """More requests wait than the queue may hold; ``retry_s`` is when it is worth trying again."""
+
+    def __init__(self, text: str, *, retry_s: int = 1) -> None:
+        super().__init__(text)
+        self.retry_s = retry_s
 
 
 class NotReadyError(ServingError):

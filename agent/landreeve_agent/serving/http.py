@@ -196,7 +196,7 @@ class _Body:
         import numpy as np  # a bytearray would be written with zeros first; memory never touched costs nothing
 
         self.head = head
-        self._view = memoryview(np.empty(head.length, np.uint8)).cast("B")
+        self._view = np.empty(head.length, np.uint8).data
         self._view[: len(begun)] = begun
         self._at = len(begun)
 

@@ -1,11 +1,12 @@
 """``POST /v2/models/{m}[/versions/{v}]/infer``: a request's whole way from bytes to bytes. The hot path over HTTP."""
 
+import time
 from urllib.parse import unquote
 
 import msgspec
 
 from landreeve_agent.serving import errors, oip
-from landreeve_agent.serving.http import Request, Response, Send
+from landreeve_agent.serving.http import Head, Request, Response, Send
 from landreeve_agent.serving.routes import Answered, Routes
 
 RETRY_AFTER = b"retry-after: 1\r\n"
@@ -20,8 +21,8 @@ _STATUSES: tuple[tuple[type[errors.ServingError], int, bytes], ...] = (
     (errors.UnauthorizedError, 401, b"www-authenticate: Bearer\r\n"),
     (errors.ForbiddenError, 403, b""),
     (errors.UnknownError, 404, b""),
-    (errors.BusyError, 429, RETRY_AFTER),
     (errors.NotReadyError, 503, RETRY_AFTER),
+    (errors.LateError, 504, b""),
 )
 
 
@@ -29,6 +30,8 @@ def error_response(error: errors.ServingError) -> Response:
     """``{"error": "…"}`` with the status of the error's class; 500 for what is not the caller's fault."""
     body = ENCODE({"error": str(error)})
     for kind, status, headers in _STATUSES:
+        if isinstance(error, errors.BusyError):
+            return Response(429, body, headers=b"retry-after: %d\r\n" % error.retry_s)
         if isinstance(error, kind):
             return Response(status, body, headers=headers)
     return Response(500, body)
@@ -44,45 +47,48 @@ class InferDoor:
 
     def __init__(self, routes: Routes) -> None:
         self._routes = routes
-        self._paths: dict[str, tuple[str, str | None]] = {}
 
     def infer(self, request: Request, send: Send) -> None:
         """Answer one request; raises the `ServingError` that refuses it."""
-        headers = request.headers
-        if b"origin" in headers:
-            # A page in a browser on this box must not feed or ask the site's models; applications send no Origin.
-            raise errors.ForbiddenError(
-                "origin: web pages may not call the inference API; call it from your application"
-            )
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise errors.UnsupportedError("content-encoding: send the body uncompressed")
-        model, version = self._paths.get(request.path) or self._parse(request.path)
-        json_bytes = _length(headers.get(b"inference-header-content-length"))
-        interface = self._routes.interface(model, version)
+        began_ns = time.perf_counter_ns()
+        head = request.head
+        model, version, json_bytes = head.known or _know(head)
+        routes = self._routes
+        interface = routes.interface(model, version)
         try:
             decoded = oip.decode(request.body, json_bytes, interface)
         except errors.BadRequestError:
-            self._routes.refused(model)
+            routes.refused(model)
             raise
 
         def respond(answer: Answered | errors.ServingError) -> None:
             send(_response(answer) if isinstance(answer, Answered) else error_response(answer))
 
-        self._routes.submit(model, version, decoded, respond)
+        request.on_gone = routes.submit(model, version, decoded, respond, began_ns)
 
-    def _parse(self, path: str) -> tuple[str, str | None]:
-        match [unquote(part) for part in path.split("/")[1:]]:
-            case ["v2", "models", model, "infer"]:
-                target: tuple[str, str | None] = (model, None)
-            case ["v2", "models", model, "versions", version, "infer"]:
-                target = (model, version)
-            case ["v2", *_] | ["metrics"]:
-                raise errors.MethodError(f"{path[:200]}: only /v2/models/{{model}}/infer takes POST")
-            case _:
-                raise errors.UnknownError(f"path {path[:200]!r}: nothing is here; the API begins at /v2")
-        if len(self._paths) < 1024:  # bounded: a stranger may ask for any number of paths
-            self._paths[path] = target
-        return target
+
+def _know(head: Head) -> tuple[str, str | None, int | None]:
+    """What a head asks for, checked once for all requests that begin with the same bytes."""
+    headers = head.headers
+    if b"origin" in headers:
+        # A page in a browser on this box must not feed or ask the site's models; applications send no Origin.
+        raise errors.ForbiddenError("origin: web pages may not call the inference API; call it from your application")
+    if headers.get(b"content-encoding", b"identity") != b"identity":
+        raise errors.UnsupportedError("content-encoding: send the body uncompressed")
+    known = head.known = (*_target(head.path), _length(headers.get(b"inference-header-content-length")))
+    return known
+
+
+def _target(path: str) -> tuple[str, str | None]:
+    match [unquote(part) for part in path.split("/")[1:]]:
+        case ["v2", "models", model, "infer"]:
+            return (model, None)
+        case ["v2", "models", model, "versions", version, "infer"]:
+            return (model, version)
+        case ["v2", *_] | ["metrics"]:
+            raise errors.MethodError(f"{path[:200]}: only /v2/models/{{model}}/infer takes POST")
+        case _:
+            raise errors.UnknownError(f"path {path[:200]!r}: nothing is here; the API begins at /v2")
 
 
 def _length(value: bytes | None) -> int | None:
@@ -94,7 +100,14 @@ def _length(value: bytes | None) -> int | None:
 
 
 def _response(answer: Answered) -> Response:
-    body, json_bytes = oip.encode(answer.interface, answer.request, answer.ids, answer.outputs)
-    if json_bytes is None:
-        return Response(200, body)
+    request = answer.request
+    json_bytes: int | None
+    if answer.values is not None and request.wanted == (False,):
+        return Response(200, oip.encode_values(answer.interface, request, answer.ids, answer.values))
+    if answer.values is not None and request.wanted == (True,):
+        body, json_bytes = oip.encode_raw(answer.interface, request, answer.ids, answer.values)
+    else:
+        body, json_bytes = oip.encode(answer.interface, request, answer.ids, answer.outputs)
+        if json_bytes is None:
+            return Response(200, body)
     return Response(200, body, _BINARY_TYPE, b"inference-header-content-length: %d\r\n" % json_bytes)

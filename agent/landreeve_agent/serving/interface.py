@@ -5,11 +5,12 @@ Every refusal is a `BadRequestError` that names the input and, where there is on
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import numpy as np
 from landreeve.release.manifest import Column, TensorSpec
 from landreeve_models.definition import Definition, check_value
@@ -19,34 +20,43 @@ from numpy.typing import NDArray
 from landreeve_agent.serving.errors import BadRequestError
 
 FLOAT32_MAX = 3.4e38
+MATRIX = "x"
 # Datatype → code of `struct`, little-endian as the binary extension demands.
 _CODES = {
     "FP64": "d", "FP32": "f", "FP16": "e", "INT64": "q", "INT32": "i", "INT16": "h", "INT8": "b",
     "UINT64": "Q", "UINT32": "I", "UINT16": "H", "UINT8": "B", "BOOL": "?",
 }  # fmt: skip
 _NUMERIC = ", ".join(_CODES)
+_NAN = float("nan")
 
 Values = Sequence[Any]
 Array = NDArray[Any]
+Raw = bytes | memoryview
+Ranks = Mapping[str, Mapping[str, float]]
 
 
 class Input:
-    """One column's rule; `check` is called for every tensor of every request."""
+    """One column's rule; it judges every value of every request. ``ranks`` are a category's ranks in the matrix."""
 
-    __slots__ = ("_high", "_low", "_number", "column")
+    __slots__ = ("_high", "_low", "_number", "column", "high", "low", "name", "ranks", "texts")
 
-    def __init__(self, column: Column) -> None:
+    def __init__(self, column: Column, ranks: Mapping[str, float] | None = None) -> None:
         self.column = column
+        self.name = column.name
+        self.ranks = ranks or {}
+        self.texts = sorted(self.ranks, key=self.ranks.__getitem__)
         self._number = column.kind == "number"
         self._low = -FLOAT32_MAX if column.low is None else max(column.low, -FLOAT32_MAX)
         self._high = FLOAT32_MAX if column.high is None else min(column.high, FLOAT32_MAX)
+        # What may pass a matrix as it is: numbers within their bounds, and no category.
+        self.low, self.high = (self._low, self._high) if self._number else (1.0, 0.0)
 
     def check(self, datatype: str, values: Values) -> None:
         """Return when the values may be used; else raise. The rules are `check_value`'s; only the common case of a
         plain number within its bounds is decided here."""
         if self._number:
             if datatype not in _CODES:
-                raise bad_datatype(self.column.name, datatype, f"a number: {_NUMERIC}")
+                raise bad_datatype(self.name, datatype, f"a number: {_NUMERIC}")
             low, high = self._low, self._high
             for index, value in enumerate(values):
                 kind = type(value)
@@ -54,10 +64,36 @@ class Input:
                     self._refuse(index, value)
             return
         if datatype != "BYTES":
-            raise bad_datatype(self.column.name, datatype, "a category: BYTES")
+            raise bad_datatype(self.name, datatype, "a category: BYTES")
         for index, value in enumerate(values):
             if check_value(self.column, value):
                 self._refuse(index, value)
+
+    def feature(self, datatype: str, value: Any) -> float:
+        """One value as the graph takes it, checked."""
+        if self._number:
+            kind = type(value)
+            if (kind is float or kind is int) and self._low <= value <= self._high and datatype in _CODES:
+                return value  # type: ignore[no-any-return]
+        elif type(value) is str and datatype == "BYTES" and value in self.ranks:
+            return self.ranks[value]  # a text that training saw passes every check
+        self.check(datatype, (value,))
+        return _NAN
+
+    def from_matrix(self, index: int, value: float) -> Any:
+        """What an element of the matrix says in the column's own terms: a number, a category's text, or None."""
+        if self._number:
+            if self._low <= value <= self._high:
+                return value
+        elif 0 <= value < len(self.texts) and value == int(value):
+            return self.texts[int(value)]
+        if value == value:  # noqa: PLR0124 - only NaN differs from itself
+            if not self._number:
+                most = len(self.texts) - 1
+                raise BadRequestError(f"input 'x': row {index}, {self.name!r}: {value!r} is no rank from 0 to {most}")
+            self._refuse(index, value)
+        self._refuse(index, None)
+        return None
 
     def _refuse(self, index: int, value: object) -> None:
         """Raise with the reason, unless the value is an allowed absence."""
@@ -65,49 +101,59 @@ class Input:
         if not reason and value is None:
             return
         reason = reason or f"{value!r:.40} does not fit into 32 bits"
-        raise BadRequestError(f"input {self.column.name!r}: value {index}{_spoken(reason)}")
+        raise BadRequestError(f"input {self.name!r}: value {index}{_spoken(reason)}")
 
 
 class TensorInput:
     """One input tensor's rule."""
 
-    __slots__ = ("_dtype", "_item_bytes", "spec")
+    __slots__ = ("_dtype", "_float", "_item_bytes", "spec")
 
     def __init__(self, spec: TensorSpec) -> None:
         self.spec = spec
         self._dtype = np.dtype(DTYPES[spec.datatype]).newbyteorder("<")
         self._item_bytes = self._dtype.itemsize
+        self._float = self._dtype.kind == "f"
 
-    def array(self, datatype: str, shape: tuple[int, ...], raw: memoryview | None, data: list[Any] | None) -> Array:
+    def array(self, datatype: str, shape: tuple[int, ...], raw: Raw | None, data: list[Any] | None) -> Array:
         """The tensor of a request, from binary without a copy or from JSON; `BadRequestError` when it does not fit."""
         spec = self.spec
         if datatype != spec.datatype:
             raise bad_datatype(spec.name, datatype, spec.datatype)
-        if len(shape) != len(spec.shape) or any(w not in (-1, n) for w, n in zip(spec.shape, shape, strict=True)):
+        if len(shape) != len(spec.shape) or any(
+            n < 0 or w not in (-1, n) for w, n in zip(spec.shape, shape, strict=True)
+        ):
             raise BadRequestError(f"input {spec.name!r}: shape {list(shape)} does not fit {list(spec.shape)}")
-        if raw is None:
-            return self._from_json(shape, data)
+        array = self._from_json(shape, data) if raw is None else self._from_raw(shape, raw)
+        # A sum shows NaN and infinity in a tenth of the time a look at each takes; one that overflows is looked at.
+        if self._float and not math.isfinite(float(array.sum())) and not np.isfinite(array).all():
+            raise BadRequestError(f"input {spec.name!r}: holds NaN or infinity")
+        return array
+
+    def _from_raw(self, shape: tuple[int, ...], raw: Raw) -> Array:
         size = math.prod(shape) * self._item_bytes
         if len(raw) != size:
-            raise BadRequestError(f"input {spec.name!r}: {len(raw)} binary bytes, its shape and datatype need {size}")
+            name = self.spec.name
+            raise BadRequestError(f"input {name!r}: {len(raw)} binary bytes, its shape and datatype need {size}")
         return np.frombuffer(raw, self._dtype).reshape(shape)
 
     def _from_json(self, shape: tuple[int, ...], data: list[Any] | None) -> Array:
+        name = self.spec.name
         if data is None:
-            raise BadRequestError(f"input {self.spec.name!r}: has neither data nor binary_data_size")
+            raise BadRequestError(f"input {name!r}: has neither data nor binary_data_size")
         try:
-            array = np.array(data, self._dtype)
+            array: Array = np.array(data, self._dtype)
         except (TypeError, ValueError, OverflowError) as error:
-            raise BadRequestError(f"input {self.spec.name!r}: data: {str(error)[:200]}") from error
+            raise BadRequestError(f"input {name!r}: data: {str(error)[:200]}") from error
         if array.size != math.prod(shape):
-            raise BadRequestError(f"input {self.spec.name!r}: {array.size} values in data, its shape {list(shape)}")
+            raise BadRequestError(f"input {name!r}: {array.size} values in data, its shape is {list(shape)}")
         return array.reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A version's name, its definition, its inputs by name (columns, or the tensors of a tensor model), and the
-    names of its outputs."""
+    """A version's name, its definition, its inputs by name (columns, or the tensors of a tensor model), its outputs,
+    and the beginnings of an answer's JSON."""
 
     model: str
     version: str
@@ -115,16 +161,33 @@ class Interface:
     outputs: tuple[TensorSpec, ...]
     inputs: dict[str, Input]
     tensors: dict[str, TensorInput]
+    columns: tuple[Input, ...]
+    places: dict[str, int]
+    begin: bytes
+    output_begin: bytes
 
     @classmethod
-    def of(cls, model: str, version: str, definition: Definition) -> "Interface":
-        """The interface of a definition."""
+    def of(cls, model: str, version: str, definition: Definition, ranks: Ranks | None = None) -> "Interface":
+        """The interface of a definition; ``ranks`` are the categories' ranks of a release's pipeline."""
+        columns: tuple[Input, ...] = ()
+        outputs = definition.outputs
         if definition.tabular:
-            columns = {column.name: Input(column) for column in definition.columns}
-            output = TensorSpec(name=definition.output, datatype="FP32", shape=(-1,))
-            return cls(model, version, definition, (output,), columns, {})
-        tensors = {spec.name: TensorInput(spec) for spec in definition.tensors}
-        return cls(model, version, definition, definition.outputs, {}, tensors)
+            known = ranks or {}
+            columns = tuple(Input(column, known.get(column.name)) for column in definition.columns)
+            outputs = (TensorSpec(name=definition.output, datatype="FP32", shape=(-1,)),)
+        encode = msgspec.json.encode
+        return cls(
+            model,
+            version,
+            definition,
+            outputs,
+            {rule.name: rule for rule in columns},
+            {spec.name: TensorInput(spec) for spec in definition.tensors},
+            columns,
+            {rule.name: at for at, rule in enumerate(columns)},
+            b'{"model_name":%b,"model_version":%b,"id":' % (encode(model), encode(version)),
+            b',"outputs":[{"name":%b,"datatype":%b,"shape":[' % (encode(outputs[0].name), encode(outputs[0].datatype)),
+        )
 
     def fill(self, ready: dict[str, Values], rows: int) -> None:
         """Add the optional inputs that were not sent, as unknown; `BadRequestError` for a required one."""
@@ -154,7 +217,7 @@ def bad_datatype(name: str, got: str, expected: str) -> BadRequestError:
     return BadRequestError(f"input {name!r}: datatype {got[:20]!r}, expected {expected}")
 
 
-def binary_values(name: str, datatype: str, raw: bytes, rows: int) -> Values:
+def binary_values(name: str, datatype: str, raw: Raw, rows: int) -> Values:
     """The elements of a binary tensor as plain values; NaN becomes None.
 
     Plain, because captured rows are JSON, and a missing value has no place in an array.
@@ -169,6 +232,16 @@ def binary_values(name: str, datatype: str, raw: bytes, rows: int) -> Values:
     return [None if v != v else v for v in form.unpack(raw)]  # noqa: PLR0124 - only NaN differs from itself
 
 
+def binary_floats(name: str, datatype: str, raw: Raw, count: int) -> tuple[float, ...]:
+    """The elements of a binary matrix of numbers."""
+    form = _form(datatype, count)
+    if form is None:
+        raise bad_datatype(name, datatype, f"a number: {_NUMERIC}")
+    if len(raw) != form.size:
+        raise BadRequestError(f"input {name!r}: {len(raw)} binary bytes, its shape and datatype need {form.size}")
+    return form.unpack(raw)
+
+
 @lru_cache(maxsize=256)
 def _form(datatype: str, rows: int) -> struct.Struct | None:
     """The layout of a numeric tensor; None when the datatype is unknown."""
@@ -176,20 +249,21 @@ def _form(datatype: str, rows: int) -> struct.Struct | None:
     return struct.Struct(f"<{rows}{code}") if code else None
 
 
-def _texts(name: str, raw: bytes, rows: int) -> list[str]:
+def _texts(name: str, raw: Raw, rows: int) -> list[str]:
     """Elements of BYTES: each 4 bytes little-endian length, then UTF-8."""
+    data = bytes(raw)
     texts: list[str] = []
     offset = 0
-    while offset + 4 <= len(raw):
-        (length,) = struct.unpack_from("<I", raw, offset)
+    while offset + 4 <= len(data):
+        (length,) = struct.unpack_from("<I", data, offset)
         offset += 4
-        if offset + length > len(raw):
+        if offset + length > len(data):
             raise BadRequestError(f"input {name!r}: element {len(texts)} of {length} bytes goes beyond the tensor")
         try:
-            texts.append(raw[offset : offset + length].decode())
+            texts.append(data[offset : offset + length].decode())
         except UnicodeDecodeError as error:
             raise BadRequestError(f"input {name!r}: element {len(texts)} is no UTF-8: {error}") from error
         offset += length
-    if offset != len(raw) or len(texts) != rows:
+    if offset != len(data) or len(texts) != rows:
         raise BadRequestError(f"input {name!r}: {len(texts)} elements in the binary tensor, {rows} in shape")
     return texts

@@ -4,7 +4,7 @@ Source of the format: https://prometheus.io/docs/instrumenting/exposition_format
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from landreeve_agent.serving.control import Counts
@@ -13,17 +13,52 @@ BUCKETS_US = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 10
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+STAGES = ("decode", "queue", "features", "run", "encode")
+_FIRST, _LAST = 10, 34  # 2**10 ns = 1 µs to 2**34 ns = 17 s
+
+
+class Durations:
+    """A histogram of nanoseconds in powers of two: adding costs a tenth of a microsecond."""
+
+    __slots__ = ("counts", "total_ns")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (_LAST - _FIRST + 2)
+        self.total_ns = 0
+
+    def add(self, ns: int, times: int = 1) -> None:
+        """Add one duration ``times`` over."""
+        place = ns.bit_length() - _FIRST
+        self.counts[0 if place < 0 else min(place, _LAST - _FIRST + 1)] += times
+        self.total_ns += ns * times
+
+    def lines(self, name: str, labels: str) -> Iterator[str]:
+        """The Prometheus lines, in seconds."""
+        below = 0
+        for place, count in enumerate(self.counts[:-1]):
+            below += count
+            yield f'{name}_bucket{{{labels},le="{2 ** (place + _FIRST) / 1e9:.4g}"}} {below}'
+        below += self.counts[-1]
+        yield f'{name}_bucket{{{labels},le="+Inf"}} {below}'
+        yield f"{name}_sum{{{labels}}} {self.total_ns / 1e9:.9f}"
+        yield f"{name}_count{{{labels}}} {below}"
+
+
 @dataclass(slots=True)
 class ModelCounts:
-    """One model's totals since the worker started; ``refused`` counts bad requests, ``failed`` failed runs."""
+    """One model's totals since the worker started; ``refused`` counts bad requests, ``failed`` failed runs, ``late``
+    requests whose own time limit passed, ``batches`` runs by the power of two of their rows."""
 
     requests: int = 0
     rows: int = 0
     refused: int = 0
     failed: int = 0
+    late: int = 0
     shadow_failures: int = 0
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_US) + 1))
     total_us: int = 0
+    batches: list[int] = field(default_factory=lambda: [0] * 14)
+    stages: dict[str, Durations] = field(default_factory=lambda: {stage: Durations() for stage in STAGES})
 
     def answered(self, rows: int, us: int) -> None:
         """One request answered in that many microseconds."""
@@ -31,6 +66,10 @@ class ModelCounts:
         self.rows += rows
         self.total_us += us
         self.buckets[bisect_left(BUCKETS_US, us)] += 1
+
+    def batched(self, rows: int) -> None:
+        """One run of that many rows."""
+        self.batches[min((rows - 1).bit_length(), 13)] += 1
 
 
 @dataclass(slots=True)
@@ -43,7 +82,10 @@ class Metrics:
 
     def of(self, model: str) -> ModelCounts:
         """The counts of that model."""
-        return self.models.setdefault(model, ModelCounts())
+        found = self.models.get(model)
+        if found is None:
+            found = self.models[model] = ModelCounts()
+        return found
 
     def counts(self) -> Counts:
         """The sums over all models."""
@@ -64,8 +106,11 @@ class Metrics:
             *_counter("rows", "Rows answered.", ((m, c.rows) for m, c in models)),
             *_counter("refused", "Requests refused for a wrong field.", ((m, c.refused) for m, c in models)),
             *_counter("failed", "Requests whose run failed.", ((m, c.failed) for m, c in models)),
+            *_counter("late", "Requests not run within their own time limit.", ((m, c.late) for m, c in models)),
             *_counter("shadow_failures", "Shadow runs that failed.", ((m, c.shadow_failures) for m, c in models)),
             *_histogram(models),
+            *_stages(models),
+            *_batches(models),
             "# HELP landreeve_waiting_requests Requests in the queue.",
             "# TYPE landreeve_waiting_requests gauge",
             *(f'landreeve_waiting_requests{{model="{name}"}} {count}' for name, count in sorted(waiting.items())),
@@ -100,4 +145,28 @@ def _histogram(models: list[tuple[str, ModelCounts]]) -> list[str]:
         lines.append(f'{name}_bucket{{model="{model}",le="+Inf"}} {counts.requests}')
         lines.append(f'{name}_sum{{model="{model}"}} {counts.total_us / 1e6:.6f}')
         lines.append(f'{name}_count{{model="{model}"}} {counts.requests}')
+    return lines
+
+
+def _stages(models: list[tuple[str, ModelCounts]]) -> list[str]:
+    name = "landreeve_stage_seconds"
+    lines = [f"# HELP {name} Where answered requests spent their time.", f"# TYPE {name} histogram"]
+    for model, counts in models:
+        for stage, durations in counts.stages.items():
+            lines += durations.lines(name, f'model="{model}",stage="{stage}"')
+    return lines
+
+
+def _batches(models: list[tuple[str, ModelCounts]]) -> list[str]:
+    name = "landreeve_batch_rows"
+    lines = [f"# HELP {name} Rows joined into one run.", f"# TYPE {name} histogram"]
+    for model, counts in models:
+        below = 0
+        for place, count in enumerate(counts.batches[:-1]):
+            below += count
+            lines.append(f'{name}_bucket{{model="{model}",le="{1 << place}"}} {below}')
+        total = below + counts.batches[-1]
+        lines.append(f'{name}_bucket{{model="{model}",le="+Inf"}} {total}')
+        lines.append(f'{name}_sum{{model="{model}"}} {counts.rows}')
+        lines.append(f'{name}_count{{model="{model}"}} {total}')
     return lines

@@ -1,5 +1,6 @@
 """A version, loaded and warm: its columns, its feature pipeline, its session."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,9 +74,15 @@ class LoadedModel:
         for answer in answers:
             if len(answer) != rows:
                 raise RunFailedError(f"the graph answered {len(answer)} values for {rows} rows")
-            if answer.dtype.kind == "f" and not np.isfinite(answer).all():
+            if answer.dtype.kind == "f" and not _finite(answer):
                 raise RunFailedError("the graph answered NaN or infinity")
         return answers
+
+
+def _finite(answer: Array) -> bool:
+    """Whether every element is a number. One product shows it in a quarter of the time, unless it is very large."""
+    flat = answer.reshape(-1)
+    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
 
 
 def load(

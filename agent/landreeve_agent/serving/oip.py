@@ -6,6 +6,7 @@ Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v
 ``extension_binary_data.md``.
 """
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,13 @@ from landreeve.release.manifest import TensorSpec
 from landreeve_models.samples import DTYPES
 
 from landreeve_agent.serving.errors import BadRequestError, TooLargeError
-from landreeve_agent.serving.interface import Array, Interface, Values, binary_values
+from landreeve_agent.serving.interface import MATRIX, Array, Input, Interface, Raw, Values, binary_floats, binary_values
 from landreeve_agent.store.stamps import moment
 
 MAX_ROWS = 4096
 MAX_ID_CHARS = 200
+PRIORITIES = 3
+_NAN = float("nan")
 
 
 class _InputParameters(msgspec.Struct):
@@ -47,6 +50,9 @@ class _Output(msgspec.Struct):
 class _Parameters(msgspec.Struct):
     at: str | list[str] | None = None
     ids: list[str] | None = None
+    key: str | None = None
+    priority: int | None = None
+    timeout: int | None = None
     binary_data_output: bool = False
 
 
@@ -75,9 +81,14 @@ class _Answer(msgspec.Struct, omit_defaults=True):
 
 @dataclass(slots=True)
 class Infer:
-    """A decoded request: of a tabular model ``columns`` maps a name to its ``rows`` values, numbers that are absent
-    being None; of a tensor model ``tensors`` are the graph's inputs in its order. ``binary`` says for each output
-    whether the caller wants its bytes."""
+    """A decoded request.
+
+    Of a tabular model ``columns`` maps a name to its ``rows`` values, numbers that are absent being None; the common
+    small requests come as ``records`` instead (each row as it is captured) with ``features``, the rows as the graph
+    takes them. Of a tensor model ``tensors`` are the graph's inputs in its order. ``wanted`` says for each output
+    whether the caller wants its bytes (True), its JSON (False) or nothing of it (None). ``key`` makes an A/B test
+    sticky; ``priority`` is 1 (first) to 3; ``timeout_us`` how long the request may wait.
+    """
 
     id: str
     ids: list[str] | None
@@ -85,36 +96,157 @@ class Infer:
     rows: int
     columns: dict[str, Values]
     tensors: list[Array]
-    binary: tuple[bool, ...]
+    wanted: tuple[bool | None, ...]
+    key: str = ""
+    priority: int = 2
+    timeout_us: int = 0
+    records: list[dict[str, Any]] | None = None
+    features: list[Sequence[float]] | None = None
+    interface: Interface | None = None
+
+    def captured(self) -> list[dict[str, Any]]:
+        """Each row's columns, as the capture keeps them."""
+        if self.records is not None:
+            return self.records
+        return [{name: value[i] for name, value in self.columns.items()} for i in range(self.rows)]
 
 
 _decoder = msgspec.json.Decoder(_Body)
-_DTYPES = {name: np.dtype(kind).newbyteorder("<") for name, kind in DTYPES.items()}
 _encoder = msgspec.json.Encoder()
+_encode = _encoder.encode
+_DTYPES = {name: np.dtype(kind).newbyteorder("<") for name, kind in DTYPES.items()}
+_ONE, _ONE_BY_ONE = (1,), (1, 1)
+_NOTHING: Raw = b""
+_JSON_ONLY, _BINARY_ONLY = (False,), (True,)
 
 
-def decode(body: bytes, json_bytes: int | None, interface: Interface) -> Infer:
+def decode(body: Raw, json_bytes: int | None, interface: Interface) -> Infer:
     """The request in a body. ``json_bytes`` is the header ``Inference-Header-Content-Length``, if it was sent."""
     if json_bytes is None:
-        message, tail = _parse(body), b""
+        message, tail = _parse(body), _NOTHING
     else:
         if not 0 < json_bytes <= len(body):
             raise BadRequestError(f"Inference-Header-Content-Length: {json_bytes} lies outside the body of {len(body)}")
         message, tail = _parse(body[:json_bytes]), body[json_bytes:]
     rows = _rows(message.inputs)
     parameters = message.parameters
-    return Infer(
+    request = Infer(
         id=_check_id(message.id, "id") if message.id is not None else "",
-        ids=_ids(parameters.ids, rows) if parameters and parameters.ids is not None else None,
-        ats=_ats(parameters.at if parameters else None, rows),
+        ids=None,
+        ats=_no_ats(rows),
         rows=rows,
-        columns=_columns(message.inputs, tail, rows, interface) if interface.inputs else {},
-        tensors=_tensors(message.inputs, tail, rows, interface) if interface.tensors else [],
-        binary=_wants_binary(message, interface.outputs),
+        columns={},
+        tensors=[],
+        wanted=_JSON_ONLY,
+        interface=interface,
     )
+    if parameters is not None:
+        _set_parameters(request, parameters)
+    request.wanted = _wanted(message, interface.outputs)
+    if interface.tensors:
+        request.tensors = _tensors(message.inputs, tail, rows, interface)
+    else:
+        _set_rows(request, message.inputs, tail, interface)
+    return request
 
 
-def _parse(data: bytes) -> _Body:
+def _no_ats(rows: int) -> list[str | None]:
+    return [None] if rows == 1 else [None] * rows
+
+
+def _set_parameters(request: Infer, parameters: _Parameters) -> None:
+    if parameters.ids is not None:
+        request.ids = _ids(parameters.ids, request.rows)
+    if parameters.at is not None:
+        request.ats = _ats(parameters.at, request.rows)
+    if parameters.key is not None:
+        request.key = _check_id(parameters.key, "parameters.key")
+    if parameters.priority:  # 0 means: as usual
+        request.priority = min(max(parameters.priority, 1), PRIORITIES)
+    if parameters.timeout:
+        request.timeout_us = max(parameters.timeout, 0)
+
+
+def _set_rows(request: Infer, inputs: list[_Input], tail: Raw, interface: Interface) -> None:
+    """The rows of a tabular model, by the quickest way that fits what was sent."""
+    if len(inputs) == 1 and inputs[0].name == MATRIX and MATRIX not in interface.inputs:
+        _set_matrix(request, inputs[0], tail, interface.columns)
+    elif request.rows != 1 or tail or not _set_one_row(request, inputs, interface):
+        request.columns = _columns(inputs, tail, request.rows, interface)
+
+
+def _set_one_row(request: Infer, inputs: list[_Input], interface: Interface) -> bool:
+    """One row in JSON, in one pass over its tensors; False when something is unusual, for `_columns` to say what."""
+    features = [_NAN] * len(interface.columns)
+    record: dict[str, Any] = {}
+    places = interface.places
+    for tensor in inputs:
+        at = places.get(tensor.name)
+        data = tensor.data
+        shape = tensor.shape
+        if at is None or data is None or len(data) != 1 or (shape != _ONE and shape != _ONE_BY_ONE):  # noqa: PLR1714
+            return False
+        value = data[0]
+        if tensor.parameters is not None or type(value) is list:
+            return False
+        rule = interface.columns[at]
+        features[at] = rule.feature(tensor.datatype, value)
+        record[rule.name] = value
+    if len(record) != len(features) or len(inputs) != len(features):
+        if len(record) != len(inputs):
+            return False
+        for rule in interface.columns:
+            if rule.name not in record:
+                if rule.column.required:
+                    return False
+                record[rule.name] = None
+    request.records, request.features = [record], [features]
+    return True
+
+
+def _set_matrix(request: Infer, tensor: _Input, tail: Raw, columns: tuple[Input, ...]) -> None:
+    """All columns as one tensor ``x`` of shape [rows, width], in the order of the metadata: the shortest request.
+
+    A category is its rank, as the metadata lists them; NaN is unknown.
+    """
+    width = len(columns)
+    if tensor.shape != (request.rows, width) or request.rows < 1:
+        raise BadRequestError(f"input 'x': shape {list(tensor.shape)} does not fit [rows, {width}]")
+    size = None if tensor.parameters is None else tensor.parameters.binary_data_size
+    if size is None:
+        values: Sequence[Any] = _matrix_json(tensor, request.rows * width)
+    else:
+        _require_piece(tensor, len(tail), 0, size)
+        if size != len(tail):
+            raise BadRequestError(f"body: {len(tail) - size} bytes after the last binary tensor belong to no input")
+        values = binary_floats(MATRIX, tensor.datatype, tail, request.rows * width)
+    records: list[dict[str, Any]] = []
+    features: list[Sequence[float]] = []
+    for row in range(request.rows):
+        part = values[row * width : (row + 1) * width]
+        record: dict[str, Any] = {}
+        for rule, value in zip(columns, part, strict=True):
+            record[rule.name] = value if rule.low <= value <= rule.high else rule.from_matrix(row, value)
+        records.append(record)
+        features.append(part)
+    request.records, request.features = records, features
+
+
+def _matrix_json(tensor: _Input, count: int) -> list[float]:
+    data = tensor.data
+    if data is None:
+        raise BadRequestError("input 'x': has neither data nor binary_data_size")
+    if data and type(data[0]) is list:
+        data = [value for row in data for value in (row if type(row) is list else [row])]
+    if len(data) != count:
+        raise BadRequestError(f"input 'x': {len(data)} values in data, its shape is {list(tensor.shape)}")
+    for index, value in enumerate(data):
+        if type(value) is not float and type(value) is not int and value is not None:
+            raise BadRequestError(f"input 'x': value {index}: expected a number or null, got {value!r:.40}")
+    return [_NAN if value is None else value for value in data]
+
+
+def _parse(data: Raw) -> _Body:
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -132,7 +264,7 @@ def _rows(inputs: list[_Input]) -> int:
     return rows
 
 
-def _columns(inputs: list[_Input], tail: bytes, rows: int, interface: Interface) -> dict[str, Values]:
+def _columns(inputs: list[_Input], tail: Raw, rows: int, interface: Interface) -> dict[str, Values]:
     """Each input's values, checked; one pass, for this is the hottest loop of the worker."""
     ready: dict[str, Values] = {}
     shapes = ((rows,), (rows, 1))
@@ -161,7 +293,7 @@ def _columns(inputs: list[_Input], tail: bytes, rows: int, interface: Interface)
     return ready
 
 
-def _tensors(inputs: list[_Input], tail: bytes, rows: int, interface: Interface) -> list[Array]:
+def _tensors(inputs: list[_Input], tail: Raw, rows: int, interface: Interface) -> list[Array]:
     """A tensor model's inputs in the graph's order, checked; the arrays look into the request's own bytes."""
     ready: dict[str, Array] = {}
     view = memoryview(tail)
@@ -207,7 +339,7 @@ def _json_values(tensor: _Input, rows: int) -> list[Any]:
     return data
 
 
-def _piece(tensor: _Input, tail: bytes, offset: int, size: int) -> bytes:
+def _piece(tensor: _Input, tail: Raw, offset: int, size: int) -> Raw:
     """The tensor's own bytes behind the JSON part."""
     _require_piece(tensor, len(tail), offset, size)
     return tail[offset : offset + size]
@@ -257,19 +389,40 @@ def _check_at(text: str, field: str) -> None:
         ) from error
 
 
-def _wants_binary(message: _Body, outputs: tuple[TensorSpec, ...]) -> tuple[bool, ...]:
-    """For each output of the model, whether its bytes are wanted."""
-    whole = message.parameters.binary_data_output if message.parameters else False
+def _wanted(message: _Body, outputs: tuple[TensorSpec, ...]) -> tuple[bool | None, ...]:
+    """For each output of the model: its bytes, its JSON, or nothing of it."""
+    whole = message.parameters is not None and message.parameters.binary_data_output
     if not message.outputs:
+        if len(outputs) == 1:
+            return _BINARY_ONLY if whole else _JSON_ONLY
         return (whole,) * len(outputs)
-    wanted = {spec.name: whole for spec in outputs}
+    wanted: dict[str, bool | None] = dict.fromkeys(spec.name for spec in outputs)
     for index, asked in enumerate(message.outputs):
         if asked.name not in wanted:
             known = ", ".join(wanted)
-            raise BadRequestError(f"outputs[{index}].name: {asked.name[:60]!r} is unknown; the output is {known!r}")
-        if asked.parameters and asked.parameters.binary_data is not None:
-            wanted[asked.name] = asked.parameters.binary_data
+            raise BadRequestError(f"outputs[{index}].name: {asked.name[:60]!r} is unknown; there are: {known}")
+        binary = asked.parameters.binary_data if asked.parameters else None
+        wanted[asked.name] = whole if binary is None else binary
     return tuple(wanted.values())
+
+
+def encode_values(interface: Interface, request: Infer, ids: Sequence[str], values: list[float]) -> bytes:
+    """The JSON answer of a model with one float output for each row: the common case, put together from pieces."""
+    rows = b"%d" % request.rows
+    tail = b"]}" if request.rows == 1 else b'],"parameters":{"ids":%b}}' % _encode(ids)
+    return b"".join(
+        (interface.begin, _encode(request.id), interface.output_begin, rows, b'],"data":', _encode(values), b"}", tail)
+    )
+
+
+def encode_raw(interface: Interface, request: Infer, ids: Sequence[str], values: list[float]) -> tuple[bytes, int]:
+    """The same in binary, with the length of its JSON part."""
+    rows = len(values)
+    tail = b"}}]}" if rows == 1 else b'}}],"parameters":{"ids":%b}}' % _encode(ids)
+    begin, output_begin = interface.begin, interface.output_begin
+    size = b'%d],"parameters":{"binary_data_size":%d' % (rows, 4 * rows)
+    head = b"".join((begin, _encode(request.id), output_begin, size, tail))
+    return head + struct.pack(f"<{rows}f", *values), len(head)
 
 
 def encode(
@@ -279,14 +432,16 @@ def encode(
     parameters = {"ids": list(ids)} if request.rows > 1 else None
     tensors: list[_OutTensor] = []
     raws: list[bytes] = []
-    for spec, output, binary in zip(interface.outputs, outputs, request.binary, strict=True):
+    for spec, output, wanted in zip(interface.outputs, outputs, request.wanted, strict=True):
+        if wanted is None:
+            continue
         tensor = _OutTensor(spec.name, spec.datatype, list(output.shape))
-        if binary:
+        if wanted:
             raw = np.ascontiguousarray(output, _DTYPES[spec.datatype]).tobytes()
             tensor.parameters = {"binary_data_size": len(raw)}
             raws.append(raw)
         else:
             tensor.data = output.reshape(-1).tolist()
         tensors.append(tensor)
-    head = _encoder.encode(_Answer(interface.model, interface.version, request.id, tensors, parameters))
+    head = _encode(_Answer(interface.model, interface.version, request.id, tensors, parameters))
     return (head + b"".join(raws), len(head)) if raws else (head, None)

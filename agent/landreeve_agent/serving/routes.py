@@ -1,7 +1,8 @@
-"""Who answers for which model, and the walk of one request: decode, run, shadow, capture, answer.
+"""Who answers for which model, and the walk of one request: run, shadow, capture, answer.
 
 The table is replaced by one assignment, so a request sees the old routes or the new ones, never a mixture; what
-the old ones had begun they finish.
+the old ones had begun they finish. All requests of one run are put on file with one write, before any of them is
+answered.
 """
 
 import asyncio
@@ -11,14 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-
+import numpy as np
 from landreeve_models.samples import derived_rows, predictions
 
-from landreeve_agent.serving.batcher import Arrays, Batcher
+from landreeve_agent.serving.batcher import Arrays, Batcher, Job, Ran
 from landreeve_agent.serving.capture import Line, Spool, SpoolError
 from landreeve_agent.serving.control import ModelStatus, Route
 from landreeve_agent.serving.errors import (
     BusyError,
+    LateError,
     LoadFailedError,
     NotReadyError,
     RunFailedError,
@@ -26,42 +28,111 @@ from landreeve_agent.serving.errors import (
     UnknownError,
 )
 from landreeve_agent.serving.interface import Interface
-from landreeve_agent.serving.metrics import Metrics, ModelCounts
+from landreeve_agent.serving.metrics import Metrics
 from landreeve_agent.serving.model import LoadedModel
 from landreeve_agent.serving.oip import Infer
+from landreeve_agent.serving.session import Array
+from landreeve_agent.serving.split import pick, point
 
 SHADOW_EXTRA_S = 0.05  # how much longer than the active model a slow shadow may hold an answer back
 
 
-@dataclass(frozen=True, slots=True)
 class Answered:
-    """What a request is answered with: an array for each of the interface's outputs, an id for each row."""
+    """What a request is answered with: an array for each of the interface's outputs, an id for each row.
 
-    interface: Interface
-    request: Infer
-    ids: Sequence[str]
-    outputs: Arrays
+    ``values`` are the plain numbers of a model with one float output for each row.
+    """
+
+    __slots__ = ("_first", "_whole", "ids", "interface", "request", "values")
+
+    def __init__(
+        self,
+        interface: Interface,
+        request: Infer,
+        ids: Sequence[str],
+        whole: Arrays,
+        *,
+        first: int,
+        values: list[float] | None,
+    ) -> None:
+        self.interface = interface
+        self.request = request
+        self.ids = ids
+        self.values = values
+        self._whole = whole
+        self._first = first
+
+    @property
+    def outputs(self) -> list[Array]:
+        """The request's own rows of each output."""
+        last = self._first + self.request.rows
+        return [output[self._first : last] for output in self._whole]
 
 
 Respond = Callable[[Answered | ServingError], None]
 
 
-class Lane:
-    """A loaded version with its queue."""
+class Ask(Job):
+    """A request on its way."""
 
-    def __init__(self, model: LoadedModel) -> None:
+    __slots__ = ("answer", "began_ns", "lane", "request", "respond", "serving", "shadow")
+
+    def __init__(self, request: Infer, serving: "Serving", lane: "Lane", respond: Respond, began_ns: int) -> None:
+        super().__init__(request.rows, request.priority, request.timeout_us)
+        self.request = request
+        self.serving = serving
+        self.lane = lane
+        self.respond = respond
+        self.began_ns = began_ns
+        self.answer: Answered | ServingError | None = None
+        self.shadow: list[float] | None = None
+
+    def leave(self) -> None:
+        """The caller has gone: a run that has not begun is not begun."""
+        self.gone = True
+
+
+class Lane:
+    """A loaded version with its queue. ``finish`` gets what has run."""
+
+    def __init__(
+        self, model: LoadedModel, finish: Callable[[Sequence[Ran]], None], alone: Callable[[], bool] = lambda: False
+    ) -> None:
         self.model = model
-        self.batcher = Batcher(model.run, batch_rows=model.version.plan.batch, quick=model.quick)
+        plan = model.opened.plan
+        self.batcher = Batcher(
+            self._features,
+            model.run,
+            finish,
+            batch_rows=plan.batch,
+            quick=model.quick,
+            streams=plan.streams,
+            alone=alone,
+        )
+
+    def _features(self, jobs: Sequence[Job]) -> list[Array]:
+        """The rows of all jobs as the graph takes them."""
+        requests: list[Infer] = [job.request for job in jobs]  # type: ignore[attr-defined]  # an Ask or a Follow
+        interface = self.model.interface
+        # Ready features hold the ranks of the version the request was decoded for.
+        if all(request.features is not None and request.interface is interface for request in requests):
+            rows = [row for request in requests for row in request.features or ()]
+            return [np.array(rows, np.float32)]
+        feeds = [self.model.feeds(request) for request in requests]
+        if len(feeds) == 1:
+            return feeds[0]
+        return [np.concatenate(parts) for parts in zip(*feeds, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """One model's lanes, or why it has none."""
+    """One model's lanes, or why it has none. ``shares`` answer a part of the requests, as the route says."""
 
     route: Route
     active: Lane | None
     shadow: Lane | None
     problem: LoadFailedError | None = None
+    shares: tuple[Lane, ...] = ()
 
     def status(self) -> ModelStatus:
         """What is wanted and what is used."""
@@ -79,184 +150,277 @@ class Serving:
             shadow=self.shadow.model.version.version if self.shadow else "",
         )
 
+    def lanes(self) -> list[Lane]:
+        """All of them."""
+        return [lane for lane in (self.active, self.shadow, *self.shares) if lane is not None]
+
+    def lane(self, version: str | None, request: Infer) -> Lane:
+        """Who answers this request; raises `NotReadyError` or `UnknownError`."""
+        active = self.active
+        if active is None:
+            raise NotReadyError(f"model {self.route.model!r} is not ready: {self._why()}")
+        if version is not None:
+            return self.named(version)
+        if not self.shares:
+            return active
+        at = point(self.route.model, request.key or request.id)
+        chosen = pick([share.share for share in self.route.shares], at)
+        return active if chosen < 0 else self.shares[chosen]
+
+    def named(self, version: str) -> Lane:
+        """The lane of an answering version; `UnknownError` lists what there is."""
+        answering = [lane for lane in (self.active, *self.shares) if lane is not None]
+        for lane in answering:
+            if lane.model.version.version == version:
+                return lane
+        there = ", ".join(lane.model.version.version for lane in answering)
+        asked = f"version {version[:40]!r} of model {self.route.model!r}"
+        raise UnknownError(f"{asked} is not served here; there is: {there}")
+
+    def _why(self) -> str:
+        return self.problem.sentence if self.problem else ""
+
 
 class Routes:
-    """The table and the walk. Owned by the event loop."""
+    """The table and the walk. Owned by the event loop. ``alone`` says whether there is only one caller now."""
 
     def __init__(self, spool: Spool, metrics: Metrics) -> None:
         self._spool = spool
         self._metrics = metrics
         self._table: Mapping[str, Serving] = {}
-        self._encode = msgspec.json.Encoder().encode
+        self._encoder = msgspec.json.Encoder()
         self._prefix = f"{time.time_ns():x}"
         self._count = 0
+        self.alone: Callable[[], bool] = lambda: False
 
     @property
     def table(self) -> Mapping[str, Serving]:
         """The routes that serve now."""
         return self._table
 
+    def make_lane(self, model: LoadedModel) -> Lane:
+        """A lane whose answers these routes give."""
+        return Lane(model, self._finish, self._alone)
+
+    def _alone(self) -> bool:
+        return self.alone()
+
     def replace(self, table: Mapping[str, Serving]) -> None:
         """Serve by the new table from the next request on; retire lanes that only the old one had."""
         old, self._table = self._table, table
-        kept = {id(lane) for serving in table.values() for lane in (serving.active, serving.shadow)}
+        kept = {id(lane) for serving in table.values() for lane in serving.lanes()}
         for serving in old.values():
-            for lane in (serving.active, serving.shadow):
-                if lane is not None and id(lane) not in kept:
+            for lane in serving.lanes():
+                if id(lane) not in kept:
                     lane.batcher.retire()
 
-    def serving(self, model: str, version: str | None) -> Serving:
-        """Who serves that model; `UnknownError` lists what there is."""
+    def serving(self, model: str, version: str | None = None) -> Serving:
+        """Who serves that model, and that version of it; `UnknownError` lists what there is."""
         found = self._table.get(model)
         if found is None:
             known = ", ".join(sorted(self._table)) or "none yet"
             raise UnknownError(f"model {model[:80]!r} is not served here; there are: {known}")
-        serves = found.route.active.version
-        if version is not None and version != serves:
-            raise UnknownError(f"version {version[:40]!r} of model {model!r} is not served here; there is: {serves}")
+        if version is not None and version != found.route.active.version:
+            found.named(version)
         return found
 
     def interface(self, model: str, version: str | None) -> Interface:
         """What a request to that model must look like; raises what refuses it."""
-        return _lane(self.serving(model, version)).model.interface
+        return self.serving(model).lane(version, _NOBODY).model.interface
 
     def refused(self, model: str) -> None:
         """Count a request that could not be decoded."""
         self._metrics.of(model).refused += 1
 
-    def submit(self, model: str, version: str | None, request: Infer, respond: Respond) -> None:
-        """Answer one decoded request through ``respond``, at once or later; raises what refuses it."""
-        began = time.perf_counter_ns()
-        serving = self.serving(model, version)
-        lane = _lane(serving)
+    def submit(
+        self, model: str, version: str | None, request: Infer, respond: Respond, began_ns: int = 0
+    ) -> Callable[[], None]:
+        """Answer one decoded request through ``respond``, at once or later; raises what refuses it.
+
+        ``began_ns`` is when its bytes came, in monotonic nanoseconds. Call what is returned when the caller leaves.
+        """
         if not request.id:
             self._count += 1
             request.id = f"{self._prefix}-{self._count:x}"
-        walk = _Walk(self, serving, lane, request, counts=self._metrics.of(model), began=began, respond=respond)
-        lane.batcher.submit(lane.model.feeds(request), walk.answered)
+        serving = self.serving(model)
+        lane = serving.lane(version, request)
+        ask = Ask(request, serving, lane, respond, began_ns or time.perf_counter_ns())
+        lane.batcher.submit(ask)
+        return ask.leave
 
-    def capture(self, lines: list[Line]) -> None:
-        """Put the rows on file; a failure is counted and shown, and costs no answer."""
-        try:
-            self._spool.append(b"".join(self._encode(line) + b"\n" for line in lines))
-        except SpoolError:
-            # A full disk must not stop the site's predictions; status and metrics carry the count.
-            self._metrics.capture_failures += 1
+    # --- after the run
 
+    def _finish(self, done: Sequence[Ran]) -> None:
+        """Capture and answer what has run; what has a shadow waits for it."""
+        began = time.perf_counter_ns()
+        asks: list[Ask] = []
+        for ran in done:
+            jobs: Sequence[Any] = ran.jobs
+            if isinstance(jobs[0], Follow):
+                self._followed(ran, jobs)
+                continue
+            _set_answers(ran, jobs)
+            self._observe(ran, jobs)
+            for ask in jobs:
+                if ask.serving.shadow is None or not isinstance(ask.answer, Answered):
+                    asks.append(ask)
+                else:
+                    self._ask_shadow(ask, ask.serving.shadow)
+        if asks:
+            self._answer(asks)
+            counts = self._metrics.of(asks[0].serving.route.model)
+            counts.stages["encode"].add((time.perf_counter_ns() - began) // len(asks), len(asks))
 
-def _lane(serving: Serving) -> Lane:
-    if serving.active is None:
-        why = serving.problem.sentence if serving.problem else ""
-        raise NotReadyError(f"model {serving.route.model!r} is not ready: {why}")
-    return serving.active
-
-
-class _Walk:
-    """One request between its run and its answer."""
-
-    __slots__ = ("_began", "_counts", "_model", "_p", "_request", "_respond", "_routes", "_serving", "_timer", "_us")
-
-    def __init__(
-        self,
-        routes: Routes,
-        serving: Serving,
-        lane: Lane,
-        request: Infer,
-        *,
-        counts: ModelCounts,
-        began: int,
-        respond: Respond,
-    ) -> None:
-        self._routes = routes
-        self._serving = serving
-        self._model = lane.model
-        self._request = request
-        self._counts = counts
-        self._began = began
-        self._respond: Respond | None = respond
-        self._p: Arrays | RunFailedError | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._us = 0
-
-    def answered(self, p: Arrays | RunFailedError) -> None:
-        """The active version has answered; ask the shadow, if there is one."""
-        self._p = p
-        self._us = (time.perf_counter_ns() - self._began) // 1000
-        shadow = self._serving.shadow
-        if shadow is None:
-            self._finish(None)
+    def _observe(self, ran: Ran, asks: Sequence[Ask]) -> None:
+        counts = self._metrics.of(asks[0].serving.route.model)
+        stages, total = counts.stages, len(asks)
+        if isinstance(ran.outputs, LateError):
+            counts.late += total
             return
-        try:
-            x = shadow.model.feeds(self._request)
-        except Exception as error:  # noqa: BLE001 - whatever a shadow's pipeline raises, the answer must go out
-            self.shadowed(RunFailedError(str(error)))
-            return
-        if not shadow.model.quick:
-            wait_s = SHADOW_EXTRA_S + 2e-6 * self._us
-            self._timer = asyncio.get_running_loop().call_later(wait_s, self.shadowed, RunFailedError("too slow"))
-        try:
-            shadow.batcher.submit(x, self.shadowed)
-        except BusyError as error:
-            self.shadowed(RunFailedError(str(error)))
+        stages["features"].add(ran.ready_ns - ran.taken_ns, total)
+        stages["run"].add(ran.ended_ns - ran.ready_ns, total)
+        counts.batched(sum(ask.rows for ask in asks))
+        decode, queue = stages["decode"], stages["queue"]
+        for ask in asks:
+            decode.add(ask.queued_ns - ask.began_ns)
+            queue.add(ran.taken_ns - ask.queued_ns)
 
-    def shadowed(self, p: Arrays | RunFailedError) -> None:
-        """The shadow has answered, failed, or taken too long."""
-        if self._respond is None:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        if isinstance(p, RunFailedError):
-            self._counts.shadow_failures += 1
-            self._finish(None)
-        else:
-            self._finish(p)
+    def _answer(self, asks: Sequence[Ask]) -> None:
+        """Put the rows on file, then send every answer."""
+        now_ns, now = time.perf_counter_ns(), time.time()
+        buffer = bytearray()
+        for ask in asks:
+            if not isinstance(ask.answer, LateError):
+                self._write(buffer, ask, (now_ns - ask.began_ns) // 1000, now)
+        if buffer:
+            try:
+                self._spool.append(buffer)
+            except SpoolError:
+                # A full disk must not stop the site's predictions; status and metrics carry the count.
+                self._metrics.capture_failures += 1
+        for ask in asks:
+            answer = ask.answer
+            if isinstance(answer, Answered):
+                self._metrics.of(ask.serving.route.model).answered(ask.rows, (now_ns - ask.began_ns) // 1000)
+            else:
+                self._metrics.of(ask.serving.route.model).failed += isinstance(answer, RunFailedError)
+                answer = answer or RunFailedError("the run ended without an answer")
+            if not ask.gone:
+                ask.respond(answer)
 
-    def _finish(self, shadow: Arrays | None) -> None:
-        respond, self._respond = self._respond, None
-        p, request = self._p, self._request
-        if respond is None or p is None:
-            return
-        ids = request.ids or _row_ids(request)
-        self._routes.capture(self._lines(ids, p, shadow))
-        if isinstance(p, RunFailedError):
-            self._counts.failed += 1
-            respond(p)
-            return
-        self._counts.answered(request.rows, self._us)
-        respond(Answered(self._model.interface, request, ids, p))
-
-    def _lines(self, ids: list[str], p: Arrays | RunFailedError, shadow: Arrays | None) -> list[Line]:
-        version, definition = self._model.version, self._model.definition
-        failed = isinstance(p, RunFailedError)
-        values = [None] * len(ids) if isinstance(p, RunFailedError) else predictions(definition, p)
-        shadows = [None] * len(ids) if shadow is None else predictions(definition, shadow)
-        lane = self._serving.shadow
-        rows = _rows(self._model, self._request)
-        now = time.time()
-        return [
-            Line(
-                id=ids[i],
-                at=self._request.ats[i],
-                model=version.model,
-                version=version.version,
-                release=version.release,
-                row=rows[i],
-                p=values[i],
-                shadow=shadows[i],
-                shadow_release=lane.model.version.release if lane else None,
-                us=self._us,
-                t=now,
-                err=str(p) if failed else None,
+    def _write(self, buffer: bytearray, ask: Ask, us: int, now: float) -> None:
+        """Add a line for each row of a request."""
+        request, version = ask.request, ask.lane.model.version
+        answer = ask.answer
+        failed = not isinstance(answer, Answered)
+        values = [None] * ask.rows if not isinstance(answer, Answered) else _numbers(ask.lane.model, answer)
+        shadow = ask.serving.shadow.model.version.release if ask.serving.shadow else None
+        records = _records(ask.lane.model, request)
+        for i, name in enumerate(request.ids or _row_ids(request)):
+            line = Line(
+                name,
+                request.ats[i],
+                version.model,
+                version.version,
+                version.release,
+                records[i],
+                values[i],
+                us,
+                now,
+                ask.shadow[i] if ask.shadow else None,
+                shadow,
+                str(answer) if failed else None,
             )
-            for i in range(len(ids))
-        ]
+            self._encoder.encode_into(line, buffer, -1)
+            buffer += b"\n"
+
+    # --- the shadow
+
+    def _ask_shadow(self, ask: Ask, shadow: Lane) -> None:
+        """Let the shadow see the same rows; the answer waits for it, but not long."""
+        follow = Follow(ask)
+        if not shadow.model.quick:
+            wait_s = SHADOW_EXTRA_S + 2e-9 * (time.perf_counter_ns() - ask.began_ns)
+            follow.timer = asyncio.get_running_loop().call_later(wait_s, self._without, follow)
+        try:
+            shadow.batcher.submit(follow)
+        except BusyError:
+            self._without(follow)
+
+    def _without(self, follow: "Follow") -> None:
+        """The shadow takes too long: answer without it."""
+        if follow.settle():
+            self._metrics.of(follow.ask.serving.route.model).shadow_failures += 1
+            self._answer([follow.ask])
+
+    def _followed(self, ran: Ran, follows: "Sequence[Follow]") -> None:
+        """The shadow has run, or failed."""
+        offset = 0
+        values = None
+        if not isinstance(ran.outputs, ServingError):
+            shadow = follows[0].ask.serving.shadow
+            values = predictions(shadow.model.definition, ran.outputs) if shadow else None
+        asks: list[Ask] = []
+        for follow in follows:
+            if follow.settle():
+                if values is None:
+                    self._metrics.of(follow.ask.serving.route.model).shadow_failures += 1
+                else:
+                    follow.ask.shadow = values[offset : offset + follow.rows]
+                asks.append(follow.ask)
+            offset += follow.rows
+        if asks:
+            self._answer(asks)
 
 
-def _rows(model: LoadedModel, request: Infer) -> list[dict[str, Any]]:
+class Follow(Job):
+    """The same request, for the shadow."""
+
+    __slots__ = ("ask", "request", "timer")
+
+    def __init__(self, ask: Ask) -> None:
+        super().__init__(ask.rows)
+        self.ask = ask
+        self.request = ask.request
+        self.timer: asyncio.TimerHandle | None = None
+
+    def settle(self) -> bool:
+        """True the first time: the request is answered once, with the shadow's numbers or without them."""
+        first, self.gone = not self.gone, True
+        if self.timer is not None:
+            self.timer.cancel()
+        return first
+
+
+# For asking a route what a request must look like, before there is one.
+_NOBODY = Infer("", None, [], 0, {}, [], ())
+
+
+def _set_answers(ran: Ran, asks: Sequence[Ask]) -> None:
+    """Give each request its part of a run's outcome."""
+    if isinstance(ran.outputs, ServingError):
+        for ask in asks:
+            ask.answer = ran.outputs
+        return
+    model = asks[0].lane.model
+    values: list[float] | None = ran.outputs[0].tolist() if model.definition.tabular else None
+    offset = 0
+    for ask in asks:
+        last = offset + ask.rows
+        ids = ask.request.ids or _row_ids(ask.request)
+        part = None if values is None else values[offset:last]
+        ask.answer = Answered(model.interface, ask.request, ids, ran.outputs, first=offset, values=part)
+        offset = last
+
+
+def _numbers(model: LoadedModel, answer: Answered) -> list[float]:
+    """The one number of each row that is captured."""
+    return predictions(model.definition, answer.outputs) if answer.values is None else answer.values
+
+
+def _records(model: LoadedModel, request: Infer) -> Sequence[dict[str, Any]]:
     """What is captured of each row: its columns, or of tensors the numbers derived from them."""
-    if not model.definition.tabular:
-        return [*derived_rows(model.definition, request.tensors)]
-    return [{name: value[i] for name, value in request.columns.items()} for i in range(request.rows)]
+    return request.captured() if model.definition.tabular else derived_rows(model.definition, request.tensors)
 
 
 def _row_ids(request: Infer) -> list[str]:
