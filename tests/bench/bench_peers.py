@@ -136,10 +136,10 @@ async def call_bare(options: Options, model: str, seconds: float) -> Row:
 
 def take(results: Results, key: Key, found: Row, case: Case | None, expected: Sequence[float]) -> None:
     """Keep a round's figures when the first answer was right; else note why the case is not measured."""
-    name = f"{key[0]}, {key[1]}, {key[2]}, {key[3]} clients"
+    name = report.title(key)
     first = found.pop("first", None)
     if "error" in found:
-        results.missing[name] = str(found["error"])[:300]
+        results.missing[name] = " ".join(str(found["error"]).split())[:300]
         return
     if case is not None:
         got = case.read(base64.b64decode(str(first)))
@@ -147,25 +147,6 @@ def take(results: Results, key: Key, found: Row, case: Case | None, expected: Se
             results.missing[name] = f"wrong answer: {got[:4]}, the runtime says {list(expected)[:4]}"
             return
     results.rounds.setdefault(key, []).append(Figures(**found))  # type: ignore[arg-type]
-
-
-async def one_round(todo: "Todo", results: Results, turn: int) -> None:
-    """Every case once, beginning at another one each time."""
-    results.loads.append(os.getloadavg()[0])
-    for model in todo.models:
-        seconds = todo.seconds * (2 if model == "image" else 1)
-        take(results, ("bare", model, "in process", 1), await call_bare(todo.options, model, seconds), None, ())
-    plays = [(case, clients) for case in todo.cases for clients in CLIENTS if case.server in todo.servers]
-    start = turn * len(plays) // todo.rounds
-    for case, clients in plays[start:] + plays[:start]:
-        key = (case.server, case.model, case.form, clients)
-        if f"{key[0]}, {key[1]}, {key[2]}, {clients} clients" in results.missing:
-            continue
-        request = todo.options.work / f"{case.server}-{case.model}-{case.form.replace(' ', '-')}.http"
-        request.write_bytes(case.request)
-        seconds = todo.seconds * (2 if case.model == "image" else 1)
-        found = await load(case, todo.servers[case.server], request, clients, seconds)
-        take(results, key, found, case, todo.expected[case.model])
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +160,35 @@ class Todo:
     expected: dict[str, list[float]]
     seconds: float
     rounds: int
+
+    def plays(self) -> list[tuple[str, Case | None, int]]:
+        """Model, case (None: the bare call) and clients; ours come right after the bare call they are held against."""
+        found: list[tuple[str, Case | None, int]] = []
+        for model in self.models:
+            found.append((model, None, 1))
+            made = [case for case in self.cases if case.model == model and case.server in self.servers]
+            found += [(model, case, clients) for case in made for clients in CLIENTS]
+        return found
+
+
+async def one_round(todo: Todo, results: Results, turn: int) -> None:
+    """Every play once, beginning at another one each time."""
+    results.loads.append(os.getloadavg()[0])
+    plays = todo.plays()
+    start = turn * len(plays) // todo.rounds
+    for model, case, clients in plays[start:] + plays[:start]:
+        seconds = todo.seconds * (2 if model == "image" else 1)
+        if case is None:
+            key: Key = ("bare", model, "in process", 1)
+            take(results, key, await call_bare(todo.options, model, seconds), None, ())
+            continue
+        key = (case.server, model, case.form, clients)
+        if report.title(key) in results.missing:
+            continue
+        request = todo.options.work / f"{case.server}-{model}-{case.form.replace(' ', '-')}.request"
+        request.write_bytes(case.request)
+        found = await load(case, todo.servers[case.server], request, clients, seconds)
+        take(results, key, found, case, todo.expected[model])
 
 
 def expected_answers(options: Options, models: Sequence[str]) -> dict[str, list[float]]:
@@ -240,10 +250,12 @@ def main() -> int:
     processes.adopt_orphans()
     results = Results()
     began = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as temporary:
-        asyncio.run(measure(arguments, Path(temporary), results))
-    for name in processes.end_orphans():
-        print(f"ended a process that its server left behind: {name}", file=sys.stderr)
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            asyncio.run(measure(arguments, Path(temporary), results))
+    finally:
+        for name in processes.end_orphans():
+            print(f"ended a process that its server left behind: {name}", file=sys.stderr)
     rows = report.rows(results)
     print(
         f"{os.cpu_count()} cores, load {began:.1f} before, {max(results.loads):.1f} at most between rounds (ours in it)"
