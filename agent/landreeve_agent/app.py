@@ -107,6 +107,8 @@ async def _close(house: House) -> None:
 def _greet(house: House) -> None:
     note(f"console    {house.console_url}   one-time code {house.codes.fresh()}")
     note(f"inference  {house.inference.url}")
+    for sentence in house.inference.door.sentences():
+        note(f"           {sentence}")
     for sentence in house.moved:
         note(sentence)
 

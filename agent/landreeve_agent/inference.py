@@ -5,13 +5,16 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from landreeve_agent.serving.control import Route, WorkerStatus
+import msgspec
+
+from landreeve_agent.serving.control import Route, Version, WorkerStatus
+from landreeve_agent.serving.door import Door
 from landreeve_agent.serving.errors import LoadFailedError
-from landreeve_agent.serving.supervise import WorkerProcess
+from landreeve_agent.serving.supervise import Options, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +43,17 @@ class Hold:
 
 @dataclass
 class Inference:
-    """Serves routes; without any there is no process. ``hold`` keeps the port until the worker listens on it."""
+    """Serves routes; without any there is no process. ``hold`` keeps the port until the worker listens on it.
+
+    ``isolated`` names models that run in a process of their own; ``*`` means all.
+    """
 
     spool: Path
     hold: Hold
     on_restart: OnRestart
+    door: Door = field(default_factory=Door)
+    memory_mb: int = 0
+    isolated: Collection[str] = ()
     _worker: WorkerProcess | None = field(default=None)
 
     @property
@@ -56,13 +65,13 @@ class Inference:
     def url(self) -> str:
         """Its base URL."""
         host, port = self.address
-        return f"http://{host}:{port}"
+        return f"{self.door.scheme}://{_shown(host)}:{port}"
 
     async def apply(self, routes: tuple[Route, ...]) -> None:
         """Serve exactly these routes. Raises `landreeve_agent.serving.errors.LoadFailedError`."""
         if self._worker is None and not routes:
             return
-        await (await self._started()).apply(routes)
+        await (await self._started()).apply(tuple(self._placed(route) for route in routes))
 
     async def status(self) -> WorkerStatus | None:
         """How the worker is; None while none was wanted."""
@@ -74,10 +83,22 @@ class Inference:
             await self._worker.stop()
             self._worker = None
 
+    def _options(self) -> Options:
+        door = self.door
+        return Options(memory_mb=self.memory_mb, tokens=door.tokens, tls_cert=door.certificate, tls_key=door.key)
+
+    def _placed(self, route: Route) -> Route:
+        """The route, in a process of its own where the settings ask for it."""
+        if route.model not in self.isolated and "*" not in self.isolated:
+            return route
+        shares = tuple(msgspec.structs.replace(s, version=_alone(s.version)) for s in route.shares)
+        shadow = _alone(route.shadow) if route.shadow else None
+        return msgspec.structs.replace(route, active=_alone(route.active), shadow=shadow, shares=shares)
+
     async def _started(self) -> WorkerProcess:
         if self._worker is None:
             host, port = self.address
-            worker = WorkerProcess(self.spool, host, port, on_restart=self.on_restart)
+            worker = WorkerProcess(self.spool, host, port, on_restart=self.on_restart, options=self._options())
             try:
                 await worker.start()
             except OSError as error:
@@ -87,6 +108,16 @@ class Inference:
             self._worker = worker
             logger.info("the inference server answers on %s", self.url)
         return self._worker
+
+
+def _alone(version: Version) -> Version:
+    return msgspec.structs.replace(version, isolated=True)
+
+
+def _shown(host: str) -> str:
+    """An address that a program on this box can use for a listening one."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - translated, not bound
+    return f"[{host}]" if ":" in host else host
 
 
 def hold_port(host: str, port: int, tried: int = 50) -> Hold:

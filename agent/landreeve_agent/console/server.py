@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from landreeve_agent.console.access import Doors, Sessions, Tokens
 from landreeve_agent.console.api import LocalApi
 from landreeve_agent.console.guard import Guard
+from landreeve_agent.serving.door import Door
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +61,10 @@ class ConsoleServer:
 
 
 def build(
-    api: LocalApi, doors: Doors, tokens: Tokens, sessions: Sessions, version: str
+    api: LocalApi, doors: Doors, tokens: Tokens, sessions: Sessions, version: str, *, inference: Door | None = None
 ) -> tuple[Guard, Callable[[], None]]:
-    """The guarded application, and what must be called to end its open streams."""
+    """The guarded application, and what must be called to end its open streams. ``inference`` is the door of the
+    inference server, for a console that asks it."""
     app = FastAPI(
         title="Landreeve on this box",
         version=version,
@@ -70,6 +72,7 @@ def build(
         redoc_url=None,
         openapi_url="/api/v1/openapi.json",
     )
+    app.state.inference = inference or Door()
     api.install(app)
     close_pages = _install_pages(app)
 

@@ -14,6 +14,8 @@ from fastapi.responses import JSONResponse
 from landreeve.ui.asgi import request_of
 from landreeve.ui.inside import Api, ApiError
 
+from landreeve_agent.serving.door import Door
+
 TIMEOUT_S = 10.0
 
 
@@ -28,7 +30,7 @@ def install(app: FastAPI) -> None:
             status = await api.get("status")
             columns = fields((await api.get("models", model)).get("definition"))
             row = (await request.json()).get("row") or {}
-            return JSONResponse(await _ask(status["serving"], model, columns, row))
+            return JSONResponse(await _ask(status["serving"], app.state.inference, model, columns, row))
         except ApiError as error:
             return _problem(error.status, error.title, error.detail)
         except ValueError as error:
@@ -57,12 +59,14 @@ def _typical(column: Mapping[str, Any], seen: Mapping[str, Any]) -> float:
     return (low + high) / 2 if low is not None and high is not None else float(low or 0)
 
 
-async def _ask(serving: str, model: str, columns: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> Any:
+async def _ask(
+    serving: str, door: Door, model: str, columns: Sequence[Mapping[str, Any]], row: Mapping[str, Any]
+) -> Any:
     import httpx2
 
     body = {"id": f"try-{uuid.uuid4().hex[:12]}", "inputs": [_tensor(column, row) for column in columns]}
     try:
-        async with httpx2.AsyncClient(timeout=TIMEOUT_S) as client:
+        async with httpx2.AsyncClient(timeout=TIMEOUT_S, verify=door.trust(), headers=door.headers()) as client:
             answer = await client.post(f"{_http(serving)}/v2/models/{model}/infer", json=body)
     except httpx2.HTTPError as error:
         raise ApiError(502, "No answer", f"The inference server did not answer: {error}") from error
@@ -85,7 +89,10 @@ def curl(serving: str, name: str, columns: Sequence[Mapping[str, Any]]) -> str:
     """A request that works when pasted: Open Inference Protocol v2, one named tensor per column."""
     examples = {c["name"]: float(c["example"] or 0) if c["numeric"] else c["example"] for c in columns}
     lines = ",\n   ".join(json.dumps(_tensor(column, examples), ensure_ascii=False) for column in columns)
-    return f"curl {_http(serving)}/v2/models/{name}/infer -d '\n {{\"inputs\": [\n   {lines}]}}'"
+    proof = ""
+    if serving.startswith("https://"):
+        proof = '--cacert serving.crt -H "Authorization: Bearer $(landreeve token show app)" \\\n '
+    return f"curl {proof}{_http(serving)}/v2/models/{name}/infer -d '\n {{\"inputs\": [\n   {lines}]}}'"
 
 
 def samples_curl(console: str, name: str, columns: Sequence[Mapping[str, Any]]) -> str:
