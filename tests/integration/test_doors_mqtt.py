@@ -31,20 +31,25 @@ ROW = {"hour": 9.5, "wind": 4.0, "carrier": "UA"}
 
 
 class SiteBroker:
-    """A mosquitto of the site's own, with nothing set but a port."""
+    """A broker of the site's own, with nothing set but a port; NATS is one that knows no MQTT 5."""
 
-    def __init__(self, folder: Path, more: str = "") -> None:
+    def __init__(self, folder: Path, kind: Kind = Kind.MOSQUITTO, more: str = "") -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self._config = folder / "mosquitto.conf"
-        self._config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n{more}")
+        self._program = find_program(kind.value)
+        self._config = folder / "broker.conf"
+        if kind is Kind.MOSQUITTO:
+            self._config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n{more}")
+        else:
+            self._config.write_text(
+                f"listen: '127.0.0.1:-1'\nserver_name: site\njetstream {{ store_dir: '{folder}/js' }}\n"
+                f"mqtt {{ host: '127.0.0.1', port: {self.port} }}\n"
+            )
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        program = find_program("mosquitto")
-        assert program.kind is Kind.MOSQUITTO
-        command = [str(program.path), "-c", str(self._config)]
+        command = [str(self._program.path), "-c", str(self._config)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(self._listens)
 
@@ -203,7 +208,7 @@ def test_a_retained_request_is_not_asked_again(till3: Till, site: SiteBroker, wo
 
 
 def test_more_requests_than_may_wait_are_told_to_come_again(worker: ServingWorker, tmp_path: Path) -> None:
-    broker = SiteBroker(tmp_path, "max_inflight_messages 0\nmax_queued_messages 0\n")
+    broker = SiteBroker(tmp_path, more="max_inflight_messages 0\nmax_queued_messages 0\n")
     broker.start()
     with bridged(worker, broker, queue=1, parallel=1):
         till = Till(broker.port, paho.MQTTv5, "shop/delay/response/t")
@@ -236,7 +241,7 @@ def test_requests_sent_while_the_door_is_away_are_answered_when_it_is_back(
 
 
 def test_a_broker_that_comes_back_is_found_again(worker: ServingWorker, tmp_path: Path) -> None:
-    broker = SiteBroker(tmp_path, "accept_protocol_versions 3,4\n")  # and one that knows no MQTT 5
+    broker = SiteBroker(tmp_path)
     broker.start()
     till = Till(broker.port, paho.MQTTv311, "shop/+/response/t")
     with bridged(worker, broker):
@@ -244,6 +249,16 @@ def test_a_broker_that_comes_back_is_found_again(worker: ServingWorker, tmp_path
         broker.stop()
         broker.start()
         until(lambda: _asked(till, "after"))
+    till.close()
+    broker.stop()
+
+
+def test_a_broker_that_knows_no_mqtt_5_is_asked_in_the_older_way(worker: ServingWorker, tmp_path: Path) -> None:
+    broker = SiteBroker(tmp_path, Kind.NATS)
+    broker.start()
+    till = Till(broker.port, paho.MQTTv311, "shop/+/response/t")
+    with bridged(worker, broker):
+        until(lambda: _asked(till, "old"))
     till.close()
     broker.stop()
 
