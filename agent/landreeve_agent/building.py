@@ -27,10 +27,8 @@ from landreeve_agent.console.status import StatusSource, UpdateView, read_active
 from landreeve_agent.console.verdict import Finding
 from landreeve_agent.drift.windows import Windows
 from landreeve_agent.errors import StateError
-from landreeve_agent.hardware.cgroup import read_limits
-from landreeve_agent.hardware.cpu import read_cpu
-from landreeve_agent.hardware.inventory import Inventory, thread_budget
-from landreeve_agent.hardware.probe import probe
+from landreeve_agent.hardware.room import HardwareRoom
+from landreeve_agent.hardware.survey import Survey
 from landreeve_agent.inference import Hold, Inference, hold_port, is_taken
 from landreeve_agent.intake.definitions import Definitions
 from landreeve_agent.intake.intake import Intake
@@ -62,7 +60,6 @@ STATUS_EVERY_S = 2.0
 RECOVER_S = 15.0
 CONSOLE_END_S = 3.0
 PORT_WAIT_S = 5.0
-_ROOT = Path("/")
 # Told at these failures in a row: a room that never recovers must not fill the outbox.
 _TOLD_FAILURES = {1, 10, 100, 1000}
 
@@ -79,8 +76,8 @@ class House:
     listener: socket.socket
     hold: Hold
     moved: tuple[str, ...] = ()
-    inventory: "asyncio.Task[Inventory] | None" = None
     _recovered: asyncio.Event = field(default_factory=asyncio.Event)
+    _closing: bool = False
     _unsettled: set["asyncio.Task[None]"] = field(default_factory=set)
 
     @classmethod
@@ -113,6 +110,7 @@ class House:
             on_joined=lambda: self._start(self._be_born()), meter=self.meter,
         )  # fmt: skip
         self._look_for_hub()
+        self.hardware = self._make_hardware()
         self.runner = self._make_runner()
         self.trainings = Trainings(
             self.database, self.outbox, self.definitions, self.blobs,
@@ -124,8 +122,21 @@ class House:
         self.orders = Orders(self.database, self.reporter, self.actions.of_hub(), self.clock)
         self.schedule = Schedule(self.rooms.failed, self.rooms.recovered)
 
+    def _make_hardware(self) -> HardwareRoom:
+        settings = self.settings.hardware
+        survey = Survey(self.state.hardware, override=settings.override, stop=lambda: self._closing)
+        return HardwareRoom(
+            survey, settings.watch_s, settings.prove_after_s, used=self._used,
+            tell=lambda event: self.reporter.event(event, self.clock()),
+        )  # fmt: skip
+
+    def _used(self) -> Mapping[str, str]:
+        """What each model runs on, as the last status knew it."""
+        latest = self.source.latest
+        return {model.name: model.used for model in latest.models} if latest else {}
+
     def _make_runner(self) -> Runner:
-        budget = thread_budget(read_cpu(_ROOT).affinity, read_limits(_ROOT).cpus)
+        budget = self.hardware.threads
         self._threads = self.settings.serving.threads or budget
         return Runner(
             self.database, self.outbox, self.membership, self.membership, self.blobs, self.state.models,
@@ -157,7 +168,7 @@ class House:
         api = LocalApi(
             source=self.source, database=self.database, definitions=self.definitions,
             intake=Intake(self.database, self.definitions), codes=self.codes, sessions=sessions,
-            hardware=self._hardware, train=self.actions.train, roll_back=self.actions.roll_back,
+            hardware=self.hardware.document, train=self.actions.train, roll_back=self.actions.roll_back,
             audit=self.actions.audit, max_rows=self.settings.intake.max_rows,
             session_s=settings.session_hours * 3600, now=self.clock,
         )  # fmt: skip
@@ -191,7 +202,7 @@ class House:
         """Recover what served, then set every room going; the link comes last."""
         self.outbox.bind(asyncio.get_running_loop())
         await self.database.read(self.meter.load)
-        self.inventory = asyncio.create_task(asyncio.to_thread(probe))
+        self.rooms.keep("hardware", self.hardware.run)
         self.rooms.keep("console", self.server.run)
         self.rooms.keep("updates", self._update)
         # A model that takes long to load must not keep the other rooms waiting.
@@ -210,6 +221,7 @@ class House:
 
     async def close(self) -> None:
         """End every room, the worker included, and close the store."""
+        self._closing = True  # children of the survey end too
         self.schedule.stop()
         self.server.stop()
         await self.rooms.finish("console", CONSOLE_END_S)
@@ -250,34 +262,16 @@ class House:
             self.problem = str(error)
 
     async def _be_born(self) -> None:
-        """Probe the hardware, a matter of seconds, and tell the hub who we are."""
-        try:
-            hardware = await self._hardware()
-        except Exception:
-            logger.exception("the hardware could not be probed")
-            hardware = {}
+        """Tell the hub who we are, as soon as the hardware is known: a matter of seconds."""
         await self.reporter.birth(
-            self.clock(), agent=agent_version(), site=self.site, hardware=hardware,
+            self.clock(), agent=agent_version(), site=self.site, hardware=await self.hardware.document(),
             certificate_expires=self.membership.certificate_expires(), labels=self.settings.site.labels,
             box_class=class_of(await self._box()),
         )  # fmt: skip
 
-    async def _hardware(self) -> dict[str, Any]:
-        if self.inventory is None:
-            return {}
-        inventory = await asyncio.shield(self.inventory)
-        return {**msgspec.to_builtins(inventory), "kind": inventory.kind, "text": inventory.text}
-
     async def _box(self) -> BoxFacts:
-        """What decides which plan wins here; nothing when the box could not be probed."""
-        if self.inventory is None:
-            return BoxFacts()
-        try:
-            inventory = await asyncio.shield(self.inventory)
-        except Exception:
-            logger.exception("the hardware could not be probed")
-            return BoxFacts()
-        return facts_of(inventory, self._threads)
+        """What decides which plan wins here."""
+        return facts_of(await self.hardware.inventory(), self._threads)
 
     async def _worker_figures(self) -> WorkerFigures:
         status = await self.inference.status()
@@ -334,7 +328,7 @@ class House:
             found.append(
                 Finding("error", f"The settings cannot be used: {self.problem}. The last good ones hold.", "/")
             )
-        found += [Finding("warning", text, "/") for text in self.moved]
+        found += [Finding("warning", text, "/") for text in (*self.moved, *self.hardware.problems)]
         found += [
             Finding("error", f"definition {name}: {why}", "/models") for name, why in self.definitions.problems.items()
         ]

@@ -74,6 +74,11 @@ class HardwareRoom:
         return document_of(await self.inventory())
 
     @property
+    def threads(self) -> int:
+        """The budget for inference now, of files alone: some milliseconds, for the start of other rooms."""
+        return self._look_now().threads
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """What the status must say of the hardware."""
         own = (self._problem,) if self._problem else ()
@@ -119,17 +124,20 @@ class HardwareRoom:
         return changes(self._seen, now, names) if self._seen is not None else ()
 
     async def _glance(self) -> Inventory:
-        return await asyncio.to_thread(self.survey.glance)
+        return await asyncio.to_thread(self._look_now)
 
-    async def _examine(self) -> None:
-        """The first inventory. A bad override must not keep the site from starting: it is shown, and left out."""
+    def _look_now(self) -> Inventory:
+        """What the files say. A bad override must not keep the site from running: it is shown, and left out."""
         try:
-            self._seen = await self._glance()
+            return self.survey.glance()
         except BadOverrideError as error:
             logger.warning("%s", error)
             self._problem = str(error)
             self.survey = dataclasses.replace(self.survey, override="")
-            self._seen = await self._glance()
+            return self.survey.glance()
+
+    async def _examine(self) -> None:
+        self._seen = await self._glance()
         self._adopt(await asyncio.to_thread(self.survey.examine, _ASKED_AT_START))
 
     async def _study(self, again: frozenset[str]) -> None:

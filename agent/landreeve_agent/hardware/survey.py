@@ -42,7 +42,8 @@ class Survey:
         return self._told(read_box(self.root))
 
     def examine(self, names: Sequence[str] = NAMES) -> Inventory:
-        """The inventory with the proofs that hold. Runtimes outside ``names`` are told only as far as remembered."""
+        """The inventory with the proofs that hold. Runtimes outside ``names`` are told as far as they are remembered,
+        else with their version alone."""
         found = read_devices(self.root, lambda: ask_nvml(stop=self.stop))
         if not (self.override and "runtimes" in read_override(self.override)):
             found = msgspec.structs.replace(found, runtimes=self._runtimes(found, names))
@@ -77,7 +78,12 @@ class Survey:
         if asked and not self.stop():
             memory.keep_listed([(keys[name], runtime) for name, runtime in asked.items()])
         told = known | asked
-        return tuple(told[name] for name in NAMES if name in told)
+        return tuple(told.get(name) or _unasked(name) for name in NAMES)
+
+
+def _unasked(name: str) -> Runtime:
+    version = installed(name)
+    return Runtime(name=name, version=version, problem="" if version else "not installed")
 
 
 def _keeping(device: Accelerator, before: Accelerator | None) -> Accelerator:
