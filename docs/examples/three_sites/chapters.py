@@ -111,10 +111,26 @@ def first_model(world: World) -> Evidence:
         world.memory.put("first", {"version": version, "digest": draft["digest"]})
     row = bring(world, version)
     serving = _serving(world, dict.fromkeys(SITES, version))
+    hinted, words = _plans(world, version)
+    world.tell.say(words)
     return {
         "the first model was trained, approved and rolled out": (row["state"] == "FINISHED", str(row["state"])),
         "every site serves it": (set(serving.values()) == {version}, _each(serving)),
+        f"the later sites started from the plan that won at {CANARY}": (hinted, words),
     }
+
+
+def _plans(world: World, version: str) -> tuple[bool, str]:
+    """Whether every site after the canary was told what won there, and how long each one's tests took."""
+    rows = world.hub("plans", "list", "--release", f"{MODEL}@{version}", by=ENGINEER)
+    reports = {report["site"]: report for row in rows for report in row["reports"]}
+    first, later = reports.get(CANARY), {site: reports[site] for site in SITES if site in reports and site != CANARY}
+    if first is None or not later:
+        return False, "no site has told how it runs the model"
+    took = ", ".join(f"{site} {report['seconds']:.1f} s" for site, report in later.items())
+    words = f"{CANARY} tried {len(first['trials']) + first['left_out']} ways to run it in {first['seconds']:.1f} s"
+    hinted = len(later) == len(SITES) - 1 and all(report["hints"] for report in later.values())
+    return hinted, f"{words}; {first['name']} won. Boxes of the same class start from it: {took}"
 
 
 def _train_first(world: World) -> dict[str, str]:
