@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from landreeve_agent.serving.http import Connections, Request, Response, Send
+from hypothesis import given
+from hypothesis import strategies as st
+from landreeve_agent.serving.http import Connections, Head, Request, Response, Send
 
 Address = tuple[str, int]
 LIMIT = 1000
@@ -165,3 +167,83 @@ async def test_a_caller_that_leaves_before_its_answer_harms_nobody() -> None:
         await asyncio.sleep(0.05)
         assert connections.open == set()
         assert (await talk(address, get("/ok", last=True))).endswith(b"GET /ok ")
+
+
+async def test_the_same_head_is_parsed_once_and_its_note_kept() -> None:
+    seen: list[Head] = []
+
+    def note(request: Request, send: Send) -> None:
+        seen.append(request.head)
+        send(Response(200, bytes(request.body)))
+
+    async with serving(note) as (address, _):
+        post = b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n"
+        answer = await talk(address, post + b"ab" + post + b"cd" + get("/end", last=True))
+    assert seen[0] is seen[1]
+    assert [part.partition(b"\r\n\r\n")[2] for part in answer.split(b"HTTP/1.1 200 OK")[1:]] == [b"ab", b"cd", b""]
+
+
+async def test_a_body_that_comes_in_many_pieces_is_whole_and_the_next_request_is_not_lost() -> None:
+    body = bytes(range(256)) * 3
+    head = b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with serving(lambda request, send: send(Response(200, bytes(request.body)))) as (address, _):
+        reader, writer = await asyncio.open_connection(*address)
+        for at in range(0, len(head + body), 97):
+            writer.write((head + body)[at : at + 97])
+            await asyncio.sleep(0.001)
+        writer.write(get("/end", last=True))
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    assert body in answer
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+
+
+async def test_a_handler_is_told_when_its_caller_has_left() -> None:
+    left = asyncio.Event()
+
+    def forget(request: Request, send: Send) -> None:
+        request.on_gone = left.set
+
+    async with serving(forget) as (address, _):
+        _, writer = await asyncio.open_connection(*address)
+        writer.write(get("/never"))
+        await asyncio.sleep(0.01)
+        writer.transport.abort()
+        await asyncio.wait_for(left.wait(), 5)
+
+
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=5), st.integers(1, 400))
+def test_requests_cut_anywhere_are_the_same_requests(bodies: list[bytes], piece: int) -> None:
+    """Framing never depends on where the network cuts."""
+    sent = b"".join(b"POST /p HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(b), b) for b in bodies)
+    got: list[bytes] = []
+
+    def keep(request: Request, send: Send) -> None:
+        got.append(bytes(request.body))
+        send(Response(200, b""))
+
+    async def feed() -> None:
+        connections = Connections(keep, lambda status, text: Response(status, text.encode()), LIMIT)
+        protocol = connections.protocol()
+        protocol.connection_made(Deaf())
+        for at in range(0, len(sent), piece):
+            rest = sent[at : at + piece]
+            while rest:
+                buffer = protocol.get_buffer(-1)
+                count = min(len(buffer), len(rest))
+                buffer[:count] = rest[:count]
+                protocol.buffer_updated(count)
+                rest = rest[count:]
+        await asyncio.sleep(0)
+
+    asyncio.run(feed())
+    assert got == bodies
+
+
+class Deaf(asyncio.Transport):
+    """Takes every answer and says nothing."""
+
+    def write(self, data: object) -> None: ...
+    def close(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...

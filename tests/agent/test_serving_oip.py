@@ -8,14 +8,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from landreeve.release.manifest import TensorSpec
 from landreeve_agent.serving import oip
 from landreeve_agent.serving.errors import BadRequestError, TooLargeError
 from landreeve_agent.serving.interface import Interface
+from landreeve_models.definition import Definition
 
-from tests.agent.onnx_models import body, definition, pipeline
+from tests.agent.onnx_models import COLUMNS, body, definition, pipeline
 
 INTERFACE = Interface.of("delay", "1.0.0", definition(), pipeline().ranks)
 NAN = float("nan")
+OPTIONAL = Interface.of(
+    "delay",
+    "1.0.0",
+    msgspec.structs.replace(
+        definition(),
+        columns=tuple(msgspec.structs.replace(c, required=c.kind == "number" and c.required) for c in COLUMNS),
+    ),
+    pipeline().ranks,
+)
 
 
 def decode(document: object, json_bytes: int | None = None, tail: bytes = b"") -> oip.Infer:
@@ -190,3 +201,127 @@ def test_answer_in_json_and_in_binary_carries_the_same_numbers() -> None:
     assert json_bytes is not None
     assert json.loads(raw[:json_bytes])["outputs"][0]["parameters"] == {"binary_data_size": 8}
     assert np.frombuffer(raw[json_bytes:], "<f4").tolist() == [0.25, 0.5]
+
+
+def matrix(rows: list[list[float]], **changes: object) -> tuple[dict[str, object], bytes]:
+    """All columns as one tensor, in binary."""
+    x = np.array(rows, "<f4")
+    head = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "parameters": {"binary_data_size": x.nbytes}}
+    return {"inputs": [head | changes]}, x.tobytes()
+
+
+def test_all_columns_may_come_as_one_matrix_with_ranks_for_categories() -> None:
+    document, tail = matrix([[9.5, 4, np.nan, 2], [1, 2, 3, np.nan]])
+    request = oip.decode(*_whole(document, tail), OPTIONAL)
+    assert request.captured() == [
+        {"hour": 9.5, "wind": 4.0, "rain": None, "carrier": "UA"},
+        {"hour": 1.0, "wind": 2.0, "rain": 3.0, "carrier": None},
+    ]
+    np.testing.assert_array_equal(np.array(request.features), [[9.5, 4, NAN, 2], [1, 2, 3, NAN]])
+    told = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [[9.5, 4, None, 0]]}
+    assert decode({"inputs": [told]}).captured() == [{"hour": 9.5, "wind": 4, "rain": None, "carrier": "AA"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([25, 1, 1, 0], "input 'hour': value 0: 25.0 is above the highest accepted value 24"),
+        ([np.nan, 1, 1, 0], "input 'hour': value 0 is required"),
+        ([1, np.inf, 1, 0], "input 'wind': value 0 must be finite"),
+        ([1, 1, 1, 3], "input 'x': row 0, 'carrier': 3.0 is no rank from 0 to 2"),
+        ([1, 1, 1, 0.5], "input 'x': row 0, 'carrier': 0.5 is no rank from 0 to 2"),
+        ([1, 1, 1, -1], "input 'x': row 0, 'carrier': -1.0 is no rank from 0 to 2"),
+        ([1, 1, 1], "input 'x': shape [1, 3] does not fit [rows, 4]"),
+    ],
+)
+def test_a_matrix_is_checked_like_columns(row: list[float], words: str) -> None:
+    document, tail = matrix([row])
+    with pytest.raises(BadRequestError) as refusal:
+        decode(document, tail=tail)
+    assert words in str(refusal.value)
+
+
+def test_key_priority_and_time_limit_come_as_parameters() -> None:
+    request = decode(body(parameters={"key": "c-7", "priority": 9, "timeout": 2500}))
+    assert (request.key, request.priority, request.timeout_us) == ("c-7", 3, 2500)
+    assert (decode(body()).key, decode(body()).priority, decode(body()).timeout_us) == ("", 2, 0)
+
+
+TENSORS = Interface.of(
+    "corner",
+    "1.0.0",
+    Definition(
+        name="corner",
+        purpose="tests",
+        label="y",
+        task="classification",
+        tensors=(
+            TensorSpec(name="image", datatype="FP32", shape=(-1, 2, 2)),
+            TensorSpec(name="ids", datatype="INT64", shape=(-1, -1)),
+        ),
+        outputs=(
+            TensorSpec(name="scores", datatype="FP32", shape=(-1, 3)),
+            TensorSpec(name="rest", datatype="FP32", shape=(-1, 1)),
+        ),
+    ),
+)
+
+
+def test_tensors_are_taken_from_the_requests_own_bytes_in_the_graphs_order() -> None:
+    image, ids = np.arange(8, dtype="<f4").reshape(2, 2, 2), np.array([[1, 2, 3], [4, 5, 6]], "<i8")
+    heads = [
+        {"name": "ids", "datatype": "INT64", "shape": [2, 3], "parameters": {"binary_data_size": ids.nbytes}},
+        {"name": "image", "datatype": "FP32", "shape": [2, 2, 2], "parameters": {"binary_data_size": image.nbytes}},
+    ]
+    request = oip.decode(*_whole({"inputs": heads}, ids.tobytes() + image.tobytes()), TENSORS)
+    np.testing.assert_array_equal(request.tensors[0], image)
+    np.testing.assert_array_equal(request.tensors[1], ids)
+    assert not request.tensors[0].flags.owndata
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"datatype": "FP64"}, "input 'image': datatype 'FP64', expected FP32"),
+        ({"shape": [1, 2, 3]}, "input 'image': shape [1, 2, 3] does not fit [-1, 2, 2]"),
+        ({"data": [1, 2, 3]}, "input 'image': 3 values in data, its shape is [1, 2, 2]"),
+        ({"data": ["a", 1, 2, 3]}, "input 'image': data: could not convert string to float"),
+        ({"data": [1, 2, 3, None]}, "input 'image': data: "),
+        ({"name": "picture"}, "input 'picture': unknown; the model's inputs are image, ids"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(changes: dict[str, object], words: str) -> None:
+    image: dict[str, object] = {"name": "image", "datatype": "FP32", "shape": [1, 2, 2], "data": [1, 2, 3, 4]}
+    ids = {"name": "ids", "datatype": "INT64", "shape": [1, 1], "data": [1]}
+    with pytest.raises(BadRequestError) as refusal:
+        oip.decode(msgspec.json.encode({"inputs": [image | changes, ids]}), None, TENSORS)
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_tensor_with_no_number_in_it_is_refused_and_a_large_sum_is_not(bad: float) -> None:
+    ids = {"name": "ids", "datatype": "INT64", "shape": [1, 1], "data": [1]}
+
+    def ask(values: list[float]) -> oip.Infer:
+        raw = np.array(values, "<f4").tobytes()
+        image = {"name": "image", "datatype": "FP32", "shape": [1, 2, 2], "parameters": {"binary_data_size": 16}}
+        return oip.decode(*_whole({"inputs": [image, ids]}, raw), TENSORS)
+
+    with pytest.raises(BadRequestError, match="input 'image': holds NaN or infinity"):
+        ask([1, 2, 3, bad])
+    assert ask([3e38, 3e38, 3e38, 1]).tensors[0].size == 4
+
+
+def test_only_the_outputs_that_were_asked_for_are_sent() -> None:
+    image = {"name": "image", "datatype": "FP32", "shape": [1, 2, 2], "data": [1, 2, 3, 4]}
+    ids = {"name": "ids", "datatype": "INT64", "shape": [1, 1], "data": [1]}
+    document = {"id": "r", "inputs": [image, ids], "outputs": [{"name": "rest"}]}
+    request = oip.decode(msgspec.json.encode(document), None, TENSORS)
+    outputs = [np.zeros((1, 3), np.float32), np.ones((1, 1), np.float32)]
+    answer, _ = oip.encode(TENSORS, request, ["r"], outputs)
+    assert json.loads(answer)["outputs"] == [{"name": "rest", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]
+
+
+def _whole(document: object, tail: bytes) -> tuple[bytes, int]:
+    head = msgspec.json.encode(document)
+    return head + tail, len(head)

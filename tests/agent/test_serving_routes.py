@@ -5,6 +5,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,14 +13,16 @@ import pytest
 from landreeve_agent.intake.line import Line, parse_lines
 from landreeve_agent.serving import oip
 from landreeve_agent.serving.capture import Spool
-from landreeve_agent.serving.control import Plan, Route
+from landreeve_agent.serving.control import Plan, Route, Share
 from landreeve_agent.serving.errors import LoadFailedError, RunFailedError, ServingError, UnknownError
 from landreeve_agent.serving.metrics import Metrics
 from landreeve_agent.serving.model import LoadedModel, load
 from landreeve_agent.serving.routes import Answered, Routes, Serving
-from landreeve_agent.serving.session import Array, Opened, Session
+from landreeve_agent.serving.session import Array, OnnxRuntime, Opened, Session
+from landreeve_models.features.pipeline import Pipeline
 
-from tests.agent.onnx_models import answers, body, graph, pipeline, version, write_release
+from tests.agent.onnx_models import COLUMNS, answers, body, graph, pipeline, version, write_release
+from tests.models.tensor_releases import image_release, images
 
 
 class Failing:
@@ -246,3 +249,94 @@ def test_a_graph_outside_the_policy_is_refused_before_any_runtime_sees_it(tmp_pa
     (folder / "model.onnx").write_bytes(foreign.SerializeToString())
     with pytest.raises(LoadFailedError, match=r"operator domain 'com\.example' is not accepted"):
         load(version(folder))
+
+
+def split(stand: Stand, active: LoadedModel, *others: tuple[LoadedModel, float]) -> None:
+    """Serve the active version, and shares of the others."""
+    shares = tuple(Share(model.version, share) for model, share in others)
+    lane = stand.routes.make_lane
+    serving = Serving(
+        Route("delay", active.version, None, shares),
+        lane(active),
+        None,
+        None,
+        tuple(lane(model) for model, _ in others),
+    )
+    stand.routes.replace({"delay": serving})
+
+
+async def test_a_share_answers_its_part_and_the_same_key_always_meets_the_same_version(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    split(stand, model(), (model("2.0.0", bias=2.0), 0.3))
+    for i in range(200):
+        for _ in range(2):
+            stand.ask(body(id=f"{i}", parameters={"key": f"customer-{i % 100}"}))
+    lines = stand.lines()
+    met = {i % 100: {line.version for line in lines if int(line.id) % 100 == i % 100} for i in range(100)}
+    assert all(len(versions) == 1 for versions in met.values())
+    assert 15 <= sum(versions == {"2.0.0"} for versions in met.values()) <= 45
+    assert {line.version: line.p for line in lines} == {
+        "1.0.0": pytest.approx(expected(), abs=1e-6),
+        "2.0.0": pytest.approx(expected(2.0), abs=1e-6),
+    }
+
+
+async def test_a_share_encodes_rows_by_its_own_pipeline(
+    stand: Stand, model: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    folder = write_release(tmp_path / "other")
+    carriers = {"carrier": {"UA": 0.0, "AA": 1.0, "B6": 2.0}}  # another order than the active version learnt
+    (folder / "features.json").write_bytes(Pipeline(COLUMNS, carriers).to_bytes())
+    other = load(version(folder, "2.0.0"), checked=True)
+    split(stand, model(), (other, 1.0))
+    stand.ask(body())
+    x = np.array([[9.5, 4.0, 0.0, 0.0]], np.float32)
+    assert stand.lines()[0].p == pytest.approx(float(answers(graph(), x)[0]), abs=1e-6)
+
+
+async def test_a_version_asked_by_name_answers_whatever_the_shares_say(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    split(stand, model(), (model("2.0.0", bias=2.0), 1.0))
+    assert stand.ask(body(), name="1.0.0")["model_version"] == "1.0.0"
+    assert stand.ask(body(), name="2.0.0")["model_version"] == "2.0.0"
+    with pytest.raises(UnknownError, match=r"there is: 1\.0\.0, 2\.0\.0"):
+        stand.ask(body(), name="3.0.0")
+
+
+async def test_a_picture_is_answered_and_only_numbers_about_it_are_captured(stand: Stand, tmp_path: Path) -> None:
+    folder = image_release(tmp_path / "corner")
+    loaded = load(version(folder, model="corner"), checked=True)
+    stand.routes.replace({"corner": Serving(Route("corner", loaded.version), stand.routes.make_lane(loaded), None)})
+    x, _ = images(2, seed=5)
+    tensor = {"name": "image", "datatype": "FP32", "shape": list(x.shape), "data": x.reshape(-1).tolist()}
+    before = len(stand.answered)
+    request = oip.decode(
+        msgspec.json.encode({"id": "pic", "inputs": [tensor]}), None, stand.routes.interface("corner", None)
+    )
+    stand.routes.submit("corner", None, request, stand.answered.append)
+    while len(stand.answered) == before:  # noqa: ASYNC110 - the answer arrives through a plain callback
+        await asyncio.sleep(0.005)
+    outputs: Any = read(stand.answered[-1])["outputs"]
+    (wanted,) = OnnxRuntime(Plan(), (folder / "model.onnx").read_bytes()).run([x])
+    assert outputs[0]["shape"] == [2, 4]
+    assert outputs[0]["data"] == pytest.approx(wanted.reshape(-1).tolist(), abs=1e-5)
+    lines = stand.lines()
+    assert [line.id for line in lines] == ["pic/0", "pic/1"]
+    assert set(lines[0].row) == {"image.mean", "image.std"}
+    assert lines[0].row["image.mean"] == pytest.approx(float(x[0].mean()), abs=1e-4)
+    assert lines[0].p == pytest.approx(float(wanted[0].max()), abs=1e-5)
+    stand.routes.replace({})
+
+
+async def test_where_requests_spent_their_time_is_told_by_stage(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    stand.serve(model())
+    for i in range(3):
+        stand.ask(body(id=f"{i}"))
+    text = stand.metrics.text(0, {})
+    for stage in ("decode", "queue", "features", "run", "encode"):
+        assert f'landreeve_stage_seconds_count{{model="delay",stage="{stage}"}} 3' in text
+    assert 'landreeve_batch_rows_bucket{model="delay",le="1"} 3' in text

@@ -22,6 +22,7 @@ MAX_PIPELINED = 64
 IDLE_S = 75.0
 READ_S = 30.0
 LINGER_S = 1.0
+HALF_CLOSED_S = 1.0
 RECEIVE_BYTES = 256 * 1024
 _REASONS = {
     200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found",
@@ -278,8 +279,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._transport = None
         self._waiting.clear()
         self._body = self._chunks = None
-        if self._current is not None and self._current.on_gone is not None:
-            self._current.on_gone()
+        self._tell_gone()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: the body being received, else the common buffer."""
@@ -305,7 +305,15 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The client sends no more; it may still wait for its answers. True keeps the connection open."""
         self._ended = True
-        return self._current is not None and not self._closing
+        if self._current is None or self._closing:
+            return False
+        # One that has left looks like one that only sends no more; the second kind gets a moment's patience.
+        self._loop.call_later(HALF_CLOSED_S, self._tell_gone)
+        return True
+
+    def _tell_gone(self) -> None:
+        if self._current is not None and self._current.on_gone is not None:
+            self._current.on_gone()
 
     def pause_writing(self) -> None:
         """The client does not read its answers: read no more of its requests."""
