@@ -205,7 +205,9 @@ class Interface:
 def is_finite(array: Array) -> bool:
     """Whether every element is a number. One product shows it in a quarter of the time, unless it is very large."""
     flat = array.reshape(-1)
-    return math.isfinite(flat.dot(flat)) or bool(np.isfinite(flat).all())
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = flat.dot(flat)
+    return math.isfinite(product) or bool(np.isfinite(flat).all())
 
 
 def _spoken(reason: str) -> str:
