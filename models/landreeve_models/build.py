@@ -16,7 +16,7 @@ from landreeve.release.manifest import BadReleaseError
 from landreeve_models.assemble import TensorParts, assemble_tensors
 from landreeve_models.reference.sources import MissingSourceError
 
-NAMES = ("page-orientation", "sentence-encoder")
+NAMES = ("page-orientation", "sentence-encoder", "traffic-anomaly")
 CREATED = "2026-11-23T00:00:00Z"
 Parts = Callable[[Path | None, str, str], TensorParts]
 
@@ -31,6 +31,10 @@ def parts_of(name: str) -> Parts:
         from landreeve_models.reference import sentences
 
         return sentences.parts
+    if name == "traffic-anomaly":
+        from landreeve_models.reference import traffic
+
+        return traffic.parts
     raise LookupError(f"{name!r} is no reference model; known are {', '.join(NAMES)}")
 
 
