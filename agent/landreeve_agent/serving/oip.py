@@ -26,28 +26,28 @@ PRIORITIES = 3
 _NAN = float("nan")
 
 
-class _InputParameters(msgspec.Struct):
+class InputParameters(msgspec.Struct):
     binary_data_size: int | None = None
 
 
-class _Input(msgspec.Struct):
+class InputTensor(msgspec.Struct):
     name: str
     shape: tuple[int, ...]
     datatype: str
     data: list[Any] | None = None
-    parameters: _InputParameters | None = None
+    parameters: InputParameters | None = None
 
 
-class _OutputParameters(msgspec.Struct):
+class OutputParameters(msgspec.Struct):
     binary_data: bool | None = None
 
 
-class _Output(msgspec.Struct):
+class WantedOutput(msgspec.Struct):
     name: str
-    parameters: _OutputParameters | None = None
+    parameters: OutputParameters | None = None
 
 
-class _Parameters(msgspec.Struct):
+class Parameters(msgspec.Struct):
     at: str | list[str] | None = None
     ids: list[str] | None = None
     key: str | None = None
@@ -56,11 +56,11 @@ class _Parameters(msgspec.Struct):
     binary_data_output: bool = False
 
 
-class _Body(msgspec.Struct):
-    inputs: list[_Input]
+class Body(msgspec.Struct):
+    inputs: list[InputTensor]
     id: str | None = None
-    parameters: _Parameters | None = None
-    outputs: list[_Output] | None = None
+    parameters: Parameters | None = None
+    outputs: list[WantedOutput] | None = None
 
 
 class _OutTensor(msgspec.Struct, omit_defaults=True):
@@ -111,7 +111,7 @@ class Infer:
         return [{name: value[i] for name, value in self.columns.items()} for i in range(self.rows)]
 
 
-_decoder = msgspec.json.Decoder(_Body)
+_decoder = msgspec.json.Decoder(Body)
 _encoder = msgspec.json.Encoder()
 _encode = _encoder.encode
 _DTYPES = {name: np.dtype(kind).newbyteorder("<") for name, kind in DTYPES.items()}
@@ -128,6 +128,11 @@ def decode(body: Raw, json_bytes: int | None, interface: Interface) -> Infer:
         if not 0 < json_bytes <= len(body):
             raise BadRequestError(f"Inference-Header-Content-Length: {json_bytes} lies outside the body of {len(body)}")
         message, tail = _parse(body[:json_bytes]), body[json_bytes:]
+    return read(message, tail, interface)
+
+
+def read(message: Body, tail: Raw, interface: Interface) -> Infer:
+    """The request in a message, whatever it came over; ``tail`` are its binary tensors, one after another."""
     rows = _rows(message.inputs)
     parameters = message.parameters
     request = Infer(
@@ -154,7 +159,7 @@ def _no_ats(rows: int) -> list[str | None]:
     return [None] if rows == 1 else [None] * rows
 
 
-def _set_parameters(request: Infer, parameters: _Parameters) -> None:
+def _set_parameters(request: Infer, parameters: Parameters) -> None:
     if parameters.ids is not None:
         request.ids = _ids(parameters.ids, request.rows)
     if parameters.at is not None:
@@ -167,7 +172,7 @@ def _set_parameters(request: Infer, parameters: _Parameters) -> None:
         request.timeout_us = max(parameters.timeout, 0)
 
 
-def _set_rows(request: Infer, inputs: list[_Input], tail: Raw, interface: Interface) -> None:
+def _set_rows(request: Infer, inputs: list[InputTensor], tail: Raw, interface: Interface) -> None:
     """The rows of a tabular model, by the quickest way that fits what was sent."""
     if len(inputs) == 1 and inputs[0].name == MATRIX and MATRIX not in interface.inputs:
         _set_matrix(request, inputs[0], tail, interface.columns)
@@ -175,7 +180,7 @@ def _set_rows(request: Infer, inputs: list[_Input], tail: Raw, interface: Interf
         request.columns = _columns(inputs, tail, request.rows, interface)
 
 
-def _set_one_row(request: Infer, inputs: list[_Input], interface: Interface) -> bool:
+def _set_one_row(request: Infer, inputs: list[InputTensor], interface: Interface) -> bool:
     """One row in JSON, in one pass over its tensors; False when something is unusual, for `_columns` to say what."""
     features = [_NAN] * len(interface.columns)
     record: dict[str, Any] = {}
@@ -204,7 +209,7 @@ def _set_one_row(request: Infer, inputs: list[_Input], interface: Interface) -> 
     return True
 
 
-def _set_matrix(request: Infer, tensor: _Input, tail: Raw, columns: tuple[Input, ...]) -> None:
+def _set_matrix(request: Infer, tensor: InputTensor, tail: Raw, columns: tuple[Input, ...]) -> None:
     """All columns as one tensor ``x`` of shape [rows, width], in the order of the metadata: the shortest request.
 
     A category is its rank, as the metadata lists them; NaN is unknown.
@@ -232,7 +237,7 @@ def _set_matrix(request: Infer, tensor: _Input, tail: Raw, columns: tuple[Input,
     request.records, request.features = records, features
 
 
-def _matrix_json(tensor: _Input, count: int) -> list[float]:
+def _matrix_json(tensor: InputTensor, count: int) -> list[float]:
     data = tensor.data
     if data is None:
         raise BadRequestError("input 'x': has neither data nor binary_data_size")
@@ -246,7 +251,7 @@ def _matrix_json(tensor: _Input, count: int) -> list[float]:
     return [_NAN if value is None else value for value in data]
 
 
-def _parse(data: Raw) -> _Body:
+def _parse(data: Raw) -> Body:
     try:
         return _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -255,7 +260,7 @@ def _parse(data: Raw) -> _Body:
         raise BadRequestError("body: nested too deeply") from error
 
 
-def _rows(inputs: list[_Input]) -> int:
+def _rows(inputs: list[InputTensor]) -> int:
     if not inputs:
         raise BadRequestError("inputs: empty; send one tensor for each column of the model")
     rows = inputs[0].shape[0] if inputs[0].shape else 0
@@ -264,7 +269,7 @@ def _rows(inputs: list[_Input]) -> int:
     return rows
 
 
-def _columns(inputs: list[_Input], tail: Raw, rows: int, interface: Interface) -> dict[str, Values]:
+def _columns(inputs: list[InputTensor], tail: Raw, rows: int, interface: Interface) -> dict[str, Values]:
     """Each input's values, checked; one pass, for this is the hottest loop of the worker."""
     ready: dict[str, Values] = {}
     shapes = ((rows,), (rows, 1))
@@ -293,7 +298,7 @@ def _columns(inputs: list[_Input], tail: Raw, rows: int, interface: Interface) -
     return ready
 
 
-def _tensors(inputs: list[_Input], tail: Raw, rows: int, interface: Interface) -> list[Array]:
+def _tensors(inputs: list[InputTensor], tail: Raw, rows: int, interface: Interface) -> list[Array]:
     """A tensor model's inputs in the graph's order, checked; the arrays look into the request's own bytes."""
     ready: dict[str, Array] = {}
     view = memoryview(tail)
@@ -321,14 +326,14 @@ def _tensors(inputs: list[_Input], tail: Raw, rows: int, interface: Interface) -
     return [ready[name] for name in interface.tensors]
 
 
-def _bad_shape(tensor: _Input) -> BadRequestError:
+def _bad_shape(tensor: InputTensor) -> BadRequestError:
     return BadRequestError(
         f"input {tensor.name!r}: shape {list(tensor.shape)} does not fit; "
         "expected [rows] or [rows, 1], with the same number of rows, 1 or more, for every input"
     )
 
 
-def _json_values(tensor: _Input, rows: int) -> list[Any]:
+def _json_values(tensor: InputTensor, rows: int) -> list[Any]:
     data = tensor.data
     if data is None:
         raise BadRequestError(f"input {tensor.name!r}: has neither data nor binary_data_size")
@@ -339,13 +344,13 @@ def _json_values(tensor: _Input, rows: int) -> list[Any]:
     return data
 
 
-def _piece(tensor: _Input, tail: Raw, offset: int, size: int) -> Raw:
+def _piece(tensor: InputTensor, tail: Raw, offset: int, size: int) -> Raw:
     """The tensor's own bytes behind the JSON part."""
     _require_piece(tensor, len(tail), offset, size)
     return tail[offset : offset + size]
 
 
-def _require_piece(tensor: _Input, tail_bytes: int, offset: int, size: int) -> None:
+def _require_piece(tensor: InputTensor, tail_bytes: int, offset: int, size: int) -> None:
     if tensor.data is not None:
         raise BadRequestError(f"input {tensor.name!r}: has both data and binary_data_size; send one of them")
     if size < 0 or offset + size > tail_bytes:
@@ -389,7 +394,7 @@ def _check_at(text: str, field: str) -> None:
         ) from error
 
 
-def _wanted(message: _Body, outputs: tuple[TensorSpec, ...]) -> tuple[bool | None, ...]:
+def _wanted(message: Body, outputs: tuple[TensorSpec, ...]) -> tuple[bool | None, ...]:
     """For each output of the model: its bytes, its JSON, or nothing of it."""
     whole = message.parameters is not None and message.parameters.binary_data_output
     if not message.outputs:
