@@ -13,7 +13,7 @@ from typing import Any
 from landreeve_agent.serving.control import Residence, Route, Share, Version
 from landreeve_agent.serving.errors import LoadFailedError, UnknownError
 from landreeve_agent.serving.memory import Memory, Worth, give_back
-from landreeve_agent.serving.model import load
+from landreeve_agent.serving.model import LoadedModel, load
 from landreeve_agent.serving.resident import Resident
 from landreeve_agent.serving.routes import Lane, Routes, Serving
 
@@ -22,6 +22,8 @@ MOVE_S = 5.0
 _POLL_S = 0.02
 
 OnLost = Callable[[Version, str, int], None]
+# A version that follows as a shadow has a queue of its own: what only follows is never joined with what is asked.
+Have = dict[tuple[Version, bool], Lane]
 
 
 class Lanes:
@@ -41,12 +43,12 @@ class Lanes:
         A lenient apply, after a restart, refuses nothing and loads beside: callers reach every model at once, and
         wait for the one they asked.
         """
-        old = {lane.model.version: lane for serving in self._routes.table.values() for lane in serving.lanes()}
+        old = {_place(s, lane): lane for s in self._routes.table.values() for lane in s.lanes()}
         have = dict(old)
         try:
             table = {route.model: await self._serving(route, have, lenient=lenient) for route in wanted}
         except LoadFailedError:
-            self._retire_all([lane for version, lane in have.items() if version not in old])
+            self._retire_all([lane for place, lane in have.items() if place not in old])
             raise
         self._swap(table)
         if lenient:
@@ -54,7 +56,7 @@ class Lanes:
 
     # --- building
 
-    async def _serving(self, route: Route, have: dict[Version, Lane], *, lenient: bool) -> Serving:
+    async def _serving(self, route: Route, have: Have, *, lenient: bool) -> Serving:
         if self._unloaded.get(route.model) == route:
             return Serving(route, None, None, _by_hand(route.model))
         self._unloaded.pop(route.model, None)  # the supervisor wants something new: its routes are the truth
@@ -74,7 +76,7 @@ class Lanes:
             return Serving(route, active, None, error, tuple(shares))
         return Serving(route, active, shadow, None, tuple(shares))
 
-    async def _share(self, share: Share, active: Lane, have: dict[Version, Lane], *, lenient: bool) -> Lane:
+    async def _share(self, share: Share, active: Lane, have: Have, *, lenient: bool) -> Lane:
         try:
             worth = Worth.ACTIVE if share.share > 0 else Worth.OLD
             return await self._lane(share.version, have, worth, lenient=lenient)
@@ -83,18 +85,24 @@ class Lanes:
                 raise
             return active  # after a restart its callers are better answered by the active version than by nobody
 
-    async def _lane(self, version: Version, have: dict[Version, Lane], worth: Worth, *, lenient: bool) -> Lane:
-        lane = have.get(version)
+    async def _lane(self, version: Version, have: Have, worth: Worth, *, lenient: bool) -> Lane:
+        place = (version, worth is Worth.SHADOW)
+        lane = have.get(place)
         if lane is None:
-            model = await asyncio.to_thread(
-                load, version, checked=lenient, memory=self._memory, asleep=lenient, on_end=self._lost(version)
-            )
-            if model.resident is not None:
-                model.resident.on_move = lambda wait: self._moved(version, wait=wait)
-            lane = have[version] = self._routes.make_lane(model.as_now())
+            other = have.get((version, worth is not Worth.SHADOW))
+            model = other.model if other else await self._load(version, lenient=lenient)
+            lane = have[place] = self._routes.make_lane(model.as_now())
         if lane.model.resident is not None:
             lane.model.resident.worth = worth
         return lane
+
+    async def _load(self, version: Version, *, lenient: bool) -> LoadedModel:
+        model = await asyncio.to_thread(
+            load, version, checked=lenient, memory=self._memory, asleep=lenient, on_end=self._lost(version)
+        )
+        if model.resident is not None:
+            model.resident.on_move = lambda wait: self._moved(version, wait=wait)
+        return model
 
     def _lost(self, version: Version) -> Callable[[str, int], None]:
         def told(cause: str, restarts: int) -> None:
@@ -113,16 +121,18 @@ class Lanes:
 
     def _retire_all(self, lanes: Sequence[Lane]) -> None:
         for lane in lanes:
-            if lane.model.resident is not None:
-                lane.model.resident.worth = Worth.OLD
             self._start(self._retire(lane))
 
     async def _retire(self, lane: Lane) -> None:
+        resident = lane.model.resident
+        if resident is not None and not self._serves(resident):
+            resident.worth = Worth.OLD
         await asyncio.sleep(RETIRE_S)
         while lane.batcher.busy:  # noqa: ASYNC110 - the hot path keeps no events for this
             await asyncio.sleep(_POLL_S)
-        if lane.model.resident is not None:
-            await asyncio.to_thread(lane.model.resident.close)
+        if resident is None or self._serves(resident):  # another lane of the same version goes on
+            return
+        await asyncio.to_thread(resident.close)
         await asyncio.to_thread(give_back)
 
     async def _wake_all(self) -> None:
@@ -167,6 +177,9 @@ class Lanes:
 
     def _lanes(self) -> list[Lane]:
         return [lane for serving in self._routes.table.values() for lane in serving.lanes()]
+
+    def _serves(self, resident: Resident) -> bool:
+        return any(lane.model.resident is resident for lane in self._lanes())
 
     def _start(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)
@@ -236,6 +249,10 @@ def _of(resident: Resident, version: str, role: str) -> Residence:
         restarts=remote.restarts if remote else 0,
         last_exit=remote.last_exit if remote else "",
     )
+
+
+def _place(serving: Serving, lane: Lane) -> tuple[Version, bool]:
+    return lane.model.version, lane is serving.shadow
 
 
 def _by_hand(model: str) -> LoadFailedError:
