@@ -3,10 +3,11 @@
 Both runtimes fall back silently: onnxruntime to its CPU provider with a warning, OpenVINO to bf16 by default.
 So devices and precision are asked for explicitly and read back after the load; what differs becomes a reason.
 Threads come from the plan, because neither runtime sees a cgroup quota, and their spinning is off: it costs
-half the CPU of a small box.
+half the CPU of a small box. A plan's threads are those of one run; with several streams as many runs go on at once.
 """
 
 import io
+import queue
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,13 +27,15 @@ _ORT_PROVIDERS = {
     "gpu": ("CUDAExecutionProvider", "MIGraphXExecutionProvider", "ROCMExecutionProvider", "DmlExecutionProvider"),
     "npu": ("QNNExecutionProvider", "VitisAIExecutionProvider"),
 }
-_OV_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}  # int8 is in the graph; the rest is f32
+# int8 and int4 are in the graph; what is left runs at f32.
+_OV_PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32", "int4": "f32"}
 
 
 class Session(Protocol):
     """Runs a graph: one array for each of ``inputs`` in that order, answered by one for each of ``outputs``.
 
-    `run` raises `RunFailedError`. The arrays it answers belong to the caller.
+    `run` raises `RunFailedError`. The arrays it answers belong to the caller. Any thread may call it; as many calls as
+    the plan has streams go on at once, more wait.
     """
 
     @property
@@ -102,11 +105,13 @@ class OnnxRuntime:
 
         ort.disable_telemetry_events()
         options = ort.SessionOptions()
-        options.intra_op_num_threads = plan.threads
+        options.intra_op_num_threads = _pool_threads(plan)
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        if plan.precision == "bf16":  # matrix products alone, and only ARM has kernels for it
+            options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")
         provider = _provider(ort.get_available_providers(), plan.device)
         self._session = ort.InferenceSession(graph, options, providers=[provider])
         _assert_used(self._session.get_providers(), provider)
@@ -122,6 +127,11 @@ class OnnxRuntime:
         except Exception as error:  # onnxruntime raises its own classes, which share no base
             raise RunFailedError(_first_line(error)) from error
         return answer
+
+
+def _pool_threads(plan: Plan) -> int:
+    """Threads of the session's pool: the thread that calls works too, and streams of one thread need no pool."""
+    return plan.threads if plan.streams == 1 else (plan.threads - 1) * plan.streams + 1
 
 
 def _bound_run(session: Any) -> Any:
@@ -161,22 +171,28 @@ class OpenVino:
         core = openvino.Core()
         hints = {"INFERENCE_PRECISION_HINT": _OV_PRECISIONS[plan.precision], "PERFORMANCE_HINT": "LATENCY"}
         if plan.device == "cpu":
-            hints |= {"INFERENCE_NUM_THREADS": str(plan.threads), "NUM_STREAMS": "1"}
+            hints |= {"INFERENCE_NUM_THREADS": str(plan.threads * plan.streams), "NUM_STREAMS": str(plan.streams)}
         model = core.read_model(io.BytesIO(graph))
         compiled = core.compile_model(model, plan.device.upper(), hints)
         _assert_device(compiled.get_property("EXECUTION_DEVICES"), plan.device)
         _assert_precision(compiled.get_property("INFERENCE_PRECISION_HINT").to_string(), plan.precision)
         self.inputs = tuple(port.get_any_name() for port in compiled.inputs)
         self.outputs = tuple(port.get_any_name() for port in compiled.outputs)
-        self._request = compiled.create_infer_request()
+        # A request may serve one caller at a time, and it keeps the outputs until its next run.
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(plan.streams):
+            self._idle.put(compiled.create_infer_request())
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
         """The graph's outputs, in its order."""
+        request = self._idle.get()
         try:
-            answer = self._request.infer(list(feeds), share_inputs=True)
+            answer = request.infer(list(feeds), share_inputs=True)
             return [np.array(answer[i]) for i in range(len(self.outputs))]
         except Exception as error:  # the binding raises RuntimeError and its own classes
             raise RunFailedError(_first_line(error)) from error
+        finally:
+            self._idle.put(request)
 
 
 def _assert_device(devices: list[str], wanted: str) -> None:

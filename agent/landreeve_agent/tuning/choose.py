@@ -7,28 +7,31 @@ import msgspec
 
 from landreeve_agent.serving.control import Plan
 
-# The gain below which two plans count as equal: rounds on a busy box differ by this much by themselves.
+# The gain below which a plan is not worth leaving the default for: a box that is busy in another way could undo it.
 MARGIN = 0.05
+# Plans this near to the fastest count as equal: then CPU time decides, which is what a shared box is short of.
+TIE = 0.03
 MIN_JOIN_GAIN = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
     """A plan that passed its gates. ``ratio`` is the median over rounds of its time by the default plan's in the
-    same round; ``cpu_us`` is CPU time a run over all threads."""
+    same round, ``high`` its upper bound at 95 %; ``cpu_us`` is CPU time a row over all threads."""
 
     plan: Plan
     p50_us: float
     p95_us: float
     cpu_us: float
     ratio: float
+    high: float = 0.0
 
 
 def choose(timed: Sequence[Timed], wanted: str) -> Timed:
     """The plan to use: the fastest, among near equals the one that costs least CPU, never slower than the default.
 
-    ``timed[0]`` is the default plan. A wanted device is preferred where a plan for it passed; where none did, the
-    winner's plan carries the reason.
+    ``timed[0]`` is the default plan; another must beat it by `MARGIN`, and certainly. A wanted device is preferred
+    where a plan for it passed; where none did, the winner's plan carries the reason.
     """
     default = timed[0]
     pool: Sequence[Timed] = timed
@@ -39,18 +42,12 @@ def choose(timed: Sequence[Timed], wanted: str) -> Timed:
             pool, reason = timed, f"no plan for {wanted.upper()} works on this box"
         elif wanted != "cpu":
             return min(pool, key=lambda t: t.ratio)
-    best = min(pool, key=lambda t: t.ratio)
-    near = [t for t in pool if t.ratio <= best.ratio * (1 + MARGIN)]
+    certain = [t for t in pool if t.ratio <= 1 - MARGIN and t.high < 1] or [default]
+    best = min(certain, key=lambda t: t.ratio)
+    near = [t for t in certain if t.ratio <= best.ratio * (1 + TIE)]
     winner = min(near, key=lambda t: t.cpu_us)
-    if winner.ratio > 1 - MARGIN:
-        winner = default
-    return Timed(
-        msgspec.structs.replace(winner.plan, reason=reason),
-        winner.p50_us,
-        winner.p95_us,
-        winner.cpu_us,
-        winner.ratio,
-    )
+    plan = msgspec.structs.replace(winner.plan, reason=reason)
+    return Timed(plan, winner.p50_us, winner.p95_us, winner.cpu_us, winner.ratio, winner.high)
 
 
 def joined_rows(one_row_us: float, many_rows_us: float, rows: int) -> int:

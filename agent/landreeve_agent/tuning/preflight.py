@@ -11,23 +11,41 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from landreeve_agent.serving.control import BadFrameError, Plan, frame, let_go, read_frame, read_lines
-from landreeve_agent.tuning.report import FromChild, PreflightFailed, PreflightReport, Task, Trying
+from landreeve_agent.tuning.report import FromChild, Limits, PreflightFailed, PreflightReport, Task, Trying
 
 _CHILD = (sys.executable, "-m", "landreeve_agent.tuning.child")
 _MAX_CHILDREN = 6
+_OWN_SHARE = 0.85  # of the deadline: what the child may spend by its own clock
 
 
 class Preflight:
     """Runs preflights. ``budget_s`` is the time given to timing plans; ``wanted`` the device that is asked for
-    (``auto``, ``npu``, ``gpu``, ``cpu``); ``command`` starts the child."""
+    (``auto``, ``npu``, ``gpu``, ``cpu``); ``objective`` what a plan is chosen for and ``limits`` what it may cost
+    besides; ``exhaustive`` tries what facts of graph and box speak against, too; ``fresh`` takes no earlier result;
+    ``command`` starts the child."""
 
-    def __init__(self, budget_s: float = 3.0, command: Sequence[str] = _CHILD, *, wanted: str = "auto") -> None:
+    def __init__(
+        self,
+        budget_s: float = 3.0,
+        command: Sequence[str] = _CHILD,
+        *,
+        wanted: str = "auto",
+        objective: Literal["latency", "throughput"] = "latency",
+        limits: Limits = Limits(),  # noqa: B008 - it is frozen
+        exhaustive: bool = False,
+        fresh: bool = False,
+    ) -> None:
         self._budget_s = budget_s
         self._wanted = wanted
+        self._objective = objective
+        self._limits = limits
+        self._exhaustive = exhaustive
+        self._fresh = fresh
         self._command = tuple(command)
 
     async def run(
@@ -57,6 +75,11 @@ class Preflight:
                 wanted=wanted or self._wanted,
                 skip=skip,
                 hints=hints,
+                time_s=max(1.0, (until - loop.time()) * _OWN_SHARE),
+                objective=self._objective,
+                limits=self._limits,
+                exhaustive=self._exhaustive,
+                fresh=self._fresh,
             )
             child = _Child(self._command, step_s=deadline_s / 2)
             ended = await child.run(task, until - loop.time())
