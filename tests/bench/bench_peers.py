@@ -18,6 +18,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -40,7 +41,7 @@ from tests.bench.peers.processes import Options, Server  # noqa: E402
 from tests.bench.peers.results import Figures, Key, Results  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-READY = {"mlserver": "/v2/health/ready", "pytriton": "/v2/health/ready", "fastapi": "/openapi.json"}
+READY = {"mlserver": "/v2/models/{}/ready", "pytriton": "/v2/models/{}/ready", "fastapi": "/openapi.json"}
 CLIENTS = (1, 16)
 TOLERANCE = 1e-3
 LOAD_S = 120.0
@@ -76,12 +77,14 @@ async def worker(folder: Path, options: Options, models: Sequence[str], results:
         await process.stop()
 
 
-def start_peers(stack: contextlib.ExitStack, options: Options, results: Results) -> dict[str, Server]:
+def start_peers(
+    stack: contextlib.ExitStack, options: Options, models: Sequence[str], results: Results
+) -> dict[str, Server]:
     """The peers that can be had; the others are noted."""
     servers = {}
     for name, ready in READY.items():
         try:
-            servers[name] = stack.enter_context(processes.peer(name, ready, options))
+            servers[name] = stack.enter_context(processes.peer(name, ready.format(models[-1]), options))
         except PeerUnavailableError as error:
             results.missing[name] = str(error)
             print(f"not measured: {error}", file=sys.stderr, flush=True)
@@ -111,13 +114,14 @@ async def child(command: Sequence[str], job: object = None, environ: dict[str, s
     return found
 
 
-async def load(case: Case, server: Server, request: Path, clients: int, seconds: float) -> Row:
+async def load(case: Case, server: Server, requests: Path, clients: int, seconds: float) -> Row:
     """Load the server by that case."""
     job = {
         "host": "127.0.0.1",
         "port": server.grpc_port if case.transport == "grpc" else server.port,
         "transport": case.transport,
-        "request": str(request),
+        "requests": str(requests),
+        "lengths": [len(request) for request in case.requests],
         "clients": clients,
         "seconds": seconds,
         "warm_s": min(0.3, seconds),
@@ -134,18 +138,18 @@ async def call_bare(options: Options, model: str, seconds: float) -> Row:
     return await child(command)
 
 
-def take(results: Results, key: Key, found: Row, case: Case | None, expected: Sequence[float]) -> None:
-    """Keep a round's figures when the first answer was right; else note why the case is not measured."""
-    name = report.title(key)
-    first = found.pop("first", None)
+def take(results: Results, key: Key, found: Row, case: Case | None, expected: np.ndarray) -> None:
+    """Keep a round's figures when the first answer to each request was right; else note why there are none."""
+    firsts = found.pop("firsts", {})
     if "error" in found:
-        results.missing[name] = " ".join(str(found["error"]).split())[:300]
+        results.missing[report.title(key)] = " ".join(str(found["error"]).split())[:300]
         return
     if case is not None:
-        got = case.read(base64.b64decode(str(first)))
-        if len(got) != len(expected) or not np.allclose(got, expected, atol=TOLERANCE):
-            results.missing[name] = f"wrong answer: {got[:4]}, the runtime says {list(expected)[:4]}"
-            return
+        for number, answer in firsts.items():  # type: ignore[attr-defined]
+            got, right = case.read(base64.b64decode(answer)), np.ravel(expected[int(number)])
+            if len(got) != len(right) or not np.allclose(got, right, atol=TOLERANCE):
+                results.missing[report.title(key)] = f"request {number}: answered {got[:4]}, right is {right[:4]}"
+                return
     results.rounds.setdefault(key, []).append(Figures(**found))  # type: ignore[arg-type]
 
 
@@ -157,7 +161,7 @@ class Todo:
     models: tuple[str, ...]
     cases: list[Case]
     servers: dict[str, Server]
-    expected: dict[str, list[float]]
+    expected: dict[str, np.ndarray]
     seconds: float
     rounds: int
 
@@ -180,26 +184,26 @@ async def one_round(todo: Todo, results: Results, turn: int) -> None:
         seconds = todo.seconds * (2 if model == "image" else 1)
         if case is None:
             key: Key = ("bare", model, "in process", 1)
-            take(results, key, await call_bare(todo.options, model, seconds), None, ())
+            take(results, key, await call_bare(todo.options, model, seconds), None, np.empty(0))
             continue
         key = (case.server, model, case.form, clients)
         if report.title(key) in results.missing:
             continue
-        request = todo.options.work / f"{case.server}-{model}-{case.form.replace(' ', '-')}.request"
-        request.write_bytes(case.request)
-        found = await load(case, todo.servers[case.server], request, clients, seconds)
+        requests = todo.options.work / f"{case.server}-{model}-{case.form.replace(' ', '-')}.requests"
+        requests.write_bytes(b"".join(case.requests))
+        found = await load(case, todo.servers[case.server], requests, clients, seconds)
         take(results, key, found, case, todo.expected[model])
 
 
-def expected_answers(options: Options, models: Sequence[str]) -> dict[str, list[float]]:
-    """What the bare runtime says to each request."""
+def expected_answers(options: Options, models: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the bare runtime says to each request, along the first axis."""
     import onnxruntime as ort
 
     answers = {}
     for name in models:
         session = ort.InferenceSession(str(options.models / f"{name}.onnx"), providers=["CPUExecutionProvider"])
-        answer = session.run(None, {session.get_inputs()[0].name: np.load(options.models / f"{name}.npy")})[0]
-        answers[name] = [float(value) for value in np.ravel(answer)]
+        inputs = {session.get_inputs()[0].name: np.load(options.models / f"{name}.npy")}
+        answers[name] = session.run(None, inputs)[0]
     return answers
 
 
@@ -208,10 +212,12 @@ async def measure(arguments: argparse.Namespace, folder: Path, results: Results)
     options.models.mkdir()
     options.work.mkdir()
     models = write_models(folder, options, arguments.models, results)
-    pictures = {name: np.load(options.models / f"{name}.npy") for name in models}
-    made = [case for name in models for case in getattr(cases, name)(pictures[name])]
+    if not models:
+        return
+    encoded = {name: np.load(options.models / f"{name}.npy") for name in models}
+    made = [case for name in models for case in getattr(cases, name)(encoded[name])]
     with contextlib.ExitStack() as stack:
-        servers = await asyncio.to_thread(start_peers, stack, options, results)
+        servers = await asyncio.to_thread(start_peers, stack, options, models, results)
         async with contextlib.AsyncExitStack() as ours:
             servers["worker"] = await ours.enter_async_context(worker(folder, options, models, results))
             expected = expected_answers(options, models)
@@ -248,6 +254,7 @@ def main() -> int:
     if arguments.smoke:
         arguments.rounds, arguments.seconds = 1, 0.3
     processes.adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit that ends the servers first
     results = Results()
     began = os.getloadavg()[0]
     try:
@@ -257,9 +264,8 @@ def main() -> int:
         for name in processes.end_orphans():
             print(f"ended a process that its server left behind: {name}", file=sys.stderr)
     rows = report.rows(results)
-    print(
-        f"{os.cpu_count()} cores, load {began:.1f} before, {max(results.loads):.1f} at most between rounds (ours in it)"
-    )
+    most = max(results.loads, default=0.0)
+    print(f"{os.cpu_count()} cores, load {began:.1f} before, {most:.1f} at most between rounds (ours in it)")
     report.show(results, rows)
     target = ROOT / "build/bench/peers.json"
     if not arguments.smoke:

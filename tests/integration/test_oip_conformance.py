@@ -169,7 +169,7 @@ def test_the_server_says_who_it_is_and_what_it_can(client: oip.InferenceServerCl
     metadata = client.get_server_metadata()
     assert metadata["name"] == "landreeve"
     assert metadata["version"].startswith("0.")
-    assert "binary_tensor_data" in metadata["extensions"]
+    assert {"binary_tensor_data", "model_repository", "statistics"} <= set(metadata["extensions"])
 
 
 def test_a_tabular_model_names_each_column_as_an_input(client: oip.InferenceServerClient) -> None:
@@ -364,7 +364,6 @@ def test_after_refusals_the_same_connections_go_on(client: oip.InferenceServerCl
 
 
 def test_the_repository_index_lists_what_is_served(client: oip.InferenceServerClient) -> None:
-    require(client, "model_repository")
     index = client.get_model_repository_index()
     assert {(i["name"], i["version"], i["state"]) for i in index} == {
         ("delay", "1.0.0", "READY"),
@@ -374,7 +373,6 @@ def test_the_repository_index_lists_what_is_served(client: oip.InferenceServerCl
 
 
 def test_a_model_unloaded_by_a_caller_refuses_until_it_is_loaded_again(client: oip.InferenceServerClient) -> None:
-    require(client, "model_repository")
     client.unload_model("price")
     try:
         assert not client.is_model_ready("price")
@@ -392,22 +390,14 @@ def test_a_model_unloaded_by_a_caller_refuses_until_it_is_loaded_again(client: o
 
 
 def test_loading_what_no_release_holds_is_refused_by_name(client: oip.InferenceServerClient) -> None:
-    require(client, "model_repository")
     with pytest.raises(InferenceServerException, match="'weather'"):
         client.load_model("weather")
 
 
 def test_statistics_count_rows_and_requests(client: oip.InferenceServerClient) -> None:
-    require(client, "statistics")
     before = client.get_inference_statistics("delay")["model_stats"][0]
     client.infer("delay", columns())
     after = client.get_inference_statistics("delay")["model_stats"][0]
     assert after["inference_count"] - before["inference_count"] == ROWS
     assert after["inference_stats"]["success"]["count"] - before["inference_stats"]["success"]["count"] == 1
     assert {stats["name"] for stats in client.get_inference_statistics()["model_stats"]} >= {"delay", "price"}
-
-
-def require(client: oip.InferenceServerClient, extension: str) -> None:
-    """Skip the test while the server does not offer the extension."""
-    if extension not in client.get_server_metadata()["extensions"]:
-        pytest.skip(f"this server does not offer the extension {extension}")

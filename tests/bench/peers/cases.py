@@ -1,15 +1,17 @@
 """What is asked of whom: the bytes of each request, and how to read the numbers out of its answer."""
 
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tests.bench.bench_worker import ROW, oip_binary, oip_json
+from tests.bench.peers.graphs import rows
 
 Read = Callable[[bytes], list[float]]
+Row = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class Case:
     server: str
     model: str
     form: str
-    request: bytes
+    requests: tuple[bytes, ...]
     read: Read
     transport: str = "http"
 
@@ -41,16 +43,50 @@ def short(x: np.ndarray) -> list[Any]:
     return np.array([float(f"{value:.7g}") for value in x.ravel().tolist()]).reshape(x.shape).tolist()
 
 
-def infer_json(model: str, name: str, x: np.ndarray) -> bytes:
+def infer_json(model: str, name: str, x: np.ndarray, number: int) -> bytes:
     """Open Inference Protocol, the tensor as JSON numbers."""
     tensor = {"name": name, "shape": list(x.shape), "datatype": "FP32", "data": short(x.ravel())}
-    return post(f"/v2/models/{model}/infer", json.dumps({"id": "bench", "inputs": [tensor]}).encode())
+    return post(f"/v2/models/{model}/infer", json.dumps({"id": f"bench-{number}", "inputs": [tensor]}).encode())
 
 
-def infer_binary(model: str, name: str, x: np.ndarray) -> bytes:
+def columns_json(row: Row, number: int) -> bytes:
+    """A row as the worker's tabular callers send it: each column a JSON tensor, with the time of the row."""
+    inputs = [{"name": n, "datatype": _datatype(v), "shape": [1], "data": [v]} for n, v in row.items()]
+    document = {"id": f"bench-{number}", "parameters": {"at": _at(number)}, "inputs": inputs}
+    return post("/v2/models/flight-delay/infer", json.dumps(document).encode())
+
+
+def columns_binary(row: Row, number: int) -> bytes:
+    """The same with each column a binary tensor, the answer too."""
+    raws = [_raw(value) for value in row.values()]
+    inputs = [
+        {"name": n, "datatype": _datatype(v), "shape": [1], "parameters": {"binary_data_size": len(raw)}}
+        for (n, v), raw in zip(row.items(), raws, strict=True)
+    ]
+    parameters = {"at": _at(number), "binary_data_output": True}
+    head = json.dumps({"id": f"bench-{number}", "parameters": parameters, "inputs": inputs}).encode()
+    body = head + b"".join(raws)
+    return post("/v2/models/flight-delay/infer", body, len(head), "application/octet-stream")
+
+
+def _datatype(value: object) -> str:
+    return "BYTES" if isinstance(value, str) else "FP64"
+
+
+def _raw(value: object) -> bytes:
+    if isinstance(value, str):
+        return struct.pack("<I", len(value)) + value.encode()
+    return struct.pack("<d", value)
+
+
+def _at(number: int) -> str:
+    return f"2026-01-31T{number // 60 % 24:02d}:{number % 60:02d}:00Z"
+
+
+def infer_binary(model: str, name: str, x: np.ndarray, number: int) -> bytes:
     """Open Inference Protocol with the binary tensor extension, both ways."""
     tensor = {"name": name, "shape": list(x.shape), "datatype": "FP32", "parameters": {"binary_data_size": x.nbytes}}
-    document = {"id": "bench", "parameters": {"binary_data_output": True}, "inputs": [tensor]}
+    document = {"id": f"bench-{number}", "parameters": {"binary_data_output": True}, "inputs": [tensor]}
     head = json.dumps(document).encode()
     return post(f"/v2/models/{model}/infer", head + x.tobytes(), len(head), "application/octet-stream")
 
@@ -67,11 +103,11 @@ def oip_answer(answer: bytes) -> list[float]:
     return [float(value) for value in np.frombuffer(raw, "<f4")]
 
 
-def infer_grpc(model: str, name: str, x: np.ndarray) -> bytes:
+def infer_grpc(model: str, name: str, x: np.ndarray, number: int) -> bytes:
     """The same over gRPC, the tensor raw: a ``ModelInferRequest``, serialised."""
     from tritonclient.grpc import service_pb2
 
-    request = service_pb2.ModelInferRequest(model_name=model, id="bench", raw_input_contents=[x.tobytes()])
+    request = service_pb2.ModelInferRequest(model_name=model, id=f"bench-{number}", raw_input_contents=[x.tobytes()])
     request.inputs.add(name=name, datatype="FP32", shape=x.shape)
     return bytes(request.SerializeToString())
 
@@ -97,29 +133,37 @@ def plain_answer(member: str) -> Read:
 
 
 def tabular(x: np.ndarray) -> list[Case]:
-    """A row of flight-delay. The peers take the ready tensor (FastAPI: the row); we take the row and keep it."""
-    model = "flight-delay"
+    """Rows of flight-delay. The peers take the ready tensor (FastAPI: the row); we take the row and keep it."""
+    asked = list(enumerate(rows()))
+    fastapi = tuple(post("/tabular", json.dumps(row).encode()) for _, row in asked)
     return [
-        Case("worker", "tabular", "JSON", oip_json(), oip_answer),
-        Case("worker", "tabular", "binary", oip_binary(), oip_answer),
-        Case("worker", "tabular", "compact binary", infer_binary(model, "x", x), oip_answer),
-        Case("mlserver", "tabular", "JSON", infer_json("tabular", "x", x), oip_answer),
-        Case("pytriton", "tabular", "JSON", infer_json("tabular", "x", x), oip_answer),
-        Case("pytriton", "tabular", "binary", infer_binary("tabular", "x", x), oip_answer),
-        Case("fastapi", "tabular", "JSON", post("/tabular", json.dumps(ROW).encode()), plain_answer("probability")),
+        Case("worker", "tabular", "JSON", tuple(columns_json(row, i) for i, row in asked), oip_answer),
+        Case("worker", "tabular", "binary", tuple(columns_binary(row, i) for i, row in asked), oip_answer),
+        Case("worker", "tabular", "compact binary", each(infer_binary, "flight-delay", x), oip_answer),
+        Case("mlserver", "tabular", "JSON", each(infer_json, "tabular", x), oip_answer),
+        Case("pytriton", "tabular", "JSON", each(infer_json, "tabular", x), oip_answer),
+        Case("pytriton", "tabular", "binary", each(infer_binary, "tabular", x), oip_answer),
+        Case("fastapi", "tabular", "JSON", fastapi, plain_answer("probability")),
     ]
 
 
 def image(x: np.ndarray) -> list[Case]:
-    """One picture, (1, 3, 224, 224) float32."""
-    nested = json.dumps({"pixels": short(x)}).encode()
-    raw = post("/image/raw", x.tobytes(), kind="application/octet-stream")
+    """Pictures, each (1, 3, 224, 224) float32."""
+    pictures = [x[i : i + 1] for i in range(len(x))]
+    nested = tuple(post("/image", json.dumps({"pixels": short(one)}).encode()) for one in pictures)
+    raw = tuple(post("/image/raw", one.tobytes(), kind="application/octet-stream") for one in pictures)
+    over_json, over_binary, over_grpc = (each(make, "image", x) for make in (infer_json, infer_binary, infer_grpc))
     return [
-        Case("worker", "image", "binary", infer_binary("page-rotation", "x", x), oip_answer),
-        Case("mlserver", "image", "JSON", infer_json("image", "x", x), oip_answer),
-        Case("mlserver", "image", "gRPC", infer_grpc("image", "x", x), grpc_answer, "grpc"),
-        Case("pytriton", "image", "binary", infer_binary("image", "x", x), oip_answer),
-        Case("pytriton", "image", "gRPC", infer_grpc("image", "x", x), grpc_answer, "grpc"),
-        Case("fastapi", "image", "JSON", post("/image", nested), plain_answer("classes")),
+        Case("worker", "image", "binary", each(infer_binary, "page-rotation", x), oip_answer),
+        Case("mlserver", "image", "JSON", over_json, oip_answer),
+        Case("mlserver", "image", "gRPC", over_grpc, grpc_answer, "grpc"),
+        Case("pytriton", "image", "binary", over_binary, oip_answer),
+        Case("pytriton", "image", "gRPC", over_grpc, grpc_answer, "grpc"),
+        Case("fastapi", "image", "JSON", nested, plain_answer("classes")),
         Case("fastapi", "image", "raw bytes", raw, plain_answer("classes")),
     ]
+
+
+def each(make: Callable[[str, str, np.ndarray, int], bytes], model: str, x: np.ndarray) -> tuple[bytes, ...]:
+    """One request for each input along the first axis."""
+    return tuple(make(model, "x", x[i : i + 1], i) for i in range(len(x)))

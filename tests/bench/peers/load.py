@@ -1,13 +1,14 @@
 """The load generator: a process of its own, for every server the same. Reads a job as JSON from stdin, prints figures.
 
-N connections, each sends the same bytes again as soon as its answer is complete (closed loop). Everything is made
-beforehand, so that on a small machine the clients take little of what they measure. An answer equal to the first
-counts at once; any other is read: it must be a complete 200 or it is a failure. Whether the first answer is *right*
-is judged by who gave the job, from ``first``.
+N connections, each sends its next request as soon as the answer to the last is complete (closed loop), in turn from a
+list that was made beforehand, so that on a small machine the clients take little of what they measure. An answer equal
+to the first one to that request counts at once; any other is read: it must be a complete 200 or it is a failure.
+Whether the first answers are *right* is judged by who gave the job.
 """
 
 import asyncio
 import base64
+import itertools
 import json
 import sys
 import time
@@ -24,16 +25,30 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 
+class Asked:
+    """The requests, in turn, and the first answer to each; shared by all clients of a burst."""
+
+    def __init__(self, requests: Sequence[bytes]) -> None:
+        self.requests = requests
+        self.firsts: dict[int, bytes] = {}
+        self._next = 0
+
+    def turn(self) -> int:
+        """The number of the request that is sent next."""
+        number, self._next = self._next, (self._next + 1) % len(self.requests)
+        return number
+
+
 class Client(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, request: bytes, until: float) -> None:
-        self.request = request
+    def __init__(self, asked: Asked, until: int) -> None:
         self.until = until
-        self.first = b""
         self.times: list[int] = []
         self.failures = 0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked = asked
+        self._number = 0
         self._buffer = b""
         self._began = 0
 
@@ -42,11 +57,12 @@ class Client(asyncio.Protocol):
         self._send()
 
     def _send(self) -> None:
+        self._number = self._asked.turn()
         self._began = time.perf_counter_ns()
-        self._transport.write(self.request)
+        self._transport.write(self._asked.requests[self._number])
 
     def data_received(self, data: bytes) -> None:
-        if data == self.first or self._complete(data):
+        if data == self._asked.firsts.get(self._number) or self._complete(data):
             now = time.perf_counter_ns()
             self.times.append(now - self._began)
             if now < self.until:
@@ -67,8 +83,8 @@ class Client(asyncio.Protocol):
         if len(body) < int(length):
             return False
         if b" 200 " in head[:16]:
-            self.first = self._buffer
-        elif self.failures == 0 and not self.first:
+            self._asked.firsts[self._number] = self._buffer
+        elif not self._asked.firsts:
             self._fail(self._buffer[:1000].decode(errors="replace"))
             return False
         else:
@@ -94,12 +110,11 @@ class Client(asyncio.Protocol):
 class Caller:
     """One gRPC client: what `Client` is for HTTP."""
 
-    first: bytes = b""
     times: list[int] = field(default_factory=list)
     failures: int = 0
 
 
-async def call(caller: Caller, job: dict[str, Any], request: bytes, until: int) -> None:
+async def call(caller: Caller, job: dict[str, Any], asked: Asked, until: int) -> None:
     """Call over a connection of its own; the bytes are made beforehand, so nothing is serialised here."""
     import grpc.aio
 
@@ -111,36 +126,34 @@ async def call(caller: Caller, job: dict[str, Any], request: bytes, until: int) 
         infer = channel.unary_unary(INFER, request_serializer=bytes, response_deserializer=bytes)
         now = time.perf_counter_ns()
         while now < until:
-            began = now
+            number, began = asked.turn(), now
             try:
-                answer = await infer(request)
+                asked.firsts.setdefault(number, await infer(asked.requests[number]))
             except grpc.aio.AioRpcError as error:
-                if not caller.first:
+                if not asked.firsts:
                     raise RuntimeError(f"{error.code().name}: {error.details()}") from error
                 caller.failures += 1
-            else:
-                caller.first = caller.first or answer
             now = time.perf_counter_ns()
             caller.times.append(now - began)
 
 
-async def burst_grpc(job: dict[str, Any], request: bytes, seconds: float) -> list[Caller]:
+async def burst_grpc(job: dict[str, Any], asked: Asked, seconds: float) -> list[Caller]:
     """The same load over gRPC."""
     until = time.perf_counter_ns() + int(seconds * 1e9)
     callers = [Caller() for _ in range(job["clients"])]
     async with asyncio.timeout(seconds + PATIENCE_S):
-        await asyncio.gather(*(call(caller, job, request, until) for caller in callers))
+        await asyncio.gather(*(call(caller, job, asked, until) for caller in callers))
     return callers
 
 
-async def burst(job: dict[str, Any], request: bytes, seconds: float) -> Sequence[Client | Caller]:
+async def burst(job: dict[str, Any], asked: Asked, seconds: float) -> Sequence[Client | Caller]:
     """Load for that long."""
     if job["transport"] == "grpc":
-        return await burst_grpc(job, request, seconds)
+        return await burst_grpc(job, asked, seconds)
     loop = asyncio.get_running_loop()
     until = time.perf_counter_ns() + int(seconds * 1e9)
     made = [
-        (await loop.create_connection(lambda: Client(request, until), job["host"], job["port"]))[1]
+        (await loop.create_connection(lambda: Client(asked, until), job["host"], job["port"]))[1]
         for _ in range(job["clients"])
     ]
     async with asyncio.timeout(seconds + PATIENCE_S):
@@ -184,12 +197,12 @@ def memory_mb(processes: Sequence[psutil.Process]) -> tuple[float, float]:
     return rss, pss
 
 
-async def run(job: dict[str, Any], request: bytes) -> dict[str, Any]:
+async def run(job: dict[str, Any], asked: Asked) -> dict[str, Any]:
     """Warm up, load, and say what it took of the server."""
-    await burst(job, request, job["warm_s"])
+    await burst(job, asked, job["warm_s"])
     processes = tree(job["pids"])
     cpu, began = cpu_s(processes), time.perf_counter()
-    clients = await burst(job, request, job["seconds"])
+    clients = await burst(job, asked, job["seconds"])
     seconds, cpu = time.perf_counter() - began, cpu_s(processes) - cpu
     times = sorted(t for client in clients for t in client.times)
     rss_mb, pss_mb = memory_mb(processes)
@@ -202,15 +215,22 @@ async def run(job: dict[str, Any], request: bytes) -> dict[str, Any]:
         "p99_us": times[len(times) * 99 // 100] / 1000,
         "rss_mb": rss_mb,
         "pss_mb": pss_mb,
-        "first": base64.b64encode(clients[0].first).decode(),
+        "firsts": {number: base64.b64encode(answer).decode() for number, answer in asked.firsts.items()},
     }
+
+
+def read_requests(path: Path, lengths: Sequence[int]) -> list[bytes]:
+    """The requests that stand one after another in a file."""
+    data, ends = path.read_bytes(), list(itertools.accumulate(lengths))
+    return [data[end - length : end] for end, length in zip(ends, lengths, strict=True)]
 
 
 def main() -> None:
     job = json.load(sys.stdin)
+    asked = Asked(read_requests(Path(job["requests"]), job["lengths"]))
     start = asyncio.run if job["transport"] == "grpc" else uvloop.run  # gRPC brings an event loop of its own
     try:
-        print(json.dumps(start(run(job, Path(job["request"]).read_bytes()))))
+        print(json.dumps(start(run(job, asked))))
     except (RuntimeError, OSError, TimeoutError) as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
 

@@ -1,13 +1,14 @@
 """Servers as processes: started in sessions of their own, and none of them outlives the bench.
 
-Triton's server sits two levels below what is started here, in a session of its own, and used to survive its parent.
-So the bench makes itself the reaper of orphans (Linux: ``PR_SET_CHILD_SUBREAPER``): whoever loses its parent becomes
-a child of the bench, and is ended with the rest.
+Triton's server and its stubs sit levels below what is started here and used to survive it. So each peer leads a
+session, all of which is ended with it, and the bench makes itself the reaper of orphans (Linux:
+``PR_SET_CHILD_SUBREAPER``): whoever left the session and lost its parent becomes a child of the bench, ended last.
 """
 
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from tests.bench.peers.environment import HERE, PeerUnavailableError, prepare
 
 PR_SET_CHILD_SUBREAPER = 36
 START_S = 90.0
-END_S = 6.0
+END_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,10 @@ def peer(name: str, ready_path: str, options: Options) -> Iterator[Server]:
     command = [str(python), str(HERE / name / "serve.py"), "--port", str(port)]
     for option in ("models", "threads", "streams"):
         command += [f"--{option}", str(getattr(options, option))]
+    if setpriv := shutil.which("setpriv"):  # ended even when the bench itself is killed
+        command = [setpriv, "--pdeathsig", "TERM", "--", *command]
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    environ["PYTHONPATH"] = str(HERE / "bare")
+    environ |= {"PYTHONPATH": str(HERE / "bare"), "TMPDIR": str(work)}
     log_path = work / "log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
@@ -110,17 +113,25 @@ def _wait_until_ready(name: str, process: subprocess.Popen[bytes], url: str, log
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and every descendant: gently, then by force."""
-    family = [psutil.Process(process.pid), *descendants(process.pid)] if process.poll() is None else []
+    """End the process and all there is in its session: gently, then by force."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_S)
+    # It leads a session of its own, so its number names nothing but what it started.
+    family = [one for one in psutil.process_iter() if _session(one.pid) == process.pid]
     for one in family:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()  # psutil compares start times: a number used again is not hit
-    psutil.wait_procs(family, timeout=END_S)
+            one.kill()
     process.wait(END_S)
+    psutil.wait_procs(family, timeout=END_S)
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 def descendants(pid: int) -> list[psutil.Process]:

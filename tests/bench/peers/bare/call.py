@@ -2,7 +2,7 @@
 
     python call.py --models FOLDER --model NAME --threads N --streams N --seconds S
 
-``FOLDER/NAME.onnx`` is called with ``FOLDER/NAME.npy``; ``streams`` threads call it at once.
+``FOLDER/NAME.onnx`` is called with the first input of ``FOLDER/NAME.npy``; ``streams`` threads call it at once.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
     graph = Graph(options.models / f"{options.model}.onnx", options.threads, options.streams)
-    x = np.load(options.models / f"{options.model}.npy")
+    x = np.load(options.models / f"{options.model}.npy")[:1]
     calls(graph, x, WARM_S, [])
     each: list[list[int]] = [[] for _ in range(options.streams)]
     threads = [threading.Thread(target=calls, args=(graph, x, options.seconds, times)) for times in each[1:]]

@@ -40,7 +40,7 @@ def add_tabular(app: FastAPI, models: Path, threads: int) -> None:
 
 def add_image(app: FastAPI, models: Path, threads: int, streams: int) -> None:
     graph = Graph(models / "image.onnx", threads, streams)
-    shape = np.load(models / "image.npy").shape
+    shape = (1, *np.load(models / "image.npy").shape[1:])
 
     async def classes(x: np.ndarray) -> dict[str, list[list[float]]]:
         answer = await asyncio.get_running_loop().run_in_executor(graph.pool, graph.run, x)

@@ -41,7 +41,7 @@ def bind_tabular(triton: Triton, path: Path, threads: int) -> None:
 
 def bind_image(triton: Triton, path: Path, threads: int, streams: int) -> None:
     graph = Graph(path, threads, streams)
-    shape = np.load(path.with_suffix(".npy")).shape
+    shape = (1, *np.load(path.with_suffix(".npy")).shape[1:])
 
     def infer(requests: list) -> list[dict[str, np.ndarray]]:
         return [{graph.output: graph.run(request[graph.input])} for request in requests]
