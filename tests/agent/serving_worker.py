@@ -9,7 +9,7 @@ from typing import Any
 
 from landreeve_agent.intake.line import Line, parse_lines
 from landreeve_agent.serving.control import Route
-from landreeve_agent.serving.supervise import WorkerProcess
+from landreeve_agent.serving.supervise import Options, WorkerProcess
 
 from tests.agent.onnx_models import version, write_release
 
@@ -19,10 +19,11 @@ ANSWER_S = 30.0
 class ServingWorker:
     """A worker process with its supervisor; calls may come from any thread."""
 
-    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, options: Options | None) -> None:
         self.folder = folder
         self.loop = loop
-        self.process = WorkerProcess(folder / "spool")
+        self.options = options or Options()
+        self.process = WorkerProcess(folder / "spool", options=options)
 
     def call(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(ANSWER_S)
@@ -41,12 +42,12 @@ class ServingWorker:
 
 
 @contextmanager
-def serving_worker(folder: Path) -> Iterator[ServingWorker]:
+def serving_worker(folder: Path, options: Options | None = None) -> Iterator[ServingWorker]:
     """Started and stopped; it serves nothing yet."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="supervisor", daemon=True)
     thread.start()
-    worker = ServingWorker(folder, loop)
+    worker = ServingWorker(folder, loop, options)
     try:
         worker.call(worker.process.start())
         yield worker

@@ -66,20 +66,26 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Options:
     """How the worker serves. ``memory_mb`` is for all models together, 0 a share of what is usable. With ``tls_cert``
-    and ``tls_key`` (PEM files) it speaks TLS only; ``tokens`` are files with a token callers must send."""
+    and ``tls_key`` (PEM files) it speaks TLS only; ``tokens`` are files with a token callers must send. ``grpc`` is the
+    address it answers gRPC on too, bound and held by the caller."""
 
     memory_mb: int = 0
     max_body_bytes: int | None = None
     tokens: tuple[Path, ...] = ()
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    grpc: tuple[str, int] | None = None
+    grpc_max_bytes: int | None = None
 
     def arguments(self) -> list[str]:
         """As the worker's command line takes them. Tokens go by file: an argument can be read by every program."""
         given = ["--memory-mb", str(self.memory_mb)]
         for token in self.tokens:
             given += ["--token", str(token)]
+        if self.grpc is not None:
+            given += ["--grpc-host", self.grpc[0], "--grpc-port", str(self.grpc[1])]
         for name, value in (
+            ("--grpc-max-bytes", self.grpc_max_bytes),
             ("--max-body-bytes", self.max_body_bytes), ("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)
         ):  # fmt: skip
             given += [name, str(value)] if value is not None else []

@@ -13,14 +13,15 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from landreeve_agent.serving.access import read_access, tls_context
+from landreeve_agent.serving.access import Access, read_access, tls_context
 from landreeve_agent.serving.capture import Spool
 from landreeve_agent.serving.control import (
     Applied,
@@ -46,6 +47,9 @@ from landreeve_agent.serving.repository import Repository
 from landreeve_agent.serving.routes import Routes
 from landreeve_agent.serving.server import InferenceServer
 
+if TYPE_CHECKING:
+    from landreeve_agent.serving.grpc_server import GrpcDoor
+
 _DRAIN_S = 2.0
 _COLLECT_AFTER = 50_000
 
@@ -55,7 +59,7 @@ class Worker:
 
     def __init__(
         self, lanes: Lanes, routes: Routes, metrics: Metrics, server: InferenceServer, memory: Memory, *,
-        listening: socket.socket,
+        listening: socket.socket, grpc: "GrpcDoor | None" = None,
     ) -> None:  # fmt: skip
         self._lanes = lanes
         self._routes = routes
@@ -63,6 +67,7 @@ class Worker:
         self._server = server
         self._memory = memory
         self._listening: socket.socket | None = listening
+        self._grpc = grpc
         self._applying = asyncio.Lock()
 
     async def obey(self, message: ToWorker) -> FromWorker:
@@ -94,6 +99,18 @@ class Worker:
             # Only now: until the first routes stand, callers wait in the socket's backlog instead of failing.
             listening, self._listening = self._listening, None
             await self._server.start(listening)
+            if self._grpc is not None:
+                await _open(self._grpc)
+
+
+async def _open(grpc: "GrpcDoor") -> None:
+    """Listen for gRPC too; HTTP goes on without it when that fails."""
+    try:
+        port = await grpc.start()
+    except LoadFailedError as error:
+        sys.stderr.write(f"{error.sentence}\n")
+    else:
+        sys.stderr.write(f"gRPC is answered on port {port}\n")
 
 
 def _settle() -> None:
@@ -126,17 +143,34 @@ async def _serve(options: argparse.Namespace, stdin: int, stdout: int) -> None:
         writer.write(frame(Lost(model=version.model, version=version.version, cause=cause, restarts=restarts)))
 
     lanes = Lanes(routes, memory, lost)
+    repository, access = Repository(lanes, routes, metrics, memory), read_access(options.token)
     server = InferenceServer(
-        routes, metrics, Repository(lanes, routes, metrics, memory), read_access(options.token),
+        routes, metrics, repository, access,
         tls=tls_context(options.tls_cert, options.tls_key) if options.tls_cert else None,
         max_body_bytes=options.max_body_bytes,
     )  # fmt: skip
-    worker = Worker(lanes, routes, metrics, server, memory, listening=socket.socket(fileno=options.fd))
+    grpc = _grpc(options, routes, repository, access)
+    worker = Worker(lanes, routes, metrics, server, memory, listening=socket.socket(fileno=options.fd), grpc=grpc)
     writer.write(frame(Hello(pid=os.getpid())))
     await _obey_all(worker, reader, writer)
+    if grpc is not None:
+        await grpc.stop(_DRAIN_S)
     await server.stop(_DRAIN_S)
     await asyncio.to_thread(lanes.close)
     spool.close()
+
+
+def _grpc(options: argparse.Namespace, routes: Routes, repository: Repository, access: Access) -> "GrpcDoor | None":
+    """The gRPC door, if it is wanted; only then is grpcio imported, which takes 15 MB."""
+    if not options.grpc_host:
+        return None
+    try:
+        from landreeve_agent.serving.grpc_server import GrpcDoor, GrpcOptions
+    except ImportError as error:
+        sys.stderr.write(f"gRPC is not answered: {error}; pip install 'landreeve[grpc]'\n")
+        return None
+    where = GrpcOptions(options.grpc_host, options.grpc_port, options.grpc_max_bytes, options.tls_cert, options.tls_key)
+    return GrpcDoor(routes, repository, access, where)
 
 
 async def _obey_all(worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -180,6 +214,9 @@ def main() -> None:
     parser.add_argument("--token", action="append", default=[], help="file with a token that callers must send")
     parser.add_argument("--tls-cert", default="", help="certificate chain (PEM); with it the server speaks TLS only")
     parser.add_argument("--tls-key", default="", help="its private key (PEM)")
+    parser.add_argument("--grpc-host", default="", help="answer gRPC on this address too")
+    parser.add_argument("--grpc-port", type=int, default=0)
+    parser.add_argument("--grpc-max-bytes", type=int, default=DEFAULT_BODY_BYTES)
     options = parser.parse_args()
     die_with_parent(options.parent)
     prefer_for_oom()
