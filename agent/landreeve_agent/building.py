@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -41,6 +40,7 @@ from landreeve_agent.membership import Membership
 from landreeve_agent.orders import Orders
 from landreeve_agent.rooms import Rooms, Trouble
 from landreeve_agent.schedule.jobs import BadScheduleError, Schedule
+from landreeve_agent.serving.door import door
 from landreeve_agent.store.database import Database
 from landreeve_agent.telemetry.machine import MachineProbe
 from landreeve_agent.telemetry.recent import Recent
@@ -98,7 +98,10 @@ class House:
         self.definitions = Definitions(state.definitions)
         self.blobs = BlobStore(state.blobs)
         self.recent = Recent()
-        self.inference = Inference(state.spool, self.hold, self._worker_restarted)
+        serving = settings.serving
+        self.inference = Inference(
+            state.spool, self.hold, self._worker_restarted, door(serving, state), serving.memory_mb, serving.isolated
+        )
         self.reporter = Reporter(
             self.database, self.outbox, self.recent, MachineProbe(state.root), self._worker_figures,
             settings.telemetry.interval_s, self.meter,
@@ -173,7 +176,7 @@ class House:
             session_s=settings.session_hours * 3600, now=self.clock,
         )  # fmt: skip
         allowed = doors(settings.host, settings.hosts)
-        app, stop = build(api, allowed, tokens, sessions, agent_version())
+        app, stop = build(api, allowed, tokens, sessions, agent_version(), inference=self.inference.door)
         self.server = ConsoleServer(app, self.listener, stop)
 
     def _look_for_hub(self) -> None:
@@ -271,7 +274,7 @@ class House:
 
     async def _box(self) -> BoxFacts:
         """What decides which plan wins here."""
-        return facts_of(await self.hardware.inventory(), self._threads)
+        return facts_of(await self.hardware.inventory(), self._threads, os.environ)
 
     async def _worker_figures(self) -> WorkerFigures:
         status = await self.inference.status()
@@ -328,7 +331,8 @@ class House:
             found.append(
                 Finding("error", f"The settings cannot be used: {self.problem}. The last good ones hold.", "/")
             )
-        found += [Finding("warning", text, "/") for text in (*self.moved, *self.hardware.problems)]
+        doubts = (*self.moved, *self.hardware.problems, self.inference.door.problem)
+        found += [Finding("warning", text, "/") for text in doubts if text]
         found += [
             Finding("error", f"definition {name}: {why}", "/models") for name, why in self.definitions.problems.items()
         ]
@@ -351,6 +355,7 @@ class House:
             "console": self.listener.getsockname()[1],
             "serving": port,
             "serving_host": _shown(host),
+            "serving_certificate": str(self.inference.door.certificate or ""),
             "console_wanted": self.settings.console.port,
             "serving_wanted": self.settings.serving.port,
         }

@@ -104,15 +104,18 @@ def test_figure_nobody_measured_is_none_on_the_wire() -> None:
 
 
 def test_equal_boxes_share_their_class_and_what_decides_splits_it() -> None:
-    one = class_of(facts_of(inventory(), 4))
+    one = class_of(facts_of(inventory(), 4, {}))
     busy = Memory(total_bytes=1, available_bytes=1, usable_bytes=1)
     gpu = Accelerator(kind="gpu", vendor="8086", name="Arc A380", driver="i915", usable=True)
-    assert one == class_of(facts_of(inventory(memory=busy), 4))
+    assert one == class_of(facts_of(inventory(memory=busy), 4, {}))
     others = (
-        facts_of(inventory(), 2),
-        facts_of(inventory(accelerators=(gpu,)), 4),
-        facts_of(inventory(runtimes=(Runtime(name="onnxruntime", version="1.32.0"),)), 4),
+        facts_of(inventory(), 2, {}),
+        facts_of(inventory(accelerators=(gpu,)), 4, {}),
+        facts_of(inventory(runtimes=(Runtime(name="onnxruntime", version="1.32.0"),)), 4, {}),
     )
+    capped = facts_of(inventory(), 4, {"ONEDNN_MAX_CPU_ISA": "SSE41"})
+    assert (capped.isa, capped.caps) == ((), {"ONEDNN_MAX_CPU_ISA": "SSE41"})
+    assert one != class_of(capped)
     assert one not in {class_of(facts) for facts in others}
 
 

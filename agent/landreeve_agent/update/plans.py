@@ -4,7 +4,7 @@ A hint comes signed, and still nothing of it is believed: it is one more plan to
 could mean, or what this box cannot give, is left out with a reason.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,6 +16,7 @@ from sqlite_utils import Database as SqliteDatabase
 from landreeve_agent.hardware.inventory import Inventory
 from landreeve_agent.serving.control import Plan
 from landreeve_agent.store.stamps import stamp
+from landreeve_agent.tuning.boxclass import CAPS, effective_isa
 from landreeve_agent.tuning.report import PreflightReport, Trial
 from landreeve_agent.update.machine import Order
 
@@ -39,15 +40,20 @@ class Hints:
     refused: tuple[str, ...] = ()
 
 
-def facts_of(inventory: Inventory, threads: int) -> BoxFacts:
-    """What decides which plan wins on a box, of its inventory; ``threads`` is what inference may use."""
+def facts_of(inventory: Inventory, threads: int, environ: Mapping[str, str]) -> BoxFacts:
+    """What decides which plan wins on a box; ``threads`` is what inference may use, ``environ`` what holds runtimes
+    back.
+
+    Runtimes count by what is installed: whether one works is found out later than the class must be known.
+    """
     devices = (device for device in inventory.accelerators if device.usable)
     return BoxFacts(
         cpu=inventory.cpu.model,
-        isa=tuple(sorted(inventory.cpu.isa)),
+        isa=tuple(sorted(effective_isa(inventory.cpu.isa, environ))),
         threads=threads,
-        runtimes={r.name: r.version for r in inventory.runtimes if r.version and not r.problem},
+        runtimes={r.name: r.version for r in inventory.runtimes if r.version},
         drivers={f"{d.kind} {d.name}": f"{d.driver} {d.driver_version}".strip() for d in devices},
+        caps={name: environ[name] for name in CAPS if environ.get(name)},
     )
 
 
@@ -75,7 +81,7 @@ def report_of(order: Order, verdict: PreflightReport, box: BoxFacts, hints: Hint
         box_class=class_of(box) or verdict.box_class,
         box=box,
         plan=plan,
-        ratio=_ratio(winner.p50_us, default.p50_us),
+        ratio=_ratio(winner.p50_us, default.p50_us) if winner.ratio is None else round(winner.ratio, 4),
         cpu_ratio=_ratio(winner.cpu_us, default.cpu_us),
         p50_us=winner.p50_us,
         cpu_us=winner.cpu_us,
@@ -83,6 +89,7 @@ def report_of(order: Order, verdict: PreflightReport, box: BoxFacts, hints: Hint
         metric_value=verdict.metric_value if winner.metric is None else winner.metric,
         seconds=round(verdict.seconds, 2),
         hints=len(hints.plans),
+        source=verdict.source,
         hinted=any(_same_way(plan, _words(hint)) for hint in hints.plans),
         trials=trials,
         left_out=left_out,
@@ -145,6 +152,8 @@ def _told(trial: Trial) -> PlanTrial:
         p50_us=trial.p50_us,
         cpu_us=trial.cpu_us,
         metric=trial.metric,
+        ratio=trial.ratio,
+        stage=trial.stage,
     )
 
 

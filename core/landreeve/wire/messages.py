@@ -148,6 +148,7 @@ class PlanReport(Body, frozen=True, kw_only=True, tag="plan"):
     seconds: float = 0.0
     hints: int = 0
     hinted: bool = False
+    source: str = ""
     trials: tuple[PlanTrial, ...] = ()
     left_out: int = 0
     sentence: str = ""

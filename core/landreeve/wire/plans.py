@@ -19,7 +19,8 @@ MOST_ROWS = 65536
 MOST_HINTS = 3
 MOST_TRIALS = 48
 MOST_TRIALS_BYTES = 8 * 1024
-_RECIPE = re.compile(r"[a-z0-9][a-z0-9._+:=-]{0,47}")
+_RECIPE = re.compile(r"[a-z0-9][a-z0-9._+:=-]{0,255}")  # a recipe may name every node it leaves alone
+_NAME = 320
 _WORDS = 200
 
 
@@ -49,7 +50,8 @@ class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanTrial(msgspec.Struct, frozen=True, kw_only=True):
-    """One plan that was tried: times of one row, ``metric`` on the golden set, and why it was kept or fell."""
+    """One plan that was tried: times of one row, ``ratio`` to the default plan's, ``metric`` on the golden set, how far
+    it came (``stage``), and why it was kept or fell."""
 
     what: str
     accepted: bool
@@ -57,16 +59,20 @@ class PlanTrial(msgspec.Struct, frozen=True, kw_only=True):
     p50_us: float | None = None
     cpu_us: float | None = None
     metric: float | None = None
+    ratio: float | None = None
+    stage: str = ""
 
 
 class BoxFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What boxes of one class share, readable: ``runtimes`` and ``drivers`` map names to versions."""
+    """What boxes of one class share, readable: ``runtimes`` and ``drivers`` map names to versions, ``caps`` what people
+    set to hold the runtimes back."""
 
     cpu: str = ""
     isa: tuple[str, ...] = ()
     threads: int = 0
     runtimes: dict[str, str] = {}
     drivers: dict[str, str] = {}
+    caps: dict[str, str] = {}
 
 
 def fault_of(plan: RunPlan) -> str:
@@ -119,4 +125,4 @@ def bounded(trials: tuple[PlanTrial, ...]) -> tuple[tuple[PlanTrial, ...], int]:
 
 
 def _cut(trial: PlanTrial) -> PlanTrial:
-    return msgspec.structs.replace(trial, what=trial.what[:_WORDS], why=trial.why[:_WORDS])
+    return msgspec.structs.replace(trial, what=trial.what[:_NAME], why=trial.why[:_WORDS])
