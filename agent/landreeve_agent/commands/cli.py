@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landreeve_agent.commands import box, data, infer, models, settings
+from landreeve_agent.commands import box, data, hardware, infer, models, settings
 
 app = typer.Typer(
     help="Landreeve on this box: runs, watches, trains and updates the models of one site.",
@@ -37,6 +37,7 @@ def _root(
 
 box.install(app)
 models.install(app)
+hardware.install(app)
 data.install(app)
 infer.install(app)
 settings.install(app)

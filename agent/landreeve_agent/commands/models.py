@@ -1,4 +1,4 @@
-"""Models and the hardware they run on."""
+"""The models of this box."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,9 +22,6 @@ def install(app: typer.Typer) -> None:
     model.command("show")(show)
     model.command("rollback")(rollback)
     app.add_typer(model, name="model")
-    hardware = typer.Typer(help="What is in this box and what really works.", no_args_is_help=True)
-    hardware.command("list")(list_hardware)
-    app.add_typer(hardware, name="hw")
 
 
 def list_models(context: typer.Context, output: Output = Format.TABLE) -> None:
@@ -67,8 +64,3 @@ def show(context: typer.Context, model: Name, output: Output = Format.TABLE) -> 
 def rollback(context: typer.Context, model: Name, output: Output = Format.TABLE) -> None:
     """Return a model to its last good version."""
     emit(connected(state_of(context)).post(f"/models/{quote(model, safe='')}/rollback"), output)
-
-
-def list_hardware(context: typer.Context, output: Output = Format.TABLE) -> None:
-    """Processor, memory, accelerators and runtimes, as the running agent found them."""
-    emit(connected(state_of(context)).get("/hardware"), output)

@@ -104,6 +104,7 @@ class HardwareRoom:
             await asyncio.sleep(_SETTLE_S)
             found = await self._changes()
         if not found:
+            await self._recall()
             return ()
         self._seen = await self._glance()
         self._adopt(await asyncio.to_thread(self.survey.refresh, await self.inventory()))
@@ -117,6 +118,14 @@ class HardwareRoom:
             # What was proven before it went away is proven again: it may have come back broken.
             await self._study(frozenset(device.kind for what, device in devices if what != "vanished"))
         return found
+
+    async def _recall(self) -> None:
+        """Adopt what somebody else has proven, with ``landreeve hw prove``."""
+        before = await self.inventory()
+        fresh = await asyncio.to_thread(self.survey.recalled, before)
+        if fresh.proofs != before.proofs:
+            self._adopt(fresh)
+            await self._tell_proofs(before, fresh)
 
     async def _changes(self) -> tuple[Change, ...]:
         now = await self._glance()

@@ -57,6 +57,10 @@ class Survey:
         now = msgspec.structs.replace(now, accelerators=accelerators, runtimes=now.runtimes or known.runtimes)
         return now if self.override else msgspec.structs.replace(now, proofs=recall(now, self.memory))
 
+    def recalled(self, known: Inventory) -> Inventory:
+        """An inventory with the proofs that are remembered now; the command line may have made new ones."""
+        return known if self.override else msgspec.structs.replace(known, proofs=recall(known, self.memory))
+
     def study(self, again: Wanted = _nothing) -> Inventory:
         """The inventory with every device proven or refused, as far as it is not already (see `prove`)."""
         found = self.examine()
