@@ -46,6 +46,7 @@ class FakeSite:
 
         answers = {"status": lambda: self.status, "updates": updates, "training": runs}
         answers |= {"models/flight-delay": model, "drift/flight-delay": drift, "hardware": fake_plans.hardware}
+        answers |= {"models/flight-delay/stages": fake_plans.stages}
 
         @app.get("/api/v1/{path:path}")
         async def read(path: str, request: Request) -> JSONResponse:

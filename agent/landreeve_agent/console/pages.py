@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from landreeve.ui.console import Console, Entry, Page
 from landreeve.ui.inside import Api, ApiError
 
-from landreeve_agent.console import trying
+from landreeve_agent.console import stages, trying
 
 NAVIGATION = (
     Entry("overview", "/", "Overview", "overview"),
@@ -28,6 +28,7 @@ def install(app: FastAPI) -> Console:
     event streams would hold the server back.
     """
     trying.install(app)
+    stages.install(app)
     console = Console(
         app,
         product="site",
@@ -78,8 +79,19 @@ async def _model(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -
         "curl": _example(api, status["serving"], known, fields),
         "transitions": _listed(detail.get("history")),
         "report": detail.get("plan"),
+        "stages": await _stages(api, name) if known["version"] else [],
         "show_model": False,
     }
+
+
+async def _stages(api: Api, name: str) -> list[dict[str, Any]]:
+    """A worker that is being restarted tells nothing for a moment; the rest of the page stands without it."""
+    try:
+        return _listed(await api.find("models", name, "stages"))
+    except ApiError as error:
+        if error.status == 502:
+            return []
+        raise
 
 
 def _example(api: Api, serving: str, model: Mapping[str, Any], fields: Sequence[Mapping[str, Any]]) -> str:
