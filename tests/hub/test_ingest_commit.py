@@ -273,3 +273,12 @@ def test_what_is_retained_says_nothing_about_when_a_device_was_heard(store: Stor
     take(DeviceState(session=5, online=True, at="2026-05-01T00:00:00Z"), retained=True)
     device = next(row for row in _all(store, tables.devices) if row.id == "d-1")
     assert (bool(device.online), device.last_seen) == (True, "")
+
+
+def test_news_of_the_hardware_are_what_the_hub_then_shows(store: Store, take: Take) -> None:
+    found = {"kind": "GPU", "proofs": [{"runtime": "openvino", "device": "gpu", "ok": True}]}
+    told = _event("hardware.proven", data={"hardware": found, "models": ["m"]})
+    take(_fact(1, told), _fact(2, _event("hardware.changed", data={"hardware": "broken"})))
+    (device,) = [row for row in _all(store, tables.devices) if row.id == "d-1"]
+    assert device.hardware == found
+    assert [sorted(row.data) for row in _all(store, tables.events)] == [["cause", "models"], ["cause", "hardware"]]

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import bad_models
 from loop import (
@@ -127,10 +128,14 @@ def _plans(world: World, version: str) -> tuple[bool, str]:
     first, later = reports.get(CANARY), {site: reports[site] for site in SITES if site in reports and site != CANARY}
     if first is None or not later:
         return False, "no site has told how it runs the model"
-    took = ", ".join(f"{site} {report['seconds']:.1f} s" for site, report in later.items())
-    words = f"{CANARY} tried {len(first['trials']) + first['left_out']} ways to run it in {first['seconds']:.1f} s"
+    took = ", ".join(f"{site} {_tried(report)}" for site, report in later.items())
     hinted = len(later) == len(SITES) - 1 and all(report["hints"] for report in later.values())
-    return hinted, f"{words}; {first['name']} won. Boxes of the same class start from it: {took}"
+    return hinted, f"{CANARY} tried {_tried(first)}; {first['name']} won. Boxes of its class start from it: {took}"
+
+
+def _tried(report: dict[str, Any]) -> str:
+    tried = len(report["trials"]) + report["left_out"]
+    return f"{tried} plan{'' if tried == 1 else 's'} in {report['seconds']:.1f} s"
 
 
 def _train_first(world: World) -> dict[str, str]:

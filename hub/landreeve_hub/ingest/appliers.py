@@ -32,6 +32,7 @@ Applier = Callable[[Connection, str, Fact], None]
 K = TypeVar("K", bound=Body)
 MAX_DEPTH = 32
 _FAILED = {"REJECTED", "ROLLED_BACK", "ROLLBACK_FAILED", "ROLLING_BACK"}
+_HARDWARE = {"hardware.changed", "hardware.proven"}
 _ANSWERS = {"command.done", "command.refused"}
 
 
@@ -93,8 +94,13 @@ def apply_birth(connection: Connection, device: str, fact: Fact) -> None:
 
 
 def apply_event(connection: Connection, device: str, fact: Fact) -> None:
-    """Keep the event; the answer to a command also closes that command."""
+    """Keep the event; the answer to a command also closes that command, news of the hardware renew what is shown."""
     body = _of(fact, Event)
+    hardware = body.data.get("hardware")
+    if body.name in _HARDWARE and isinstance(hardware, dict):
+        connection.execute(update(tables.devices).where(tables.devices.c.id == device).values(hardware=hardware))
+        # The inventory is kept once, with the device.
+        body = msgspec.structs.replace(body, data={k: v for k, v in body.data.items() if k != "hardware"})
     _keep_event(connection, device, fact.at, body)
     if body.name in _ANSWERS:
         answer = {"name": body.name, "cause": body.cause, "sentence": body.sentence, "at": fact.at, "data": body.data}
