@@ -23,7 +23,7 @@ IDLE_S = 75.0
 READ_S = 30.0
 LINGER_S = 1.0
 HALF_CLOSED_S = 1.0
-RECEIVE_BYTES = 256 * 1024
+LARGE_BYTES = 64 * 1024
 _REASONS = {
     200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found",
     405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict", 413: b"Content Too Large",
@@ -170,8 +170,6 @@ class Connections:
     open: "set[HttpProtocol]" = field(default_factory=set)
     broken: int = 0
     heads: Heads = field(default_factory=Heads)
-    # One for all connections: both loops fill and hand over a buffer within one call.
-    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(RECEIVE_BYTES)))
 
     def protocol(self) -> "HttpProtocol":
         """A protocol for a new connection."""
@@ -247,7 +245,7 @@ class _Chunks:
         return b"".join(self._parts)
 
 
-class HttpProtocol(asyncio.BufferedProtocol):
+class HttpProtocol(asyncio.Protocol):
     """One connection."""
 
     def __init__(self, connections: Connections) -> None:
@@ -281,26 +279,28 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._body = self._chunks = None
         self._tell_gone()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go: the body being received, else the common buffer."""
-        return self._connections.buffer if self._body is None else self._body.rest()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """That many bytes have come."""
-        if self._body is not None:
-            whole = self._body.received(nbytes)
-            if whole is not None:
-                head, self._body = self._body.head, None
-                self._take(head, whole)
-            return
-        data = bytes(self._connections.buffer[:nbytes])
+    def data_received(self, data: bytes) -> None:
+        """These bytes have come."""
         if self._closing:
             return
+        if self._body is not None:
+            rest = self._body.rest()
+            count = min(len(rest), len(data))
+            rest[:count] = data[:count]
+            self.body_received(self._body, count)
+            data = data[count:]
         try:
             self._read(self._begun + data if self._begun else data)
         except BadHeadError as error:
             self._connections.broken += error.status == 400
             self._refuse(error.status, str(error))
+
+    def body_received(self, body: _Body, count: int) -> None:
+        """That many more bytes of the body are where they belong."""
+        whole = body.received(count)
+        if whole is not None and not self._closing:
+            self._body = None
+            self._take(body.head, whole)
 
     def eof_received(self) -> bool:
         """The client sends no more; it may still wait for its answers. True keeps the connection open."""
@@ -378,6 +378,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._more_chunks(b"")
         else:
             self._body = _Body(head, data[end:])
+            if len(self._body.rest()) > LARGE_BYTES and self._transport is not None:
+                self._transport.set_protocol(_Receiving(self, self._transport, self._body))
         return -1
 
     def _more_chunks(self, data: bytes) -> None:
@@ -477,6 +479,32 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """The server stops."""
         if self._current is None and not self._reading:
             self._close()
+
+
+class _Receiving(asyncio.BufferedProtocol):
+    """Stands in for a connection while it receives a large body: the kernel writes where the model will read.
+
+    Not for every request: a loop asks such a protocol for memory before each read, which small ones would pay for.
+    """
+
+    def __init__(self, connection: HttpProtocol, transport: asyncio.Transport, body: _Body) -> None:
+        self._connection = connection
+        self._transport = transport
+        self._body = body
+        self.connection_lost = connection.connection_lost  # type: ignore[method-assign]
+        self.eof_received = connection.eof_received  # type: ignore[method-assign]
+        self.pause_writing = connection.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = connection.resume_writing  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """What is missing of the body."""
+        return self._body.rest()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """That many bytes have come."""
+        if len(self._body.rest()) == nbytes:
+            self._transport.set_protocol(self._connection)
+        self._connection.body_received(self._body, nbytes)
 
 
 def _head(response: Response, keep_alive: bool) -> bytes:

@@ -17,7 +17,7 @@ from landreeve.release.manifest import TensorSpec
 from landreeve_models.samples import DTYPES
 
 from landreeve_agent.serving.errors import BadRequestError, TooLargeError
-from landreeve_agent.serving.interface import MATRIX, Array, Input, Interface, Raw, Values, binary_floats, binary_values
+from landreeve_agent.serving.interface import MATRIX, Array, Interface, Raw, Values, binary_floats, binary_values
 from landreeve_agent.store.stamps import moment
 
 MAX_ROWS = 4096
@@ -175,7 +175,7 @@ def _set_parameters(request: Infer, parameters: Parameters) -> None:
 def _set_rows(request: Infer, inputs: list[InputTensor], tail: Raw, interface: Interface) -> None:
     """The rows of a tabular model, by the quickest way that fits what was sent."""
     if len(inputs) == 1 and inputs[0].name == MATRIX and MATRIX not in interface.inputs:
-        _set_matrix(request, inputs[0], tail, interface.columns)
+        _set_matrix(request, inputs[0], tail, interface)
     elif request.rows != 1 or tail or not _set_one_row(request, inputs, interface):
         request.columns = _columns(inputs, tail, request.rows, interface)
 
@@ -209,11 +209,12 @@ def _set_one_row(request: Infer, inputs: list[InputTensor], interface: Interface
     return True
 
 
-def _set_matrix(request: Infer, tensor: InputTensor, tail: Raw, columns: tuple[Input, ...]) -> None:
+def _set_matrix(request: Infer, tensor: InputTensor, tail: Raw, interface: Interface) -> None:
     """All columns as one tensor ``x`` of shape [rows, width], in the order of the metadata: the shortest request.
 
     A category is its rank, as the metadata lists them; NaN is unknown.
     """
+    columns = interface.columns
     width = len(columns)
     if tensor.shape != (request.rows, width) or request.rows < 1:
         raise BadRequestError(f"input 'x': shape {list(tensor.shape)} does not fit [rows, {width}]")
@@ -227,11 +228,13 @@ def _set_matrix(request: Infer, tensor: InputTensor, tail: Raw, columns: tuple[I
         values = binary_floats(MATRIX, tensor.datatype, tail, request.rows * width)
     records: list[dict[str, Any]] = []
     features: list[Sequence[float]] = []
+    names, lows, highs = interface.bounds
     for row in range(request.rows):
         part = values[row * width : (row + 1) * width]
-        record: dict[str, Any] = {}
-        for rule, value in zip(columns, part, strict=True):
-            record[rule.name] = value if rule.low <= value <= rule.high else rule.from_matrix(row, value)
+        record: dict[str, Any] = dict(zip(names, part, strict=True))
+        # Two passes: most elements are numbers within their bounds, and finding the others is quick.
+        for at in [i for i, value in enumerate(part) if not lows[i] <= value <= highs[i]]:
+            record[names[at]] = columns[at].from_matrix(row, part[at])
         records.append(record)
         features.append(part)
     request.records, request.features = records, features
