@@ -520,3 +520,33 @@ async def test_plans_say_who_agrees_and_why_others_fell(
     assert (await ann.get("/api/v1/plans", params={"release": "delay@v9"})).status_code == 404
     device = (await ann.get("/api/v1/devices/JFK")).json()
     assert (device["box_class"], device["plans"][0]["name"]) == ("n100", "openvino cpu int8 nncf 2 threads")
+
+
+async def test_box_that_has_just_joined_tells_what_it_is_before_its_first_order(
+    hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient
+) -> None:
+    await hub.enrol()
+    first = await rolled_out(hub, ann, bob)
+    await tell_plan(hub, "d-1", first["release"])
+    for device in SITES:
+        await hub.report(device, "COMMITTED", first["release"], first["id"])
+    rows = [
+        {"id": name, "fleet": "demo", "site": name, "online": True, "enrolled": rfc3339(hub.now)}
+        for name in ("born", "silent")
+    ]
+    await hub.store.write(lambda c: c.execute(insert(tables.devices), rows) and None)
+    await hub.runner.tick(hub.now)
+    own = tables.devices.c.id == "born"
+    told = {"agent": "0.2.0", "box_class": "n100"}
+    await hub.store.write(lambda c: c.execute(update(tables.devices).where(own).values(told)) and None)
+    await hub.runner.tick(hub.now)
+
+    def ordered(device: str) -> list[list[str]]:
+        documents = [p for t, p, _ in hub.published if t == f"lr/1/demo/dn/{device}/desired"]
+        models = [parse_document(decode(p, SignedDesired).document).models for p in documents]
+        return [[hint.backend for model in found for hint in model.hints] for found in models if found]
+
+    assert (ordered("born"), ordered("silent")) == ([["openvino"]], [])
+    hub.now += timedelta(minutes=3)  # a box whose hardware cannot be probed must not wait for ever
+    await hub.runner.tick(hub.now)
+    assert ordered("silent") == [[]]

@@ -32,6 +32,7 @@ from landreeve_hub.store.moment import rfc3339
 _LOG = logging.getLogger(__name__)
 
 RETRY = timedelta(seconds=30)
+BORN_WITHIN = timedelta(minutes=2)
 
 Changed = Callable[[str], None]
 
@@ -128,7 +129,7 @@ class RolloutRunner:
             moved = moved or decision.rollout != kept.rollout
             if decision.rollout != kept.rollout or decision.orders:
                 touched |= book.carry_out(connection, decision.rollout, decision.orders, self._incidents, now)
-        return moved, touched | late_joiners(connection)
+        return moved, touched | late_joiners(connection, now)
 
     def _create(self, connection: Connection, proposal: Proposal, actor: str, now: datetime) -> Rollout:
         release = connection.execute(select(tables.releases).where(tables.releases.c.digest == proposal.digest)).first()
@@ -252,19 +253,30 @@ def _unset_fleet_release(connection: Connection, rollout: Rollout) -> None:
         connection.execute(update(aliases).where(where).values(digest=before))
 
 
-def late_joiners(connection: Connection) -> set[str]:
-    """Devices without an assignment get the fleet's release of each model; those assigned now."""
+def late_joiners(connection: Connection, now: datetime) -> set[str]:
+    """Devices without an assignment get the fleet's release of each model; those assigned now.
+
+    One that has just joined is given time to tell what box it is: its first order then carries the plans that won on
+    boxes of its class.
+    """
     touched: set[str] = set()
+    unknown = _not_born_yet(connection, now)
     for digest in _fleet_releases(connection):
         release = connection.execute(select(tables.releases).where(tables.releases.c.digest == digest)).first()
         if release is None or release.state != "approved":
             continue
-        for device in _unassigned(connection, release.model):
+        for device in set(_unassigned(connection, release.model)) - unknown:
             rollout = _finished(connection, digest)
             order = Assign(device, digest, release.version, rollout.id, "install", rollout.plan.probation)
             book.assign(connection, release.model, order)
             touched.add(device)
     return touched
+
+
+def _not_born_yet(connection: Connection, now: datetime) -> set[str]:
+    devices = tables.devices
+    young = (devices.c.agent == "") & (devices.c.enrolled > rfc3339(now - BORN_WITHIN))
+    return set(connection.execute(select(devices.c.id).where(young)).scalars())
 
 
 def _fleet_releases(connection: Connection) -> Iterable[str]:
