@@ -83,6 +83,12 @@ def test_most_boxes_win_over_the_best_ratio_of_one() -> None:
     assert [(s.plan, s.boxes, s.ratio) for s in found] == [(SLOW, 2, 1.0), (FAST, 1, 0.1)]
 
 
+def test_boxes_that_were_hinted_a_plan_cannot_outvote_those_that_found_another() -> None:
+    told = [Vote(SLOW, 0.8), *[Vote(SLOW, 0.8, hinted=True)] * 9, Vote(FAST, 0.3), Vote(FAST, 0.3)]
+    first = standings(told)[0]
+    assert (first.plan, first.boxes, first.found) == (FAST, 2, 2)
+
+
 def test_ties_go_to_the_faster_plan_and_an_untold_ratio_is_no_gain() -> None:
     assert standings([Vote(SLOW, None), Vote(FAST, 0.9)])[0].plan == FAST
 

@@ -98,7 +98,8 @@ def _trusted() -> Any:
 
 
 def _vote(row: Row[Any]) -> Vote:
-    return Vote(msgspec.convert(row.report["plan"], RunPlan), row.report.get("ratio"))
+    report = row.report
+    return Vote(msgspec.convert(report["plan"], RunPlan), report.get("ratio"), bool(report.get("hinted")))
 
 
 def _class_row(rows: list[Row[Any]]) -> dict[str, Any]:
@@ -116,7 +117,8 @@ def _class_row(rows: list[Row[Any]]) -> dict[str, Any]:
 
 def _standing(standing: Standing) -> dict[str, Any]:
     plan = msgspec.to_builtins(standing.plan)
-    return {"name": standing.plan.name, "plan": plan, "boxes": standing.boxes, "ratio": standing.ratio}
+    told = {"boxes": standing.boxes, "found": standing.found, "ratio": standing.ratio}
+    return {"name": standing.plan.name, "plan": plan, **told}
 
 
 def report_row(row: Row[Any]) -> dict[str, Any]:
