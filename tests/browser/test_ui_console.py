@@ -157,3 +157,31 @@ def test_filter_by_tag_knows_key_value_and_both() -> None:
     for text in ("tag:region", "tag:gulf", "tag:region=gulf"):
         assert [row["site"] for row in select(rows, text)] == ["a"]
     assert [row["site"] for row in select(rows, "-tag:gulf")] == ["b"]
+
+
+async def test_site_tells_what_was_tried_what_won_and_why_others_fell() -> None:
+    page = await fetch(open_site(), site_pages, "/models/flight-delay")
+    assert "<b><bdi>openvino cpu int8 nncf 2 threads</bdi></b>" in page
+    assert "accuracy fell from 0.975 to 0.53" in page
+    assert ("3 more were tried" in page, "Waiting for its turn" in page) == (True, True)
+
+
+async def test_hardware_page_tells_what_is_proven_and_what_to_do_about_the_rest() -> None:
+    page = await fetch(open_site(), site_pages, "/hardware")
+    assert "computed the right answer" in page
+    assert "load intel_vpu: modprobe intel_vpu" in page
+
+
+async def test_hub_tells_the_winner_of_each_class_and_who_started_from_it() -> None:
+    fake = FakeHub()
+    fake.open = True
+    page = await fetch(fake, hub_pages, "/models/flight-delay")
+    assert ("3 of 3 boxes agree" in page, "1 of 2 boxes agree" in page) == (True, True)
+    assert page.count("started from the winner of its class") == 2
+    assert "accuracy fell from 0.975 to 0.53" in page
+
+
+def open_site() -> FakeSite:
+    fake = FakeSite()
+    fake.open = True
+    return fake
