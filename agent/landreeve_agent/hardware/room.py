@@ -123,7 +123,8 @@ class HardwareRoom:
         """Adopt what somebody else has proven, with ``landreeve hw prove``."""
         before = await self.inventory()
         fresh = await asyncio.to_thread(self.survey.recalled, before)
-        if fresh.proofs != before.proofs:
+        # A proof is noted as interrupted while it is being made.
+        if fresh.proofs != before.proofs and not any(proof.cause == "interrupted" for proof in fresh.proofs):
             self._adopt(fresh)
             await self._tell_proofs(before, fresh)
 
