@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 from landreeve.wire.messages import Event
 
+from landreeve_agent import lean
 from landreeve_agent.hardware.inventory import Accelerator, Inventory, Proof
 from landreeve_agent.hardware.override import BadOverrideError
 from landreeve_agent.hardware.prove import Candidate
@@ -149,6 +150,7 @@ class HardwareRoom:
     async def _examine(self) -> None:
         self._seen = await self._glance()
         self._adopt(await asyncio.to_thread(self.survey.examine, _ASKED_AT_START))
+        lean.give_back()
 
     async def _study(self, again: frozenset[str]) -> None:
         before = await self.inventory()
@@ -160,6 +162,7 @@ class HardwareRoom:
         if self.survey.stop():
             return
         self._adopt(found)
+        lean.give_back()
         await self._tell_proofs(before, found)
 
     def _adopt(self, inventory: Inventory) -> None:
