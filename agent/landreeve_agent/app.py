@@ -109,7 +109,7 @@ def _greet(house: House) -> None:
     note(f"inference  {house.inference.url}")
     for sentence in house.inference.door.sentences():
         note(f"           {sentence}")
-    for sentence in house.moved:
+    for sentence in (*house.doors.sentences(), *house.doors.problems, *house.moved):
         note(sentence)
 
 

@@ -24,6 +24,7 @@ from landreeve_agent.console.api import LocalApi
 from landreeve_agent.console.server import ConsoleServer, build, listen
 from landreeve_agent.console.status import StatusSource, UpdateView, read_active
 from landreeve_agent.console.verdict import Finding
+from landreeve_agent.doors.opening import Doors
 from landreeve_agent.drift.windows import Windows
 from landreeve_agent.errors import StateError
 from landreeve_agent.hardware.room import HardwareRoom
@@ -99,9 +100,11 @@ class House:
         self.blobs = BlobStore(state.blobs)
         self.recent = Recent()
         serving = settings.serving
+        self.doors = Doors(settings, functools.partial(_after_a_kill, last=_last_ports(state)))
         self.inference = Inference(
-            state.spool, self.hold, self._worker_restarted, door(serving, state), serving.memory_mb, serving.isolated
-        )
+            state.spool, self.hold, self._worker_restarted, door(serving, state), serving.memory_mb, serving.isolated,
+            self.doors.grpc, self.doors.grpc_max_bytes,
+        )  # fmt: skip
         self.reporter = Reporter(
             self.database, self.outbox, self.recent, MachineProbe(state.root), self._worker_figures,
             settings.telemetry.interval_s, self.meter,
@@ -218,6 +221,8 @@ class House:
         self.rooms.every("status", STATUS_EVERY_S, self.source.status)
         self.rooms.every("drift", settings.drift.every_s, self.windows.advance)
         self.rooms.keep("training", self.trainings.run)
+        for room in self.doors.rooms(self.inference, self.state):
+            self.rooms.keep(room.name, room.run)
         self._schedule()
         self._start(self._be_born())
         self.rooms.keep("link", self.membership.run)
@@ -239,6 +244,7 @@ class House:
         await asyncio.to_thread(self.database.close)
         self.listener.close()
         self.hold.close()
+        self.doors.close()
 
     async def _update(self) -> None:
         if not self._recovered.is_set():
@@ -331,7 +337,7 @@ class House:
             found.append(
                 Finding("error", f"The settings cannot be used: {self.problem}. The last good ones hold.", "/")
             )
-        doubts = (*self.moved, *self.hardware.problems, self.inference.door.problem)
+        doubts = (*self.moved, *self.doors.problems, *self.hardware.problems, self.inference.door.problem)
         found += [Finding("warning", text, "/") for text in doubts if text]
         found += [
             Finding("error", f"definition {name}: {why}", "/models") for name, why in self.definitions.problems.items()
@@ -358,6 +364,7 @@ class House:
             "serving_certificate": str(self.inference.door.certificate or ""),
             "console_wanted": self.settings.console.port,
             "serving_wanted": self.settings.serving.port,
+            **self.doors.ports(),
         }
         write_private(self.state.ports, msgspec.json.encode(ports))
 

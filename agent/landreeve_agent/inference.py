@@ -45,7 +45,8 @@ class Hold:
 class Inference:
     """Serves routes; without any there is no process. ``hold`` keeps the port until the worker listens on it.
 
-    ``isolated`` names models that run in a process of their own; ``*`` means all.
+    ``isolated`` names models that run in a process of their own; ``*`` means all. ``grpc`` keeps the port of the gRPC
+    door, if there is one.
     """
 
     spool: Path
@@ -54,6 +55,8 @@ class Inference:
     door: Door = field(default_factory=Door)
     memory_mb: int = 0
     isolated: Collection[str] = ()
+    grpc: Hold | None = None
+    grpc_max_bytes: int = 0
     _worker: WorkerProcess | None = field(default=None)
 
     @property
@@ -85,7 +88,14 @@ class Inference:
 
     def _options(self) -> Options:
         door = self.door
-        return Options(memory_mb=self.memory_mb, tokens=door.tokens, tls_cert=door.certificate, tls_key=door.key)
+        return Options(
+            memory_mb=self.memory_mb,
+            tokens=door.tokens,
+            tls_cert=door.certificate,
+            tls_key=door.key,
+            grpc=self.grpc.address if self.grpc else None,
+            grpc_max_bytes=self.grpc_max_bytes or None,
+        )
 
     def _placed(self, route: Route) -> Route:
         """The route, in a process of its own where the settings ask for it."""

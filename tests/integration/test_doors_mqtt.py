@@ -272,6 +272,17 @@ async def test_a_door_whose_files_are_missing_says_so_and_ends(tmp_path: Path) -
         await Door("mqtt", "landreeve_agent.doors.mqtt", lambda: options).run()
 
 
+def heard_after_asking(till: Till, document: dict[str, Any]) -> dict[str, Any] | None:
+    """Ask, and see whether an answer to it has come."""
+    till.ask("shop/delay/request/t", document, qos=0)
+    time.sleep(0.1)
+    while not till.got.empty():
+        answer = till.got.get()[1]
+        if answer.get("id") == document["id"]:
+            return answer
+    return None
+
+
 def _asked(till: Till, name: str) -> bool:
     """Ask, and see whether an answer to it has come; until the door listens nobody hears."""
     till.ask("shop/delay/request/t", {"id": name, "row": ROW}, qos=0)

@@ -101,7 +101,9 @@ def _connection(context: typer.Context) -> "Connection":
     state = state_of(context)
     connected(state)
     ports = json.loads(state.ports.read_bytes())
-    return Connection(Server(str(ports["serving_host"]), int(ports["serving"])))
+    certificate = str(ports.get("serving_certificate") or "")
+    token = str(state.tokens / "app") if certificate else ""
+    return Connection(Server(str(ports["serving_host"]), int(ports["serving"]), certificate, token))
 
 
 class _Shown:
