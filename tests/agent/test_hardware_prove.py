@@ -10,10 +10,13 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
+from landreeve_agent.commands.checks import examine
+from landreeve_agent.config import StateFolder
 from landreeve_agent.hardware import tiny
 from landreeve_agent.hardware.graphs import MATMUL, TINY, matmul_graph, tiny_graph
 from landreeve_agent.hardware.inventory import Accelerator, Cpu, Inventory, Limits, Memory, Proof, Runtime
 from landreeve_agent.hardware.prove import Candidate, Command, Ran, candidates, judge, key_of, prove, recall
+from landreeve_agent.hardware.survey import Survey
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GPU = Accelerator(id="pci:0000:00:02.0", kind="gpu", vendor="Intel", name="Arc", driver="xe", usable=True)
@@ -240,3 +243,16 @@ def test_a_provider_that_is_not_there_is_no_silent_cpu(tmp_path: Path) -> None:
     (proof,) = prove(msgspec.structs.replace(box(), runtimes=(runtime,)), tmp_path / "m.json")
     assert not proof.ok
     assert proof.cause in {"silent_fallback", "failed"}
+
+
+def test_the_doctor_names_what_did_not_work_and_how_to_try_again(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path / "state")
+    state.prepare()
+    runtime = Runtime(name="openvino", version="1", devices=("cpu",), providers=("CPU",))
+    survey = Survey(
+        state.hardware, ask=lambda names, *, stop: (runtime,), command=Children("import os; os.abort()")
+    )  # fmt: skip
+    assert [proof.cause for proof in survey.study().proofs] == ["crashed"]
+    (line,) = [check for check in examine(state, {}) if check.check == "openvino on CPU"]
+    assert (line.state, line.fact) == ("warn", "crashed: crashed with SIGABRT")
+    assert line.fix == "mend it, then: landreeve hw prove"

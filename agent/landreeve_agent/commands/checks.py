@@ -29,7 +29,7 @@ def examine(state: StateFolder, environ: Mapping[str, str]) -> list[Check]:
     checks = [_folder(state)]
     if checks[0].state == "fail":
         return checks
-    checks += [_settings(state, environ), _disk(state), *_definitions(state), _membership(state)]
+    checks += [_settings(state, environ), _disk(state), *_hardware(state), *_definitions(state), _membership(state)]
     return checks + _living(state)
 
 
@@ -57,6 +57,21 @@ def _disk(state: StateFolder) -> Check:
     if free_mb < _LEAST_FREE_MB:
         return Check("disk", "fail", f"{free_mb} MB free", "free some space, or lower intake.keep_days")
     return Check("disk", "ok", f"{free_mb:,} MB free")
+
+
+def _hardware(state: StateFolder) -> list[Check]:
+    """Heat, devices that cannot be used, and devices that did not work when they were last tried."""
+    from landreeve_agent.hardware.survey import Survey
+
+    found = Survey(state.hardware).remembered()
+    checks = [Check("heat", "warn", found.heat.problem, "cool it, or mend its power")] if found.heat.problem else []
+    checks += [Check(a.name, "warn", a.problem, a.fix) for a in found.accelerators if not a.usable]
+    checks += [
+        Check(f"{p.runtime} on {p.target}", "warn", f"{p.cause}: {p.sentence}", "mend it, then: landreeve hw prove")
+        for p in found.proofs
+        if not p.ok
+    ]
+    return checks or [Check("hardware", "ok", found.text)]
 
 
 def _definitions(state: StateFolder) -> list[Check]:

@@ -57,6 +57,16 @@ class Survey:
         now = msgspec.structs.replace(now, accelerators=accelerators, runtimes=now.runtimes or known.runtimes)
         return now if self.override else msgspec.structs.replace(now, proofs=recall(now, self.memory))
 
+    def remembered(self) -> Inventory:
+        """What the files say now with everything that is remembered; no child is started."""
+        found = self.glance()
+        if self.override:
+            return found
+        memory = Remembered.load(self.memory)
+        listed = (memory.runtime(name, _listing_key(name, found)) for name in NAMES)
+        runtimes = tuple(runtime for runtime in listed if runtime is not None)
+        return self.recalled(msgspec.structs.replace(found, runtimes=runtimes))
+
     def recalled(self, known: Inventory) -> Inventory:
         """An inventory with the proofs that are remembered now; the command line may have made new ones."""
         return known if self.override else msgspec.structs.replace(known, proofs=recall(known, self.memory))
