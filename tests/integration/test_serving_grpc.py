@@ -3,8 +3,11 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +21,8 @@ import pytest
 import tritonclient.grpc as triton
 from landreeve_agent.doors.connection import Connection, Server
 from landreeve_agent.inference import hold_port
-from landreeve_agent.serving.grpc_messages import MESSAGES, SERVICE
+from landreeve_agent.serving.control import CERTIFICATE, KEY
+from landreeve_agent.serving.grpc_messages import DESCRIPTOR, MESSAGES, SERVICE
 from landreeve_agent.serving.supervise import Options, WorkerProcess
 from tritonclient.utils import InferenceServerException
 
@@ -261,3 +265,49 @@ async def test_beyond_the_box_it_does_not_open_without_tls_and_token(tmp_path: P
     finally:
         await worker.stop()
         hold.close()
+
+
+def test_with_a_token_set_only_its_holders_are_answered_and_over_tls(tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "landreeve_agent.serving.certificate", str(tmp_path), "127.0.0.1"],
+        check=True,
+        timeout=60,
+    )
+    assert made.returncode == 0
+    token = tmp_path / "token"
+    token.write_text("secret\n")
+    hold = hold_port("127.0.0.1", 0)
+    certificate = tmp_path / CERTIFICATE
+    options = Options(grpc=hold.address, tokens=(token,), tls_cert=certificate, tls_key=tmp_path / KEY)
+    with serving_worker(tmp_path / "worker", options) as worker:
+        worker.serve()
+        address = "{}:{}".format(*hold.address)
+        with triton.InferenceServerClient(address, ssl=True, root_certificates=str(certificate)) as client:
+            until_live(client)
+            with pytest.raises(InferenceServerException) as refusal:
+                client.infer("delay", inputs())
+            assert refusal.value.status() == "StatusCode.UNAUTHENTICATED"
+            with pytest.raises(InferenceServerException):
+                client.infer("delay", inputs(), headers={"authorization": "Bearer guess"})
+            answer = client.infer("delay", inputs(), headers={"authorization": "Bearer secret"})
+            assert answer.as_numpy("probability").shape == (1,)
+        with Connection(Server(*worker.address, str(certificate), str(token))) as connection:
+            assert connection.get("/v2/models").status == 200
+    hold.close()
+
+
+def test_the_descriptor_is_made_of_the_text_beside_it() -> None:
+    """Every field of the .proto with its number, and no other, is in the descriptor."""
+    text = DESCRIPTOR.with_name("open_inference.proto").read_text()
+    wanted = sorted(re.findall(r"^\s+(?:repeated )?(?:map<\w+, )?\w+>? (\w+) = (\d+);", text, re.MULTILINE))
+    found: list[tuple[str, str]] = []
+
+    def walk(message: Any) -> None:
+        if not message.GetOptions().map_entry:
+            found.extend((field.name, str(field.number)) for field in message.fields)
+        for inner in message.nested_types:
+            walk(inner)
+
+    for message in MESSAGES.values():
+        walk(message.DESCRIPTOR)
+    assert sorted(found) == wanted
