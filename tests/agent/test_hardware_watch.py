@@ -1,6 +1,7 @@
 """Devices that come, go and break while the site runs: noticed from files, told once, and proven again."""
 
 import asyncio
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable
@@ -252,3 +253,13 @@ async def test_a_bad_override_is_shown_and_left_out(text: str, words: str, lapto
         site.room.survey.glance()
     assert site.room.threads == 22
     assert words in site.room.problems[0]
+
+
+async def test_a_box_that_cannot_be_read_is_born_all_the_same(site: Site) -> None:
+    def broken(names: object, *, stop: object) -> tuple[Runtime, ...]:
+        raise ValueError("a file no kernel writes")
+
+    site.room.survey = dataclasses.replace(site.room.survey, ask=broken)
+    with pytest.raises(ValueError, match="no kernel writes"):
+        await site.room.run()
+    assert (await site.room.document())["text"].startswith("unknown processor")

@@ -11,7 +11,7 @@ import msgspec
 from landreeve.wire.messages import Event
 
 from landreeve_agent import lean
-from landreeve_agent.hardware.inventory import Accelerator, Inventory, Proof
+from landreeve_agent.hardware.inventory import Accelerator, Cpu, Inventory, Limits, Memory, Proof
 from landreeve_agent.hardware.override import BadOverrideError
 from landreeve_agent.hardware.prove import Candidate
 from landreeve_agent.hardware.survey import Survey
@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 # Light to ask; torch waits for the quiet in which devices are proven.
 _ASKED_AT_START = ("onnxruntime", "openvino")
 _SETTLE_S = 1.0
+_UNKNOWN = Inventory(
+    cpu=Cpu(model="unknown processor", architecture="", physical_cores=1, logical_cores=1, affinity=1),
+    limits=Limits(),
+    memory=Memory(total_bytes=0, available_bytes=0, usable_bytes=0),
+    threads=1,
+)
 Tell = Callable[[Event], Awaitable[None]]
 
 
@@ -87,7 +93,12 @@ class HardwareRoom:
 
     async def run(self) -> None:
         """Survey, wait for the quiet, prove, and watch for ever."""
-        await self._examine()
+        try:
+            await self._examine()
+        except Exception:
+            if not self._ready.is_set():
+                self._adopt(_UNKNOWN)  # the hub must hear of this site all the same
+            raise
         quiet = asyncio.get_running_loop().time() + self.prove_after_s
         while asyncio.get_running_loop().time() < quiet:
             await asyncio.sleep(min(self.watch_s, quiet - asyncio.get_running_loop().time()))
