@@ -5,6 +5,7 @@ Whatever this client cannot say or read, no application written for Triton, KSer
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,11 +14,13 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import tritonclient.grpc as oip_grpc
 import tritonclient.http as oip
 import tritonclient.http.aio as oip_aio
 from landreeve.release.manifest import Gates, TensorSpec
+from landreeve_agent.inference import Hold, hold_port
 from landreeve_agent.serving.control import Plan, Route
-from landreeve_agent.serving.supervise import WorkerProcess
+from landreeve_agent.serving.supervise import Options, WorkerProcess
 from landreeve_models.definition import Definition, encode_definition
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -104,9 +107,16 @@ def routes(folder: Path) -> tuple[Route, ...]:
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
+def grpc_hold() -> Iterator[Hold]:
+    hold = hold_port("127.0.0.1", 0)
+    yield hold
+    hold.close()
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory, grpc_hold: Hold) -> Iterator[WorkerProcess]:
     folder = tmp_path_factory.mktemp("oip")
-    loop, process = Loop(), WorkerProcess(folder / "spool")
+    loop, process = Loop(), WorkerProcess(folder / "spool", options=Options(grpc=grpc_hold.address))
     try:
         loop.run(process.start())
         loop.run(process.apply(routes(folder)))
@@ -121,6 +131,24 @@ def client(worker: WorkerProcess) -> Iterator[oip.InferenceServerClient]:
     host, port = worker.address
     with oip.InferenceServerClient(f"{host}:{port}", concurrency=4) as made:
         yield made
+
+
+@pytest.fixture
+def grpc_client(worker: WorkerProcess, grpc_hold: Hold) -> Iterator[oip_grpc.InferenceServerClient]:
+    host, port = grpc_hold.address
+    with oip_grpc.InferenceServerClient(f"{host}:{port}") as made:
+        deadline = time.monotonic() + 20
+        while not _lives(made):  # the door opens a moment after the first routes serve
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield made
+
+
+def _lives(client: oip_grpc.InferenceServerClient) -> bool:
+    try:
+        return bool(client.is_server_live())
+    except InferenceServerException:
+        return False
 
 
 # --- what is asked
@@ -401,3 +429,72 @@ def test_statistics_count_rows_and_requests(client: oip.InferenceServerClient) -
     assert after["inference_count"] - before["inference_count"] == ROWS
     assert after["inference_stats"]["success"]["count"] - before["inference_stats"]["success"]["count"] == 1
     assert {stats["name"] for stats in client.get_inference_statistics()["model_stats"]} >= {"delay", "price"}
+
+
+# --- over gRPC the same server says the same
+
+
+def grpc_input(name: str, values: NDArray[Any], datatype: str) -> oip_grpc.InferInput:
+    made = oip_grpc.InferInput(name, list(values.shape), datatype)
+    made.set_data_from_numpy(values)
+    return made
+
+
+def grpc_columns(rows: int = ROWS) -> list[oip_grpc.InferInput]:
+    return [
+        grpc_input("hour", np.array(HOURS[:rows], np.float64), "FP64"),
+        grpc_input("wind", np.array(WINDS[:rows], np.float32), "FP32"),
+        grpc_input("carrier", np.array([CARRIERS[i % 3].encode() for i in range(rows)], np.object_), "BYTES"),
+    ]
+
+
+def test_over_grpc_health_metadata_and_index_are_those_of_http(
+    client: oip.InferenceServerClient, grpc_client: oip_grpc.InferenceServerClient
+) -> None:
+    assert grpc_client.is_server_ready()
+    for model in ("delay", "price", "pictures"):
+        assert grpc_client.is_model_ready(model)
+        over_http = client.get_model_metadata(model)
+        over_grpc = grpc_client.get_model_metadata(model, as_json=True)
+        assert (over_grpc["name"], over_grpc["versions"]) == (over_http["name"], over_http["versions"])
+        for end in ("inputs", "outputs"):
+            shapes = [{**t, "shape": [int(axis) for axis in t["shape"]]} for t in over_grpc[end]]
+            assert shapes == [{key: t[key] for key in ("name", "datatype", "shape")} for t in over_http[end]]
+    told = grpc_client.get_model_repository_index(as_json=True)["models"]
+    index = {(i["name"], i["version"], i["state"]) for i in client.get_model_repository_index()}
+    assert {(i["name"], i["version"], i["state"]) for i in told} == index
+
+
+def test_over_grpc_rows_and_tensors_get_the_graphs_answers(grpc_client: oip_grpc.InferenceServerClient) -> None:
+    answer = grpc_client.infer("delay", grpc_columns(), request_id="till 7/42")
+    assert (answer.get_response().id, answer.get_response().model_version) == ("till 7/42", "1.0.0")
+    np.testing.assert_allclose(answer.as_numpy("probability"), expected(), atol=1e-5)
+    pixels = np.random.default_rng(2).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    tokens = np.array([[1, 2], [3, 4]], np.int64)
+    sent = [grpc_input("pixels", pixels, "FP32"), grpc_input("tokens", tokens, "INT64")]
+    answer = grpc_client.infer("pictures", sent)
+    scores = pixels.mean(axis=(2, 3)) + tokens.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(answer.as_numpy("scores"), scores, atol=1e-5)
+    np.testing.assert_array_equal(answer.as_numpy("counted"), tokens.sum(axis=1, keepdims=True))
+
+
+def test_over_grpc_a_refusal_is_the_sentence_of_http(
+    client: oip.InferenceServerClient, grpc_client: oip_grpc.InferenceServerClient
+) -> None:
+    cases = [
+        ("delay", columns(1)[1:], grpc_columns(1)[1:], "INVALID_ARGUMENT"),
+        ("weather", columns(1), grpc_columns(1), "NOT_FOUND"),
+        (
+            "delay",
+            [*columns(1), tensor("snow", np.array([1.0]), "FP64", binary=True)],
+            [*grpc_columns(1), grpc_input("snow", np.array([1.0]), "FP64")],
+            "INVALID_ARGUMENT",
+        ),
+    ]
+    for model, over_http, over_grpc, status in cases:
+        with pytest.raises(InferenceServerException) as http_refusal:
+            client.infer(model, over_http)
+        with pytest.raises(InferenceServerException) as grpc_refusal:
+            grpc_client.infer(model, over_grpc)
+        assert grpc_refusal.value.message() == http_refusal.value.message()
+        assert grpc_refusal.value.status() == f"StatusCode.{status}"
