@@ -48,6 +48,7 @@ from landreeve_agent.telemetry.recent import Recent
 from landreeve_agent.telemetry.reporter import Reporter, WorkerFigures
 from landreeve_agent.training.manager import Trainings
 from landreeve_agent.tuning.preflight import Preflight
+from landreeve_agent.tuning.report import Limits
 from landreeve_agent.update.evidence import Evidence
 from landreeve_agent.update.machine import Phase
 from landreeve_agent.update.plans import facts_of
@@ -141,12 +142,21 @@ class House:
         latest = self.source.latest
         return {model.name: model.used for model in latest.models} if latest else {}
 
+    def _make_preflight(self) -> Preflight:
+        tuning = self.settings.tuning
+        return Preflight(
+            tuning.budget_s,
+            wanted=self.settings.serving.device,
+            objective=tuning.objective,
+            limits=Limits(memory_mb=tuning.memory_mb, cold_start_s=tuning.cold_start_s),
+        )
+
     def _make_runner(self) -> Runner:
         budget = self.hardware.threads
         self._threads = self.settings.serving.threads or budget
         return Runner(
             self.database, self.outbox, self.membership, self.membership, self.blobs, self.state.models,
-            self.inference, Preflight(self.settings.tuning.budget_s, wanted=self.settings.serving.device),
+            self.inference, self._make_preflight(),
             Evidence(self.database), self.clock,
             agent_version=agent_version(),
             options=UpdateOptions(

@@ -103,6 +103,16 @@ class TrainingSettings(msgspec.Struct, frozen=True):
 class TuningSettings(msgspec.Struct, frozen=True):
     budget_s: Annotated[float, Meta(gt=0, le=3600, description="seconds the tuner may time plans of one release")] = 3.0
     deadline_s: Annotated[float, Meta(gt=0, le=7200, description="seconds after which preflight is given up")] = 180.0
+    objective: Annotated[
+        Literal["latency", "throughput"],
+        Meta(description="what plans are chosen for: one row as soon as possible, or as many rows as possible"),
+    ] = "latency"
+    memory_mb: Annotated[
+        float, Meta(ge=0, description="most MB a plan's own process may hold; 0 leaves it to the release's gate")
+    ] = 0.0
+    cold_start_s: Annotated[
+        float, Meta(ge=0, description="most seconds a plan may take to be ready after a start; 0 sets no limit")
+    ] = 0.0
 
 
 class UpdateSettings(msgspec.Struct, frozen=True):

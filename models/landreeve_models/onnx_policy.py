@@ -16,6 +16,8 @@ MAX_DEPTH = 8
 MAX_WIDTH = 4096
 # Domain → newest opset the bundled runtimes are known to execute.
 ALLOWED_OPSETS = {"": 26, "ai.onnx": 26, "ai.onnx.ml": 5}
+# Operators of other domains that a box itself puts into the graphs it makes; every bundled runtime has them built in.
+ALLOWED_OPERATORS = {"com.microsoft": frozenset({"MatMulNBits"})}
 INPUT_NAME = "x"
 # Datatype of the Open Inference Protocol by ONNX's TensorProto.DataType. No strings: BYTES would need a parser.
 DATATYPES = {
@@ -34,7 +36,8 @@ def check(data: bytes, *, width: int | None = None, signature: Signature | None 
         raise BadReleaseError(f"model.onnx: {len(data)} bytes, 1 to {MAX_GRAPH_BYTES} are accepted")
     model = _parse(data)
     for opset in model.opset_import:
-        _check_domain(opset.domain, opset.version)
+        if opset.domain not in ALLOWED_OPERATORS:
+            _check_domain(opset.domain, opset.version)
     if model.functions:
         raise BadReleaseError(f"model.onnx: {len(model.functions)} local functions; export with functions inlined")
     if len(model.training_info):
@@ -42,7 +45,8 @@ def check(data: bytes, *, width: int | None = None, signature: Signature | None 
     for count, node in enumerate(_nodes(model.graph, 0)):
         if count >= MAX_NODES:
             raise BadReleaseError(f"model.onnx: more than {MAX_NODES} nodes")
-        _check_domain(node.domain, 0)
+        if node.op_type not in ALLOWED_OPERATORS.get(node.domain, ()):
+            _check_domain(node.domain, 0)
     if signature is not None and signature.tensors:
         _check_tensors(model.graph, signature)
     else:

@@ -124,7 +124,8 @@ class Proving:
         except BadSampleError as error:
             raise RefusedError("bad_release", str(error)) from error
         spare = max(1, self._task.threads - 1)  # calibration is long: what serves keeps a core
-        return Kitchen(self._folder / default_plan().graph, self._work, sample, self._isa, spare)
+        source, signature = self._folder / default_plan().graph, self._definition.signature()
+        return Kitchen(source, self._work, sample, isa=self._isa, threads=spare, signature=signature)
 
     def _box(self) -> Box:
         return Box(

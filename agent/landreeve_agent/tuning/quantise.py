@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from landreeve.release.manifest import Signature
+from landreeve_models.onnx_policy import check
 from numpy.typing import NDArray
 
 from landreeve_agent.tuning.calibrate import ranges_of
@@ -27,6 +29,7 @@ NNCF_ROWS = 48
 MOST_UNITS = 128  # a recipe is a word of 48 characters at most
 _OPSET = 17
 _MIN_OPSET = 13  # scales by channel
+_WRITTEN_BY_LIBRARY = ("dynamic", "stock-qdq", "stock-dynamic")
 _OF_FOLDED = ("qdq", "stock-qdq")
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
@@ -45,17 +48,26 @@ def nncf_missing() -> str:
 class Kitchen:
     """Follows recipes for one release: its graph in ``source``, the made ones in ``folder``.
 
-    ``sample`` is the calibration sample, an array for each input; ``threads`` what calibration may use.
+    ``sample`` is the calibration sample, an array for each input; ``threads`` what calibration may use; ``signature``
+    the release's, whose ends each made graph must keep.
     """
 
     def __init__(
-        self, source: Path, folder: Path, sample: Sequence[NDArray[Any]], isa: frozenset[str], threads: int
+        self,
+        source: Path,
+        folder: Path,
+        sample: Sequence[NDArray[Any]],
+        *,
+        isa: frozenset[str],
+        threads: int,
+        signature: Signature | None = None,
     ) -> None:
         self._source = source
         self._folder = folder
         self._sample = sample
         self._reduced = not isa & _VNNI
         self._threads = threads
+        self._signature = signature
         self._ranges: dict[str, Any] | None = None
 
     @cached_property
@@ -98,6 +110,9 @@ class Kitchen:
         made = target.with_name(f".{target.name}")
         try:
             following[recipe.kind](recipe, made)
+            if recipe.kind in _WRITTEN_BY_LIBRARY:
+                _save(_parsed(made), made)
+            check(made.read_bytes(), signature=self._signature)  # the worker would refuse it, and only then
             made.replace(target)
         except NotQuantisedError:
             raise
@@ -141,9 +156,7 @@ class Kitchen:
         if not recipe.keep:
             _save(_by_nncf(_copy(self.model), self._sample, transformer=not self.facts.convolutions), target)
             return
-        import onnx
-
-        whole = onnx.load_model_from_string(self.make(Recipe("nncf")).read_bytes())
+        whole = _parsed(self.make(Recipe("nncf")))
         restore(whole, self.model, self._kept(recipe))
         _save(whole, target)
 
@@ -189,10 +202,16 @@ class Kitchen:
         quantize_dynamic(_copy(self.model), target)
 
 
+def _parsed(path: Path) -> Any:
+    import onnx
+
+    return onnx.load_model_from_string(path.read_bytes())
+
+
 def _read(source: Path) -> Any:
     import onnx
 
-    model = onnx.load_model_from_string(source.read_bytes())
+    model = _parsed(source)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), _OPSET)
     if opset < _MIN_OPSET:
         with contextlib.suppress(Exception):  # the converter lacks some operators: then as it is, perhaps refused later
@@ -247,4 +266,8 @@ def _copy(model: Any) -> Any:
 
 
 def _save(model: Any, target: Path) -> None:
+    """Write the model; the runtime that folded it names operator sets that no node is of, and a box refuses those."""
+    used = {node.domain for node in model.graph.node}
+    for opset in [opset for opset in model.opset_import if opset.domain not in used]:
+        model.opset_import.remove(opset)
     target.write_bytes(model.SerializeToString())

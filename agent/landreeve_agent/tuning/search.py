@@ -85,7 +85,9 @@ class Search:
                     self._consider(shaped)
 
     def _consider(self, plan: Plan) -> Attempt:
-        return self._attempts.consider(plan, patient=plan.device == self._task.wanted != "cpu")
+        """Try a plan; a device that was asked for and a stock recipe are judged however slow they are."""
+        asked = plan.device == self._task.wanted != "cpu"
+        return self._attempts.consider(plan, patient=asked or plan.recipe.startswith("stock-"))
 
     def _try_made(self) -> None:
         run_us = self._attempts.default.look_us
