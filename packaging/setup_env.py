@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-EXTRAS = {"run": "agent,openvino,hub,train", "test": "agent,grpc,openvino,hub,train,catalog,dev"}
+EXTRAS = {"run": "agent,openvino,hub,train", "test": "agent,grpc,openvino,tune,hub,train,catalog,dev"}
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import onnx
 import pytest
 from landreeve.release.manifest import Gates
+from landreeve_agent.serving.control import Plan
 from landreeve_agent.tuning.preflight import Preflight
-from landreeve_agent.tuning.report import PreflightFailed, PreflightReport
+from landreeve_agent.tuning.report import Limits, PreflightFailed, PreflightReport
 from safetensors.numpy import load_file, save_file
 
 from tests.agent.onnx_models import graph, write_release
+from tests.models.tensor_releases import image_release, text_release
 
 QUICK = Preflight(budget_s=0.3)
 
@@ -200,3 +202,73 @@ async def test_the_deadline_holds_however_many_candidates_hang(tmp_path: Path) -
     ended = await fake(code).run(tmp_path, threads=1, deadline_s=2)
     assert isinstance(ended, PreflightFailed)
     assert ended.cause == "deadline"
+
+
+async def test_a_repeated_preflight_keeps_its_plan_until_something_changes(tmp_path: Path) -> None:
+    folder = write_release(tmp_path)
+    first = await preflight(folder)
+    again = await preflight(folder)
+    assert isinstance(first, PreflightReport)
+    assert isinstance(again, PreflightReport)
+    assert (first.source, again.source) == ("search", "cache")
+    assert again.plan == first.plan
+    assert again.fingerprint == first.fingerprint
+    assert again.sentence.startswith("kept from an earlier preflight")
+    other = await QUICK.run(folder, threads=1, deadline_s=60)
+    assert isinstance(other, PreflightReport)
+    assert other.source == "search"
+    assert other.fingerprint != first.fingerprint
+
+
+async def test_a_kept_plan_does_not_hide_weights_that_were_changed_since(tmp_path: Path) -> None:
+    folder = write_release(tmp_path)
+    await preflight(folder)
+    (folder / "model.onnx").write_bytes(graph(seed=8))
+    assert (await refused(folder)).cause == "golden_mismatch"
+
+
+async def test_a_hint_is_gated_like_any_plan_and_a_bad_one_costs_only_itself(tmp_path: Path) -> None:
+    folder = write_release(tmp_path)
+    hints = (Plan("openvino", "npu", "fp16"), Plan(precision="int8", recipe="melted"), Plan(recipe="qdq", threads=1))
+    ended = await QUICK.run(folder, threads=2, deadline_s=60, hints=hints)
+    assert isinstance(ended, PreflightReport)
+    trials = {trial.what: trial for trial in ended.trials}
+    assert not trials["openvino npu fp16 1 thread"].accepted
+    assert "known are qdq" in trials["onnxruntime cpu int8 melted 1 thread"].why
+    assert trials["onnxruntime cpu int8 qdq 1 thread"].metric is not None
+    assert ended.trials[0].what == "onnxruntime cpu fp32 1 thread"
+
+
+async def test_a_hint_that_is_the_default_ends_the_search_early(tmp_path: Path) -> None:
+    ended = await QUICK.run(write_release(tmp_path), threads=2, deadline_s=60, hints=(Plan(),))
+    assert isinstance(ended, PreflightReport)
+    assert (ended.source, len(ended.trials)) == ("hint", 1)
+
+
+async def test_a_limit_of_the_box_refuses_plans_and_says_so(tmp_path: Path) -> None:
+    limits = Limits(memory_mb=1.0)
+    ended = await Preflight(0.3, limits=limits).run(write_release(tmp_path), threads=1, deadline_s=60)
+    assert isinstance(ended, PreflightFailed)
+    assert ended.cause == "too_much_memory"
+    assert "this box allows 1 MB" in ended.sentence
+
+
+async def test_throughput_may_choose_streams_and_stays_within_the_threads(tmp_path: Path) -> None:
+    ended = await Preflight(0.3, objective="throughput").run(image_release(tmp_path / "i"), threads=2, deadline_s=60)
+    assert isinstance(ended, PreflightReport)
+    assert ended.objective == "throughput"
+    assert any(trial.plan.streams == 2 for trial in ended.trials)
+    assert ended.plan.threads * ended.plan.streams <= 2
+
+
+async def test_a_text_encoder_keeps_its_promise_and_the_stock_recipe_that_spoils_it_is_refused(tmp_path: Path) -> None:
+    folder = text_release(tmp_path / "t", gates=Gates(metric="cosine", max_metric_loss=0.005))
+    ended = await Preflight(0.3, exhaustive=True).run(folder, threads=2, deadline_s=60)
+    assert isinstance(ended, PreflightReport)
+    stock = next(trial for trial in ended.trials if trial.plan.recipe == "stock-qdq")
+    assert (stock.accepted, stock.stage) == (False, "golden set")
+    assert "cosine worsens by" in stock.why
+    won = next(trial for trial in ended.trials if trial.what == ended.plan.name)
+    assert won.stage == "won"
+    assert won.metric is not None
+    assert won.metric >= 0.995

@@ -145,17 +145,14 @@ class Search:
 
     def decide(self) -> Timed:
         """Race those that passed, then their neighbours; the winner has run the whole golden set itself."""
-        attempts = self._halve(self._attempts.passed, STAGES[:-1])
+        attempts = self._halve(_afresh(self._attempts.passed), STAGES[:-1])
         for leader in [a for a in attempts if a is not self._attempts.default][:2]:
             for plan in neighbours(leader.plan, self._box.threads, self._task.objective):
                 if plan.name not in self._attempts.all and not self._clock.past(RACE_UNTIL):
                     self._consider(plan)
         fresh = [a for a in self._attempts.passed if a not in attempts and not a.samples.medians]
         if fresh:
-            finalists = [self._attempts.default, *(a for a in attempts if a is not self._attempts.default), *fresh]
-            for attempt in finalists:
-                attempt.samples = Samples()
-            attempts = self._halve(finalists, STAGES[:1])
+            attempts = self._halve(_afresh([*attempts, *fresh]), STAGES[:1])
         self._attempts.begin("the last rounds")
         rounds = STAGES[1][0] + STAGES[2][0]
         self._race(attempts, rounds, self._task.budget_s / 3)
@@ -221,6 +218,13 @@ class Search:
             if times[i] / size < _GAIN * times[best] / BATCHES[best]:
                 best = i
         return BATCHES[best]
+
+
+def _afresh(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """The attempts without samples: rounds are paired, so all that race must begin together."""
+    for attempt in attempts:
+        attempt.samples = Samples()
+    return list(attempts)
 
 
 def _middle(values: Sequence[float]) -> float:

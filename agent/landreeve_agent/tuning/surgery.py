@@ -30,7 +30,22 @@ def restore(quantised: Any, original: Any, kept: Collection[str]) -> None:
             here.add(name)
         del node.input[:]
         node.input.extend(before[node.name].input)
+    _restore_biases(quantised, stored, before)
     prune(quantised)
+
+
+def _restore_biases(quantised: Any, stored: dict[str, Any], kept: Collection[str]) -> None:
+    """A quantiser may move the bias added to a node's output to make up for the node's error: it has none now."""
+    answers = {output for node in quantised.graph.node if node.name in kept for output in node.output}
+    added = {
+        name
+        for node in quantised.graph.node
+        if node.op_type == "Add" and answers & set(node.input)
+        for name in node.input
+    }
+    for tensor in quantised.graph.initializer:
+        if tensor.name in added and tensor.name in stored:
+            tensor.CopyFrom(stored[tensor.name])
 
 
 def prune(model: Any) -> None:
