@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landreeve_agent.commands import box, data, hardware, infer, models, settings
+from landreeve_agent.commands import box, data, hardware, infer, models, plans, settings
 
 app = typer.Typer(
     help="Landreeve on this box: runs, watches, trains and updates the models of one site.",
@@ -40,4 +40,5 @@ models.install(app)
 hardware.install(app)
 data.install(app)
 infer.install(app)
+plans.install(app)
 settings.install(app)
