@@ -1,5 +1,6 @@
 """A version, loaded and warm: its columns, its feature pipeline, its session."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from landreeve_agent.serving.session import Array, Opened, open_session
 RELEASED_GRAPH = Plan().graph
 CHILD_BACKENDS = {"torch"}  # too large and too free with its threads to share a process with others
 UNLIMITED_BYTES = 1 << 60
+TINY = Path(__file__).parents[1] / "hardware/tiny.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,10 @@ def load(
         raise LoadFailedError("bad_release", f"{name}: {error}") from error
     except LoadFailedError as error:
         raise LoadFailedError(error.cause, f"{name}: {error.sentence}") from error
-    opener = _Opener(name, graph, isolated=version.isolated or plan.backend in CHILD_BACKENDS, on_end=on_end)
     room = memory or Memory(UNLIMITED_BYTES)
-    resident = Resident(name, plan, opener.open, sample, graph_bytes=graph_bytes, memory=room)
+    isolated = version.isolated or plan.backend in CHILD_BACKENDS
+    opener = _Opener(name, graph, isolated=isolated, runtimes=room.runtimes, on_end=on_end)
+    resident = Resident(name, plan, opener.open, sample, graph_bytes=graph_bytes, memory=room, prepare=opener.prepare)
     if not asleep:
         resident.wake()
     interface = Interface.of(version.model, version.version, definition, pipeline.ranks if pipeline else None)
@@ -121,7 +124,16 @@ class _Opener:
     name: str
     graph: Path
     isolated: bool
+    runtimes: set[str]
     on_end: OnEnd | None
+
+    def prepare(self, plan: Plan) -> None:
+        """Start the runtime with a tiny graph: the 20 MB it takes at its first session are no model's cost."""
+        if self.isolated or plan.backend in self.runtimes:
+            return
+        self.runtimes.add(plan.backend)
+        with contextlib.suppress(LoadFailedError):  # a runtime that is missing is told of by the model's own opening
+            open_session(Plan(backend=plan.backend), TINY.read_bytes())
 
     def open(self, plan: Plan) -> Opened:
         """The graph by that plan; `LoadFailedError` names the version."""

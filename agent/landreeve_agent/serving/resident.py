@@ -12,9 +12,9 @@ import msgspec
 
 from landreeve_agent.serving.control import Plan
 from landreeve_agent.serving.errors import LoadFailedError, NotReadyError, RunFailedError
-from landreeve_agent.serving.memory import Memory, Worth, estimate_bytes, rss_bytes
+from landreeve_agent.serving.memory import Memory, Worth, estimate_bytes, private_bytes, trim
 from landreeve_agent.serving.remote import RemoteSession
-from landreeve_agent.serving.session import Array, Opened, Session, import_openvino
+from landreeve_agent.serving.session import Array, Opened, Session
 
 WARM_RUNS = 5
 INLINE_BELOW_S = 0.002  # a graph faster than this runs on the event loop: a thread handoff would cost more
@@ -30,15 +30,16 @@ class StillAsleepError(NotReadyError, RunFailedError):
 
 
 class Resident:
-    """A `Session` that opens and closes the one behind it.
+    """A `Session` that opens and closes the one behind it; ``prepare`` runs before an opening is measured.
 
     ``on_move(wait)`` is called, from any thread but the event loop's, after it woke, was opened anew elsewhere, or is
     about to sleep; ``wait`` asks to return only when nobody will run it on the event loop any more.
     """
 
     def __init__(
-        self, name: str, plan: Plan, open_plan: Open, sample: Sequence[Array], *, graph_bytes: int, memory: Memory
-    ) -> None:
+        self, name: str, plan: Plan, open_plan: Open, sample: Sequence[Array], *, graph_bytes: int, memory: Memory,
+        prepare: Callable[[Plan], None] = lambda _plan: None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.worth = Worth.ACTIVE
         self.cost_bytes = 0
@@ -48,6 +49,7 @@ class Resident:
         self.on_move: OnMove | None = None
         self._plan = plan
         self._open = open_plan
+        self._prepare = prepare
         self._sample = sample
         self._graph_bytes = graph_bytes
         self._memory = memory
@@ -165,13 +167,15 @@ class Resident:
 
     def _open_session(self, plan: Plan) -> None:
         """Open, warm and measure. A NaN answer passes: whether the model is any good is preflight's question."""
-        _import_runtime(plan.backend)
-        before = rss_bytes()
+        self._prepare(plan)
+        trim()
+        before = private_bytes()
         opened = self._open(plan)
         session = opened.session
         try:
             best = warm(session, self._sample, self.name)
-            cost = _own_cost(session) or max(rss_bytes() - before, self._graph_bytes)
+            trim()  # what parsing took is no part of the model
+            cost = _own_cost(session) or max(private_bytes() - before, self._graph_bytes)
             self._memory.require_possible(self.name, cost)
         except LoadFailedError:
             if isinstance(session, RemoteSession):
@@ -245,15 +249,4 @@ def _runs(session: Session, sample: Sequence[Array]) -> bool:
 
 
 def _own_cost(session: Session) -> int:
-    return rss_bytes(session.pid) if isinstance(session, RemoteSession) and session.pid else 0
-
-
-def _import_runtime(backend: str) -> None:
-    """Before the measuring: what a runtime itself costs is no model's fault. A missing one is the session's to tell."""
-    try:
-        if backend == "openvino":
-            import_openvino()
-        else:
-            import onnxruntime  # noqa: F401 - for its memory
-    except ImportError:
-        return
+    return private_bytes(session.pid) if isinstance(session, RemoteSession) and session.pid else 0
