@@ -8,8 +8,9 @@ https://github.com/openvinotoolkit/nncf
 
 import contextlib
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,7 +110,8 @@ class Kitchen:
         }
         made = target.with_name(f".{target.name}")
         try:
-            following[recipe.kind](recipe, made)
+            with _on_cores(self._threads):
+                following[recipe.kind](recipe, made)
             if recipe.kind in _WRITTEN_BY_LIBRARY:
                 _save(_parsed(made), made)
             check(made.read_bytes(), signature=self._signature)  # the worker would refuse it, and only then
@@ -200,6 +202,21 @@ class Kitchen:
         from onnxruntime.quantization import quantize_dynamic
 
         quantize_dynamic(_copy(self.model), target)
+
+
+@contextlib.contextmanager
+def _on_cores(count: int) -> Iterator[None]:
+    """This thread, and those it starts, on so many cores at most: a quantiser takes all it sees, and what serves
+    needs one."""
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    if len(before) <= count:
+        yield
+        return
+    os.sched_setaffinity(0, sorted(before)[-count:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _parsed(path: Path) -> Any:
