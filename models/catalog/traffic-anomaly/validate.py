@@ -14,7 +14,7 @@ import numpy as np
 from landreeve_models.evaluate import auc
 from landreeve_models.recipes.autoencoder import CLIP, standardise
 from landreeve_models.reference import traffic
-from landreeve_models.reference.faults import DELAY, FAULTS, FLIGHTS, RAIN, WIND
+from landreeve_models.reference.faults import DELAY, FAULTS, FLIGHTS, RAIN, STEPS, WIND
 
 Array = np.ndarray[Any, Any]
 Score = Callable[[Array], Array]
@@ -49,7 +49,8 @@ def linear(days: Array, fitted: Any) -> Score:
 
     def apart(windows: Array) -> Array:
         x = flat(windows) - centre
-        return (x - x @ axes.T @ axes).reshape(len(windows), traffic.STEPS, -1)
+        rest: Array = x - x @ axes.T @ axes
+        return rest.reshape(len(windows), STEPS, -1)
 
     seen = flat(traffic.windows_of(days[traffic.FIT]))
     centre = seen.mean(axis=0)
@@ -85,9 +86,8 @@ def unusual_days(days: Array, score: Score) -> None:
             f"{when:%a %d %b}  {scores[i]:6.2f}  {day[:, FLIGHTS].sum():7.0f}  {day[:, DELAY].mean():10.1f}  {late:10d}"
             f"  {day[:, RAIN].sum():7.2f}  {day[:, WIND].max():8.1f}"
         )
-    print(
-        f"median of the quarter: score {np.median(scores):.2f}, {np.median(days[first:, :, FLIGHTS].sum(1)):.0f} flights"
-    )
+    flights = np.median(days[first:, :, FLIGHTS].sum(axis=1))
+    print(f"median of the quarter: score {np.median(scores):.2f}, {flights:.0f} flights")
 
 
 if __name__ == "__main__":
