@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from landreeve_agent.serving.http import Connections, Head, Request, Response, Send
+from landreeve_agent.serving.heads import Head
+from landreeve_agent.serving.http import Connections, Request, Response, Send
 
 Address = tuple[str, int]
 LIMIT = 1000

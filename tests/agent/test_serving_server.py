@@ -8,7 +8,8 @@ from landreeve_agent.serving import errors
 from landreeve_agent.serving.access import Access
 from landreeve_agent.serving.capture import Spool
 from landreeve_agent.serving.control import Route
-from landreeve_agent.serving.http import Head, Request, Response
+from landreeve_agent.serving.heads import Head
+from landreeve_agent.serving.http import Request, Response
 from landreeve_agent.serving.lanes import Lanes
 from landreeve_agent.serving.memory import Memory
 from landreeve_agent.serving.metrics import Metrics

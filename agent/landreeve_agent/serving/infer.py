@@ -6,7 +6,8 @@ from urllib.parse import unquote
 import msgspec
 
 from landreeve_agent.serving import errors, oip
-from landreeve_agent.serving.http import Head, Request, Response, Send
+from landreeve_agent.serving.heads import Head
+from landreeve_agent.serving.http import Request, Response, Send
 from landreeve_agent.serving.routes import Answered, Routes
 
 RETRY_AFTER = b"retry-after: 1\r\n"
