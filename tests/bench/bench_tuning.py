@@ -36,6 +36,7 @@ from landreeve_agent.hardware.cgroup import read_limits  # noqa: E402
 from landreeve_agent.hardware.cpu import read_cpu  # noqa: E402
 from landreeve_agent.hardware.inventory import thread_budget  # noqa: E402
 from landreeve_agent.serving.control import Plan  # noqa: E402
+from landreeve_agent.serving.errors import LoadFailedError, RunFailedError  # noqa: E402
 from landreeve_agent.serving.session import Session, open_session  # noqa: E402
 from landreeve_agent.tuning.inputs import read_release  # noqa: E402
 from landreeve_agent.tuning.measure import Stopwatch, time_rounds  # noqa: E402
@@ -195,7 +196,8 @@ def _refused(case: Case, report: PreflightReport) -> list[Row]:
 def _row(what: str, value: float, unit: str, bar: float | None = None) -> Row:
     holds = None if bar is None else bool(value >= bar)
     shown = None if bar is None else f"≥ {bar:.4g}"
-    return {"what": what, "value": round(float(value), 4), "unit": unit, "bar": shown, "holds": holds}
+    value = round(float(value), 4) if np.isfinite(value) else 999.0
+    return {"what": what, "value": value, "unit": unit, "bar": shown, "holds": holds}
 
 
 # --- a quota, a cap
@@ -265,16 +267,24 @@ def measure_capped(case: Case, free: Path, threads: int, budget_s: float) -> Non
     freely = msgspec.json.decode(free.read_bytes(), type=PreflightReport)
     kept = (case.folder / freely.plan.graph).read_bytes()
     report = tuned(case, threads, budget_s, exhaustive=False)
-    _, _, golden = read_release(case.folder)
-    now = open_session(report.plan, (case.folder / report.plan.graph).read_bytes()).session
-    then = open_session(freely.plan, kept).session
-    samples = {"now": Samples(), "then": Samples()}
-    watch = Stopwatch(golden.inputs, "latency")
-    for _ in range(ROUNDS):
-        watch.round(report.plan, now, 0.2, samples["now"])
-        watch.round(freely.plan, then, 0.2, samples["then"])
-    ratio = ratio_of(samples["then"].medians, samples["now"].medians).median
+    ratio = _by_free_winner(case, report.plan, freely.plan, kept)
     print(json.dumps({"plan": report.plan.name, "ratio": ratio, "class": report.box_class}))
+
+
+def _by_free_winner(case: Case, plan: Plan, freely: Plan, kept: bytes) -> float | None:
+    """The free winner's time by that of the capped one; None when it cannot even run under the cap."""
+    _, _, golden = read_release(case.folder)
+    watch = Stopwatch(golden.inputs, "latency")
+    now, then = Samples(), Samples()
+    try:
+        sessions = open_session(plan, (case.folder / plan.graph).read_bytes()), open_session(freely, kept)
+        for _ in range(ROUNDS):
+            watch.round(plan, sessions[0].session, 0.2, now)
+            watch.round(freely, sessions[1].session, 0.2, then)
+    except (LoadFailedError, RunFailedError) as error:
+        print(error, file=sys.stderr)
+        return None
+    return ratio_of(then.medians, now.medians).median
 
 
 def under_cap(case: Case, report: PreflightReport, threads: int, budget_s: float) -> list[Row]:
@@ -286,12 +296,15 @@ def under_cap(case: Case, report: PreflightReport, threads: int, budget_s: float
         raise SystemExit(done.stderr[-2000:])
     found = json.loads(done.stdout.splitlines()[-1])
     what = f"{case.name}, instruction sets capped at {CAP}: {found['plan']}, by the plan that won without the cap"
+    if found["ratio"] is None:
+        what += ", which cannot run then"
+    ratio = float("inf") if found["ratio"] is None else found["ratio"]
     seen = {
         "what": f"{case.name}, capped: the plan is another, the box another class",
         "value": float(found["plan"] != report.plan.name and found["class"] != report.box_class),
         "unit": "", "bar": "≥ 1", "holds": found["plan"] != report.plan.name and found["class"] != report.box_class,
     }  # fmt: skip
-    return [_row(what, found["ratio"], "times", EXPERT_BAR), seen]
+    return [_row(what, ratio, "times", EXPERT_BAR), seen]
 
 
 # --- the report
@@ -324,6 +337,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path, default=ROOT / "build/wheels", help="folder of the models' wheels")
     parser.add_argument("--smoke", action="store_true", help="small releases and budgets")
+    parser.add_argument("--only", default="", help="one of tabular, image, text")
     parser.add_argument("--capped", nargs=4, metavar=("FOLDER", "REPORT", "THREADS", "BUDGET"), help="(internal)")
     options = parser.parse_args()
     if options.capped:
@@ -333,8 +347,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         cases = small_cases(folder) if options.smoke else real_cases(folder, options.wheels)
+        cases = [case for case in cases if options.only in ("", case.name)]
         rows = bench(cases, 0.3, 0.5) if options.smoke else bench(cases, 3.0, ROUNDS_S)
-    if not options.smoke:
+    if not options.smoke and not options.only:
         (OUT / "tuning.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
 
 
