@@ -107,3 +107,12 @@ def test_an_error_has_the_status_of_who_can_act(error: errors.ServingError, stat
     answer = error_response(error)
     assert (answer.status, b"retry-after" in answer.headers) == (status, retry)
     assert answer.body == b'{"error":"x"}'
+
+
+def test_metadata_tells_how_rows_stand_in_the_one_tensor_form(server: InferenceServer) -> None:
+    parameters = json.loads(ask(server, "GET", "/v2/models/delay").body)["parameters"]
+    assert parameters["matrix"] == {
+        "name": "x",
+        "columns": ["hour", "wind", "rain", "carrier"],
+        "categories": {"carrier": ["AA", "B6", "UA"]},
+    }

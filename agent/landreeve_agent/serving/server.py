@@ -20,6 +20,7 @@ from landreeve_agent.serving.access import Access
 from landreeve_agent.serving.heads import Head
 from landreeve_agent.serving.http import DEFAULT_BODY_BYTES, JSON_TYPE, Connections, Request, Response, Send
 from landreeve_agent.serving.infer import ENCODE, RETRY_AFTER, InferDoor, error_response, refuse
+from landreeve_agent.serving.interface import MATRIX
 from landreeve_agent.serving.memory import rss_bytes
 from landreeve_agent.serving.metrics import CONTENT_TYPE, Metrics
 from landreeve_agent.serving.model import LoadedModel
@@ -161,7 +162,7 @@ class InferenceServer:
                 self._serving(model, _version(rest))
                 return _json({"model_stats": self._repository.statistics(model)})
             case [model, "versions", version]:
-                return _json(_metadata(self._serving(model, version)))
+                return _json(_metadata(self._serving(model, version), version))
             case _:
                 raise errors.UnknownError(f"path {path[:200]!r}: nothing is here; the API begins at /v2")
 
@@ -219,17 +220,28 @@ def _ready(document: object, ready: bool) -> Response:
     return Response(200 if ready else 503, ENCODE(document), JSON_TYPE, b"" if ready else RETRY_AFTER)
 
 
-def _metadata(serving: Serving) -> dict[str, object]:
-    version = serving.route.active
+def _metadata(serving: Serving, name: str | None = None) -> dict[str, object]:
+    lane = serving.active if name is None or serving.active is None else serving.named(name)
+    version = serving.route.active if lane is None else lane.model.version
+    parameters: dict[str, object] = {"release": version.release}
     document: dict[str, object] = {
         "name": version.model,
         "versions": _versions(serving),
         "platform": "onnx",
-        "parameters": {"release": version.release},
+        "parameters": parameters,
     }
-    if serving.active is not None:
-        document |= _tensors(serving.active.model)
+    if lane is not None:
+        document |= _tensors(lane.model)
+        if lane.model.definition.tabular:
+            parameters["matrix"] = _matrix(lane.model)
     return document
+
+
+def _matrix(model: LoadedModel) -> dict[str, object]:
+    """What the one-tensor form of a request holds: the columns in order, and the texts that a category's ranks mean."""
+    columns = model.interface.columns
+    ranks = {rule.name: rule.texts for rule in columns if rule.column.kind == "category"}
+    return {"name": MATRIX, "columns": [rule.name for rule in columns], "categories": ranks}
 
 
 def _tensors(model: LoadedModel) -> dict[str, object]:
