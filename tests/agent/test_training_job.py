@@ -22,10 +22,12 @@ from landreeve_agent.training.job import (
 )
 from landreeve_models import onnx_policy
 from landreeve_models.baseline import Baseline
-from landreeve_models.definition import Definition, parse_definition
+from landreeve_models.definition import Definition, check_definition, parse_definition
 from landreeve_models.features.pipeline import Pipeline
 from landreeve_models.inference import predict_graph
 from safetensors.numpy import load
+
+from tests.models.tensor_releases import image_definition
 
 DEFINITION = Definition(
     name="toy",
@@ -148,3 +150,8 @@ def test_unknown_recipe_is_an_outcome_that_names_it(tmp_path: Path) -> None:
     outcome, _ = run(lines(500), tmp_path / "a", definition=definition)
     assert outcome.cause == "bad_configuration"
     assert "forest" in outcome.sentence
+
+
+def test_tensor_model_is_not_trained_on_the_numbers_derived_from_it(tmp_path: Path) -> None:
+    outcome, packed = run(lines(500), tmp_path / "work", definition=check_definition(image_definition()))
+    assert (outcome.passed, outcome.cause, packed) == (False, "not_trainable", None)

@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from landreeve_models.definition import load_definition
+
+from tests.models.tensor_releases import image_release, series_release, text_release
 
 UP_S = 30.0
 
@@ -109,6 +112,16 @@ def test_folder_that_is_no_release_is_refused_before_it_is_sent(state: Path, tmp
     done = run("model", "push", str(tmp_path), "--state", str(state))
     assert done.returncode == 3
     assert "--repack" in done.stderr
+
+
+@pytest.mark.parametrize("write", [image_release, text_release, series_release])
+def test_release_of_a_tensor_model_is_pushed_and_listed(
+    write: Callable[[Path], Path], state: Path, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "release")
+    model = load_definition(folder).name
+    told(run("model", "push", str(folder), "--state", str(state), "-o", "json"))
+    assert model in run("model", "list", "--state", str(state), "-o", "json").stdout
 
 
 def test_audit_verifies(state: Path) -> None:

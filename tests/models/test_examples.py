@@ -17,6 +17,7 @@ import pytest
         "landreeve_agent.training.job",
         "landreeve_models.definition",
         "landreeve_models.evaluate",
+        "landreeve_models.reference.wordpiece",
     ],
 )
 def test_examples_are_true(name: str) -> None:

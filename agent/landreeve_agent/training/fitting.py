@@ -84,6 +84,8 @@ def gather(lines: list[LabelledRow]) -> Rows:
 
 def train(job: Job, rows: Rows, folder: Path, tell: Tell) -> tuple[Outcome, Packed | None]:
     """The outcome, with the candidate when it passed. Bad data and configurations are outcomes, not exceptions."""
+    if not job.definition.tabular:
+        return _refused("not_trainable", "recipes train on columns: release a new version of a tensor model"), None
     if len(rows.rows) < MIN_ROWS:
         return _refused("too_few_rows", f"{len(rows.rows)} labelled rows, at least {MIN_ROWS} are needed"), None
     if len(set(rows.label.tolist())) < 2:
