@@ -279,11 +279,15 @@ class Routes:
             return
         stages["features"].add(ran.ready_ns - ran.taken_ns, total)
         stages["run"].add(ran.ended_ns - ran.ready_ns, total)
-        counts.batched(sum(ask.rows for ask in asks))
-        decode, queue = stages["decode"], stages["queue"]
+        rows = began = queued = 0
         for ask in asks:
-            decode.add(ask.queued_ns - ask.began_ns)
-            queue.add(ran.taken_ns - ask.queued_ns)
+            rows += ask.rows
+            began += ask.began_ns
+            queued += ask.queued_ns
+        counts.batched(rows)
+        # What joined one run counts by its mean: a histogram of each request would cost as much as its answer's JSON.
+        stages["decode"].add((queued - began) // total, total)
+        stages["queue"].add((ran.taken_ns * total - queued) // total, total)
 
     def _answer(self, asks: Sequence[Ask]) -> None:
         """Put the rows on file, then send every answer."""
@@ -298,12 +302,13 @@ class Routes:
             except SpoolError:
                 # A full disk must not stop the site's predictions; status and metrics carry the count.
                 self._metrics.capture_failures += 1
+        counts = self._metrics.of(asks[0].serving.route.model)  # one queue, one model
         for ask in asks:
             answer = ask.answer
             if isinstance(answer, Answered):
-                self._metrics.of(ask.serving.route.model).answered(ask.rows, (now_ns - ask.began_ns) // 1000)
+                counts.answered(ask.rows, (now_ns - ask.began_ns) // 1000)
             else:
-                self._metrics.of(ask.serving.route.model).failed += isinstance(answer, RunFailedError)
+                counts.failed += isinstance(answer, RunFailedError)
                 answer = answer or RunFailedError("the run ended without an answer")
             if not ask.gone:
                 ask.respond(answer)
