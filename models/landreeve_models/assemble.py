@@ -108,6 +108,8 @@ def assemble_tensors(parts: TensorParts) -> Packed:
     expected = _answers(definition, parts.graph, golden)
     _check_alone(definition, parts.graph, golden, expected)
     claims = evaluate.figures(definition.task, expected, labels)
+    if not np.isfinite(list(claims.values())).all() or definition.gates.metric not in claims:
+        raise BadReleaseError(f"golden: {definition.gates.metric} is unknown of these labels; both 0 and 1 must occur")
     files = {
         "model.onnx": parts.graph,
         "definition.json": encode_definition(definition),

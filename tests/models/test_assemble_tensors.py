@@ -24,6 +24,8 @@ from tests.models.tensor_releases import (
     image_graph,
     image_release,
     images,
+    series,
+    series_definition,
     series_release,
     text_definition,
     text_release,
@@ -167,3 +169,29 @@ def test_output_of_another_shape_than_promised_is_refused() -> None:
 
     with pytest.raises(BadReleaseError, match=r"shape \[16, 1\]|shape \[40, 1\]"):
         assemble_tensors(parts(graph=changed_graph(fewer)))
+
+
+def test_golden_set_that_cannot_tell_good_from_bad_is_refused() -> None:
+    def graph() -> bytes:
+        node = helper.make_node("ReduceMax", ["window"], ["score"], axes=[1, 2], keepdims=0)
+        ends = (
+            [helper.make_tensor_value_info("window", TensorProto.FLOAT, ["n", 24, 3])],
+            [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n"])],
+        )
+        model = helper.make_model(
+            helper.make_graph([node], "g", *ends), opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+        )
+        data: bytes = model.SerializeToString()
+        return data
+
+    x = series(40, 1)[0]
+    with pytest.raises(BadReleaseError, match="auc is unknown of these labels; both 0 and 1 must occur"):
+        assemble_tensors(
+            parts(
+                definition=series_definition(),
+                graph=graph(),
+                calibration=(x,),
+                golden=(x,),
+                golden_labels=np.zeros(40, np.float32),
+            )
+        )

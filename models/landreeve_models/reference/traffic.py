@@ -95,15 +95,18 @@ def fit(days: Floats) -> autoencoder.FittedAutoencoder:
 
 
 def judged(days: Floats, kinds: tuple[str, ...] = KNOWN_FAULTS, seed: int = SEED) -> Judged:
-    """Untouched windows of the last quarter, and others of it with a fault planted in each."""
+    """Untouched windows of the last quarter, and others of it with a fault planted in each, in no order: any part of
+    them has both."""
     windows, random = windows_of(days[JUDGE]), np.random.default_rng(seed)
     order = random.permutation(len(windows))
     parts, names = [windows[order[:GOOD_ROWS]]], [""] * GOOD_ROWS
     for kind in kinds:
         parts.append(plant(windows[random.choice(order[GOOD_ROWS:], FAULT_ROWS)], kind, random))
         names += [kind] * FAULT_ROWS
-    faulty = np.array([float(name != "") for name in names], np.float32)
-    return Judged(np.concatenate(parts), faulty, tuple(names))
+    mixed = random.permutation(len(names))
+    shuffled = tuple(names[i] for i in mixed)
+    faulty = np.array([float(name != "") for name in shuffled], np.float32)
+    return Judged(np.concatenate(parts)[mixed], faulty, shuffled)
 
 
 def parts(source: Path | None, created: str, code: str) -> TensorParts:
