@@ -168,6 +168,6 @@ def test_sentence_encoder_knows_what_is_alike() -> None:
     texts = ["That is a happy person", "That is a very happy person", "Today is a sunny day"]
     vectors = run_graph(sentences.graph(opened), list(sentences.tokenizer(opened).batch(texts)))[0]
     alike = vectors @ vectors.T
-    # As the model's own card gives them.
+    # Guards the graph as a whole: a wrong layer or a wrong token moves these far.
     assert alike[0, 1] == pytest.approx(0.943, abs=0.002)
     assert alike[0, 2] == pytest.approx(0.257, abs=0.002)
