@@ -38,6 +38,8 @@ from landreeve_agent.hardware.inventory import thread_budget  # noqa: E402
 from landreeve_agent.serving.control import Plan  # noqa: E402
 from landreeve_agent.serving.errors import LoadFailedError, RunFailedError  # noqa: E402
 from landreeve_agent.serving.session import Session, open_session  # noqa: E402
+from landreeve_agent.tuning.attempts import outputs_of  # noqa: E402
+from landreeve_agent.tuning.gate import judge  # noqa: E402
 from landreeve_agent.tuning.inputs import read_release  # noqa: E402
 from landreeve_agent.tuning.measure import Stopwatch, time_rounds  # noqa: E402
 from landreeve_agent.tuning.preflight import Preflight  # noqa: E402
@@ -267,24 +269,27 @@ def measure_capped(case: Case, free: Path, threads: int, budget_s: float) -> Non
     freely = msgspec.json.decode(free.read_bytes(), type=PreflightReport)
     kept = (case.folder / freely.plan.graph).read_bytes()
     report = tuned(case, threads, budget_s, exhaustive=False)
-    ratio = _by_free_winner(case, report.plan, freely.plan, kept)
-    print(json.dumps({"plan": report.plan.name, "ratio": ratio, "class": report.box_class}))
+    ratio, why = _by_free_winner(case, report.plan, freely.plan, kept)
+    print(json.dumps({"plan": report.plan.name, "ratio": ratio, "why": why, "class": report.box_class}))
 
 
-def _by_free_winner(case: Case, plan: Plan, freely: Plan, kept: bytes) -> float | None:
-    """The free winner's time by that of the capped one; None when it cannot even run under the cap."""
-    _, _, golden = read_release(case.folder)
+def _by_free_winner(case: Case, plan: Plan, freely: Plan, kept: bytes) -> tuple[float | None, str]:
+    """The free winner's time by that of the capped one; None and why when under the cap it cannot run, or breaks the
+    release's gate: without VNNI int8 products saturate."""
+    _, gates, golden = read_release(case.folder)
     watch = Stopwatch(golden.inputs, "latency")
     now, then = Samples(), Samples()
     try:
         sessions = open_session(plan, (case.folder / plan.graph).read_bytes()), open_session(freely, kept)
+        verdict = judge(outputs_of(sessions[1].session, golden), golden, gates, exact=False)
+        if not verdict.accepted:
+            return None, f"{verdict.why} then"
         for _ in range(ROUNDS):
             watch.round(plan, sessions[0].session, 0.2, now)
             watch.round(freely, sessions[1].session, 0.2, then)
     except (LoadFailedError, RunFailedError) as error:
-        print(error, file=sys.stderr)
-        return None
-    return ratio_of(then.medians, now.medians).median
+        return None, f"cannot run then ({error})"
+    return ratio_of(then.medians, now.medians).median, ""
 
 
 def under_cap(case: Case, report: PreflightReport, threads: int, budget_s: float) -> list[Row]:
@@ -296,8 +301,9 @@ def under_cap(case: Case, report: PreflightReport, threads: int, budget_s: float
         raise SystemExit(done.stderr[-2000:])
     found = json.loads(done.stdout.splitlines()[-1])
     what = f"{case.name}, instruction sets capped at {CAP}: {found['plan']}, by the plan that won without the cap"
+    freely = report.plan.name
     if found["ratio"] is None:
-        what += ", which cannot run then"
+        what += f" ({freely}): {found['why'][:120]}"
     ratio = float("inf") if found["ratio"] is None else found["ratio"]
     seen = {
         "what": f"{case.name}, capped: the plan is another, the box another class",

@@ -122,7 +122,7 @@ def _backends(box: Box, *, exhaustive: bool) -> dict[str, list[tuple[str, str]]]
     stock = {"stock-dynamic": ort, "stock-qdq": ort} if exhaustive else {}
     both = ort + openvino[:1] if "cpu" in box.openvino_devices else ort
     nncf = openvino or ort
-    return {"dynamic": ort, "weights8": both, "weights4": both, "qdq": ort, "nncf": nncf, **stock}
+    return {**stock, "dynamic": ort, "weights8": both, "weights4": both, "qdq": ort, "nncf": nncf}
 
 
 def _obstacle(kind: str, box: Box, facts: GraphFacts, run_us: float, *, exhaustive: bool) -> str:

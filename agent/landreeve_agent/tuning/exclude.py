@@ -5,7 +5,7 @@ it, and a binary search finds how many of the worst must be left out until the g
 accuracy control, but on the release's own gate, for every recipe, within a budget of time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -107,7 +107,7 @@ class Exclusion:
             if units_kept != kept and attempt.accepted:
                 attempt.refuse("golden set", "passes, but leaves more layers at fp32 than its gate needs")
         if kept is None:
-            failed.why += "; nor does it hold with half of the layers left out"
+            failed.why += f"; {_hopeless(found.values())}"
             return None
         failed.why += f"; it holds with {len(kept)} of {units} layers left at fp32"
         return found[kept]
@@ -142,6 +142,16 @@ class Exclusion:
             attempt.refuse("made", str(error))
             return attempt
         return self._attempts.consider(made)
+
+
+def _hopeless(tried: Iterable[Attempt]) -> str:
+    """Why leaving out layers did not help."""
+    stages = {attempt.stage for attempt in tried}
+    if not stages:
+        return "no time was left to leave out layers"
+    if "first look" in stages:
+        return "with the layers at fault left out it is too slow"
+    return "nor does it hold with half of the layers left out"
 
 
 def relative_error(outputs: Sequence[Array], expected: Sequence[Array]) -> float:

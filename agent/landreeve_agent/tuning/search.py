@@ -99,6 +99,12 @@ class Search:
                 self._attempts.add(plan).refuse("left out", "no time was left to make its graph")
             elif self._make(plan):
                 self._try_shapes(plan)
+        # Only now, against the best that passed whole: most of what failed is then not worth a long search for layers.
+        failed = [
+            a for a in self._attempts.all.values() if a.plan.recipe and a.stage == "golden set" and not a.accepted
+        ]
+        for attempt in sorted(failed, key=lambda a: a.look_us):
+            self._rescue(attempt)
 
     def _leave_out(self, kind: str, why: str) -> None:
         recipe = parse_recipe(kind)
@@ -117,18 +123,21 @@ class Search:
         return not why
 
     def _try_shapes(self, plan: Plan) -> None:
-        """A made graph at each number of threads; the first failure of its gate is that of all, and may be rescued."""
+        """A made graph at each number of threads; the first failure of its gate is that of all."""
         for shaped in shapes(plan, self._box.threads, self._task.objective):
             attempt = self._consider(shaped)
-            if attempt.accepted:
-                continue
-            if attempt.stage == "golden set" and self._promising(attempt):
-                rescued = self._exclusion.rescue(attempt, RESCUE_UNTIL)
-                if rescued is not None:
-                    for other in shapes(rescued.plan, self._box.threads, self._task.objective):
-                        self._consider(other)
-            if attempt.stage == "golden set":
+            if attempt.stage == "golden set" and not attempt.accepted:
                 return
+
+    def _rescue(self, failed: Attempt) -> None:
+        """Leave layers out until the gate holds, where that could still win."""
+        if failed.plan.recipe.startswith("stock-") or not self._promising(failed):
+            return
+        rescued = self._exclusion.rescue(failed, RESCUE_UNTIL)
+        if rescued is not None:
+            for other in shapes(rescued.plan, self._box.threads, self._task.objective):
+                if other.name not in self._attempts.all:
+                    self._consider(other)
 
     def _promising(self, failed: Attempt) -> bool:
         """Whether a rescue could win: with layers left out the graph only becomes slower."""
