@@ -80,4 +80,4 @@ async def test_a_trained_model_is_proven_and_served_as_its_recipe_predicts(tmp_p
     model = load(Version(definition.name, "1.0.0", "0" * 64, str(folder), report.plan))
     for row, wanted in list(zip(rows[2000:], expected, strict=True))[:20]:
         request = oip.decode(msgspec.json.encode({"inputs": tensors(row)}), None, model.interface)
-        assert model.run(model.tensor(request))[0] == pytest.approx(wanted, abs=1e-2)
+        assert model.run(model.feeds(request))[0][0] == pytest.approx(wanted, abs=1e-2)

@@ -7,6 +7,7 @@ out and another child goes on; when on the default plan, the release is refused.
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from landreeve_agent.serving.control import BadFrameError, Plan, frame, let_go, read_frame, read_lines
-from landreeve_agent.tuning.report import FromChild, Limits, PreflightFailed, PreflightReport, Task, Trying
+from landreeve_agent.tuning.report import WORK, FromChild, Limits, PreflightFailed, PreflightReport, Task, Trying
 
 _CHILD = (sys.executable, "-m", "landreeve_agent.tuning.child")
 _MAX_CHILDREN = 6
@@ -66,6 +67,8 @@ class Preflight:
         loop = asyncio.get_running_loop()
         until = loop.time() + deadline_s
         skip: dict[str, str] = {}
+        # Children of one preflight share the graphs they make; those of one that was killed may be of other quantisers.
+        await asyncio.to_thread(shutil.rmtree, folder / WORK, ignore_errors=True)
         for _ in range(_MAX_CHILDREN):
             task = Task(
                 folder=str(folder),

@@ -25,12 +25,11 @@ from landreeve_agent.tuning.inputs import RefusedError, read_release
 from landreeve_agent.tuning.measure import Stopwatch, time_batches
 from landreeve_agent.tuning.quantise import Kitchen, nncf_missing
 from landreeve_agent.tuning.recipes import KINDS
-from landreeve_agent.tuning.report import PreflightReport, Source, Task, Trial, Trying
+from landreeve_agent.tuning.report import WORK, PreflightReport, Source, Task, Trial, Trying
 from landreeve_agent.tuning.search import Search
 from landreeve_agent.tuning.weigh import Load, Weight, weigh
 from landreeve_agent.tuning.words import tried
 
-WORK = ".tuning"
 CHECK_ROUNDS = 5
 _WEIGH_S = 60.0
 _CLOSE = 1e-3

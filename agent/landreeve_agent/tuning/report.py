@@ -9,6 +9,7 @@ import msgspec
 
 from landreeve_agent.serving.control import Plan
 
+WORK = ".tuning"  # folder inside the release's, for graphs while they are tried
 Source = Literal["search", "hint", "cache"]
 
 
