@@ -275,7 +275,7 @@ class Routes:
         counts = self._metrics.of(asks[0].serving.route.model)
         stages, total = counts.stages, len(asks)
         if isinstance(ran.outputs, LateError):
-            counts.late += total
+            counts.late += sum(not ask.gone for ask in asks)  # a caller that left is no late one
             return
         stages["features"].add(ran.ready_ns - ran.taken_ns, total)
         stages["run"].add(ran.ended_ns - ran.ready_ns, total)
