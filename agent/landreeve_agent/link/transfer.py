@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from landreeve.blobs.errors import CorruptBlobError, FullDiskError
+from landreeve.blobs.errors import BlobError, CorruptBlobError, FullDiskError
 from landreeve.wire.codec import (
     BLOCK_BYTES,
     BadMessageError,
@@ -57,6 +57,8 @@ class Blobs(Protocol):
 
     def has(self, digest: str) -> bool: ...
     def path(self, digest: str) -> Path: ...
+    def size(self, digest: str) -> int: ...
+    def read_block(self, digest: str, index: int) -> bytes: ...
     def begin(self, digest: str, size: int, block_digests: tuple[str, ...] | None) -> PartialBlob: ...
 
 
@@ -210,7 +212,7 @@ class Uploader:
         """Notes what the hub lacks; `run` sends it. Raises `BadMessageError` for a want that cannot be met."""
         if not self._blobs.has(digest):
             raise BadMessageError(f"want: artifact {digest[:12]} is not on this device")
-        size = self._blobs.path(digest).stat().st_size
+        size = self._blobs.size(digest)
         if want.bytes not in (0, size):
             raise BadMessageError(f"want: artifact {digest[:12]} has {size} bytes, not {want.bytes}")
         blocks = -(-size // BLOCK_BYTES)
@@ -237,8 +239,8 @@ class Uploader:
 
     async def _send_block(self, digest: str, index: int) -> bool:
         try:
-            data = await asyncio.to_thread(_read_block, self._blobs.path(digest), index)
-        except OSError as error:
+            data = await asyncio.to_thread(self._blobs.read_block, digest, index)
+        except (OSError, BlobError) as error:
             logger.warning("artifact %s cannot be read: %s", digest[:12], error)
             return False
         who = self._session.identity
@@ -247,9 +249,3 @@ class Uploader:
         await asyncio.sleep(len(data) / self._bytes_per_s)
         await self._session.settle(MAX_BACKLOG)
         return sent
-
-
-def _read_block(path: Path, index: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(index * BLOCK_BYTES)
-        return file.read(BLOCK_BYTES)

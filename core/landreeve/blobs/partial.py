@@ -5,21 +5,24 @@ by comparing each block's sha256 with the one it should have. A block half writt
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from landreeve.blobs.codec import Codec
 from landreeve.blobs.durable import sync_folder
 from landreeve.blobs.errors import CorruptBlobError
 from landreeve.wire.codec import BLOCK_BYTES
 
 MAX_UNLISTED_BYTES = 8 * 1024 * 1024
+_PIECE_BYTES = 16 * BLOCK_BYTES
 
 
 class Partial:
     """What has arrived of one blob. Made by `landreeve.blobs.store.BlobStore.begin`."""
 
-    def __init__(self, digest: str, size: int, block_digests: Sequence[str] | None, path: Path, whole: Path) -> None:
+    def __init__(
+        self, digest: str, size: int, block_digests: Sequence[str] | None, path: Path, whole: Path, *, codec: Codec
+    ) -> None:
         self.digest = digest
         self.size = size
         self._digests = None if block_digests is None else tuple(block_digests)
@@ -27,7 +30,8 @@ class Partial:
         self._whole = whole
         self._count = -(-size // BLOCK_BYTES)
         self._check_plan()
-        _reserve(path, size)
+        # Without digests nobody knows what is there: a sealed file must not be written twice under one key.
+        self._file = codec.writer(path, digest, size, fresh=block_digests is None)
         self._missing = self._find_missing()
 
     def missing(self) -> frozenset[int]:
@@ -44,7 +48,7 @@ class Partial:
         if self._digests is not None and hashlib.sha256(data).hexdigest() != self._digests[index]:
             return False
         if index in self._missing:
-            _write_at(self._path, index * BLOCK_BYTES, data)
+            self._file.write_at(index * BLOCK_BYTES, data)
             self._missing.discard(index)
         return True
 
@@ -56,18 +60,19 @@ class Partial:
         """
         if self._missing:
             raise CorruptBlobError(f"blob {self.digest}: {len(self._missing)} of {self._count} blocks are missing")
-        with self._path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
+        found = self._digest()
+        self._file.sync()
         if found != self.digest:
             self.drop()
             raise CorruptBlobError(f"blob {self.digest}: the {self.size} bytes received have sha256 {found}; dropped")
+        self._file.close()
         self._path.replace(self._whole)
         sync_folder(self._whole.parent)
         return self._whole
 
     def drop(self) -> None:
         """Forget what has arrived."""
+        self._file.close()
         self._path.unlink(missing_ok=True)
 
     def _check_plan(self) -> None:
@@ -87,31 +92,14 @@ class Partial:
     def _find_missing(self) -> set[int]:
         if self._digests is None:
             return set(range(self._count))
-        with self._path.open("rb") as file:
-            return {
-                index
-                for index, digest in enumerate(self._digests)
-                if hashlib.sha256(file.read(BLOCK_BYTES)).hexdigest() != digest
-            }
+        return {index for index, digest in enumerate(self._digests) if not self._is_there(index, digest)}
 
+    def _is_there(self, index: int, digest: str) -> bool:
+        data = self._file.read_at(index * BLOCK_BYTES, self._length(index))
+        return data is not None and hashlib.sha256(data).hexdigest() == digest
 
-def _reserve(path: Path, size: int) -> None:
-    """Make the file exactly that long with its space taken, keeping what is in it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        os.ftruncate(handle, size)
-        if hasattr(os, "posix_fallocate"):  # absent on macOS, where a developer may run us without the promise
-            os.posix_fallocate(handle, 0, size)
-    finally:
-        os.close(handle)
-
-
-def _write_at(path: Path, offset: int, data: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY)
-    try:
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(handle, view, offset)
-            view, offset = view[written:], offset + written
-    finally:
-        os.close(handle)
+    def _digest(self) -> str:
+        found = hashlib.sha256()
+        for offset in range(0, self.size, _PIECE_BYTES):
+            found.update(self._file.read_at(offset, min(_PIECE_BYTES, self.size - offset)) or b"")
+        return found.hexdigest()

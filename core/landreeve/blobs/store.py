@@ -8,26 +8,33 @@ import errno
 import hashlib
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
+from landreeve.blobs.codec import BlobReader, Codec, PlainCodec
 from landreeve.blobs.durable import sync_folder, write_durably
 from landreeve.blobs.errors import CorruptBlobError, FullDiskError, MissingBlobError
 from landreeve.blobs.partial import Partial
+from landreeve.wire.codec import BLOCK_BYTES
 from landreeve.wire.ids import check_digest
 
 MARGIN_BYTES = 32 * 1024 * 1024
+_PIECE_BYTES = 16 * BLOCK_BYTES
 
 
 class BlobStore:
     """Content-addressed files under ``root``. One process owns a root; its methods may be called from any
     thread, but one `Partial` from one thread at a time.
 
-    ``margin_bytes`` of the disk are never taken: databases and logs beside us must be able to go on.
+    ``margin_bytes`` of the disk are never taken: databases and logs beside us must be able to go on. ``codec`` says how
+    plain bytes lie in files (`landreeve.blobs.codec`); a blob's file is read through `open`, `read` and `read_block`
+    alone.
     """
 
-    def __init__(self, root: Path, margin_bytes: int = MARGIN_BYTES) -> None:
+    def __init__(self, root: Path, margin_bytes: int = MARGIN_BYTES, codec: Codec | None = None) -> None:
         self._root = root
         self._margin_bytes = margin_bytes
+        self._codec = codec or PlainCodec()
         self._whole = root / "sha256"
         self._arriving = root / "partial"
         for folder in (self._whole, self._arriving):
@@ -38,18 +45,34 @@ class BlobStore:
         return self.path(digest).is_file()
 
     def path(self, digest: str) -> Path:
-        """Where the blob is, or would be."""
+        """Where the blob's file is, or would be: sealed where the store is."""
         return self._whole / check_digest(digest)
+
+    def open(self, digest: str) -> BlobReader:
+        """The blob for reading by position, unverified; close it. `MissingBlobError`."""
+        try:
+            return self._codec.open(self.path(digest), digest)
+        except FileNotFoundError:
+            raise MissingBlobError(f"blob {digest} is not in {self._root}; fetch it first") from None
+
+    def size(self, digest: str) -> int:
+        """How many plain bytes the blob has; `MissingBlobError`."""
+        with closing(self.open(digest)) as reader:
+            return reader.size
+
+    def read_block(self, digest: str, index: int) -> bytes:
+        """Block ``index`` of the blob, up to 64 KiB, unverified; `MissingBlobError`."""
+        with closing(self.open(digest)) as reader:
+            return reader.read_at(index * BLOCK_BYTES, BLOCK_BYTES)
 
     def read(self, digest: str) -> bytes:
         """The blob, verified again: flash forgets. `MissingBlobError`, `CorruptBlobError`."""
-        path = self.path(digest)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise MissingBlobError(f"blob {digest} is not in {self._root}; fetch it first") from None
+        with closing(self.open(digest)) as reader:
+            data = reader.read_at(0, reader.size)
         if hashlib.sha256(data).hexdigest() != digest:
-            raise CorruptBlobError(f"blob {path} no longer has its digest: the disk changed it; remove and refetch it")
+            raise CorruptBlobError(
+                f"blob {self.path(digest)} no longer has its digest: the disk changed it; remove and refetch it"
+            )
         return data
 
     def put(self, data: bytes) -> str:
@@ -57,7 +80,7 @@ class BlobStore:
         digest = hashlib.sha256(data).hexdigest()
         if not self.has(digest):
             self.reserve(len(data))
-            write_durably(self.path(digest), data)
+            write_durably(self.path(digest), self._codec.encode(digest, data))
         return digest
 
     def begin(self, digest: str, size: int, block_digests: Sequence[str] | None = None) -> Partial:
@@ -69,9 +92,9 @@ class BlobStore:
         """
         path = self._arriving / check_digest(digest)
         allocated = path.stat().st_blocks * 512 if path.exists() else 0
-        self.reserve(max(0, size - allocated))
+        self.reserve(max(0, self._codec.stored_bytes(size) - allocated))
         try:
-            return Partial(digest, size, block_digests, path, self.path(digest))
+            return Partial(digest, size, block_digests, path, self.path(digest), codec=self._codec)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -107,5 +130,11 @@ class BlobStore:
         """Whether the blob is here and still has its digest; reads it in pieces, so of any size."""
         if not self.has(digest):
             return False
-        with self.path(digest).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+        found = hashlib.sha256()
+        try:
+            with closing(self.open(digest)) as reader:
+                for offset in range(0, reader.size, _PIECE_BYTES):
+                    found.update(reader.read_at(offset, _PIECE_BYTES))
+        except CorruptBlobError:
+            return False
+        return found.hexdigest() == digest

@@ -5,14 +5,13 @@ belongs to an approved or assigned release leaves. Up: only what the hub asked f
 """
 
 import logging
-import mmap
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
+from landreeve.blobs.codec import BlobReader
+from landreeve.blobs.errors import BlobError
 from landreeve.blobs.store import BlobStore
 from landreeve.release.manifest import BadReleaseError, parse_manifest
 from landreeve.wire.codec import BLOCK_BYTES, BadMessageError, Block, decode_missing, encode_block
@@ -36,17 +35,6 @@ class Carrier(Protocol):
     def publish_block(self, topic: str, frame: bytes) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """A blob mapped into memory."""
-
-    size: int
-    data: mmap.mmap
-
-    def block(self, index: int) -> bytes:
-        return self.data[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
-
-
 class BlockServer:
     """Sends blocks from a thread of its own, at most ``bytes_per_s`` together.
 
@@ -60,7 +48,7 @@ class BlockServer:
         self._fleet = fleet
         self._bytes_per_s = bytes_per_s
         self._demand = Demand()
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, BlobReader] = {}
         self._lock = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="blocks", daemon=True)
@@ -82,7 +70,7 @@ class BlockServer:
         if not self._allowed.may_leave(digest) or not self._blobs.has(digest):
             log.warning("%s wants artifact %s, which belongs to no approved or assigned release", device, digest[:12])
             return
-        size = self._blobs.path(digest).stat().st_size
+        size = self._blobs.size(digest)
         if want.bytes not in (0, size):
             log.warning("%s wants %d bytes of artifact %s, which has %d", device, want.bytes, digest[:12], size)
             return
@@ -99,7 +87,7 @@ class BlockServer:
         while (piece := self._next()) is not None:
             try:
                 sent = self._send(piece)
-            except OSError as error:
+            except (OSError, BlobError) as error:
                 log.warning("artifact %s cannot be read: %s", piece.digest[:12], error)
                 continue
             if sent == 0:
@@ -118,7 +106,7 @@ class BlockServer:
             return None if self._stopping else piece
 
     def _send(self, piece: Piece) -> int:
-        data = self._map(piece.digest).block(piece.index)
+        data = self._reader(piece.digest).read_at(piece.index * BLOCK_BYTES, BLOCK_BYTES)
         if piece.device:
             topic = format_topic(DownTopic(self._fleet, piece.device, Down.BLOCKS))
         else:
@@ -126,18 +114,12 @@ class BlockServer:
         sent = self._carrier.publish_block(topic, encode_block(Block(piece.digest, piece.index, data)))
         return len(data) if sent else 0
 
-    def _map(self, digest: str) -> _Open:
+    def _reader(self, digest: str) -> BlobReader:
         if digest not in self._open:
             if len(self._open) >= MAX_OPEN:
                 self._open.pop(next(iter(self._open)))
-            self._open[digest] = _map_file(self._blobs.path(digest))
+            self._open[digest] = self._blobs.open(digest)
         return self._open[digest]
-
-
-def _map_file(path: Path) -> _Open:
-    with path.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return _Open(len(data), data)
 
 
 def _missing(want: Want, size: int) -> frozenset[int]:
