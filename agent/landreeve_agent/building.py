@@ -167,6 +167,7 @@ class House:
             on_change=self._adopt_definitions,
             on_believed=self._believed,
             box=self._box,
+            look=self.inference.status,
         )  # fmt: skip
 
     def _make_console(self) -> None:

@@ -20,6 +20,7 @@ from landreeve_agent.update.probation import (
     moments,
     radius,
 )
+from landreeve_agent.update.shift import distance, surely_apart
 
 POLICY = Probation()
 ENOUGH = ProbationStats(rows=600, distinct=300, distinct_before=300, difference=Moments(400, 0.0, 400 * 0.02**2))
@@ -64,6 +65,26 @@ def test_silent_site_proves_nothing_and_the_version_goes() -> None:
     assert "25.0 h only 3 of 500 rows" in verdict.sentence
 
 
+@pytest.mark.parametrize(
+    ("rows", "errors", "kind"), [(20, 0, Pass), (19, 0, Fail), (400, 1, Fail)], ids=["enough", "too few", "one failed"]
+)
+def test_quiet_site_keeps_a_version_by_absolute_counts_where_the_plan_asks(rows: int, errors: int, kind: type) -> None:
+    policy = Probation(on_too_little="keep")
+    verdict = judge(ProbationStats(rows=rows, errors=errors, distinct=9, elapsed_s=90_000), policy)
+    assert isinstance(verdict, kind)
+
+
+def test_nothing_passes_before_the_least_time() -> None:
+    verdict = judge(replace(ENOUGH, elapsed_s=600), Probation(min_s=1800))
+    assert isinstance(verdict, Wait)
+    assert "20 of 30 minutes" in verdict.sentence
+    assert isinstance(judge(replace(ENOUGH, elapsed_s=1800), Probation(min_s=1800)), Pass)
+
+
+def test_faulty_version_is_not_kept_for_the_least_time() -> None:
+    assert isinstance(judge(replace(ENOUGH, errors=60), Probation(min_s=1800)), Fail)
+
+
 def test_labels_that_never_come_prove_nothing_where_they_are_asked_for() -> None:
     unlabelled = replace(ENOUGH, rows=9000, difference=Moments())
     assert isinstance(judge(unlabelled, POLICY), Wait)
@@ -78,6 +99,10 @@ def test_labels_that_never_come_prove_nothing_where_they_are_asked_for() -> None
         (replace(ENOUGH, distinct=1), "constant_output"),
         (replace(ENOUGH, errors=60), "error_rate"),
         (replace(ENOUGH, p95_ms=80.0, p95_ratio=6.0), "latency"),
+        (replace(ENOUGH, memory_growth_mb=1100.0), "memory"),
+        (replace(ENOUGH, device_lost="It was proven on the NPU and now runs on CPU."), "accelerator_lost"),
+        (replace(ENOUGH, shift=0.9, compared=600), "prediction_shift"),
+        (replace(ENOUGH, confidence=losses(-0.5, 0.2, 600)), "confidence_drop"),
     ],
 )
 def test_technical_faults_fail_whatever_the_quality(stats: ProbationStats, cause: str) -> None:
@@ -186,3 +211,32 @@ def test_evidence_always_leads_to_a_verdict_in_words(stats: ProbationStats) -> N
 @given(st.floats(0, 1), st.sampled_from([0.0, 1.0]))
 def test_one_row_costs_a_bounded_amount(p: float, label: float) -> None:
     assert 0.0 <= log_loss(p, label) <= 6.91
+
+
+def run_of_answers(ours: float, theirs: float, rng: random.Random, limit: float) -> bool:
+    """Whether answers drawn around those two rates are ever called further apart than the limit."""
+    a: list[float] = []
+    b: list[float] = []
+    for n in range(1, 401):
+        a.append(rng.betavariate(8 * ours, 8 * (1 - ours)))
+        b.append(rng.betavariate(8 * theirs, 8 * (1 - theirs)))
+        if n % 20 == 0 and surely_apart(distance(a, b), n, 0.05) > limit:
+            return True
+    return False
+
+
+def test_looking_often_finds_no_shift_that_is_not_there() -> None:
+    rng = random.Random(11)
+    assert sum(run_of_answers(0.3, 0.3, rng, 0.0) for _ in range(60)) <= 3
+
+
+def test_answers_that_lie_elsewhere_are_found_without_a_label() -> None:
+    rng = random.Random(12)
+    assert all(run_of_answers(0.2, 0.8, rng, 0.3) for _ in range(20))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_distance_is_symmetric_bounded_and_zero_of_itself(a: list[float], b: list[float]) -> None:
+    assert 0 <= distance(a, b) <= 1
+    assert distance(a, b) == pytest.approx(distance(b, a))
+    assert distance(a, a) == 0

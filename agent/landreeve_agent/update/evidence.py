@@ -9,6 +9,7 @@ from sqlite_utils import Database as SqliteDatabase
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import moment
 from landreeve_agent.update.probation import Moments, ProbationStats, log_loss, moments
+from landreeve_agent.update.shift import distance
 
 MAX_ROWS = 20_000
 MIN_TIMED_ROWS = 50
@@ -62,6 +63,7 @@ def _summarise(
     answered = [row for row in rows if not row.failed]
     valid = [row for row in answered if row.p is not None and 0.0 <= row.p <= 1.0]
     labelled = [(row.p, row.label, row.shadow) for row in valid if row.label is not None and row.p is not None]
+    both = [(row.p, row.shadow) for row in valid if row.p is not None and row.shadow is not None]
     times = [row.us for row in answered if row.us is not None]
     p95, p95_before = _p95(times), _p95(before)
     return ProbationStats(
@@ -77,6 +79,9 @@ def _summarise(
         p95_ratio=p95 / p95_before if p95 is not None and p95_before else None,
         claimed_loss=claimed_loss,
         elapsed_s=elapsed_s,
+        shift=distance([p for p, _ in both], [shadow for _, shadow in both]),
+        compared=len(both),
+        confidence=moments(abs(2 * p - 1) - abs(2 * shadow - 1) for p, shadow in both),
     )
 
 

@@ -59,7 +59,9 @@ ATTEMPTS = {
 }
 MAX_CRASHES = 5
 # Failures that speak against the release itself: its digest goes into quarantine.
-_NOT_THE_RELEASE = frozenset({"superseded", "order_withdrawn", "local_cancel", "disk_full", "disk_failed"})
+_NOT_THE_RELEASE = frozenset(
+    {"superseded", "order_withdrawn", "local_cancel", "disk_full", "disk_failed", "not_proven", "accelerator_lost"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,7 +448,8 @@ def _activated(state: State, order: Order, at: str) -> State:
 
 def _crashed(state: State, cause: str) -> State:
     crashes = state.crashes + 1
-    if crashes < MAX_CRASHES:
+    limit = state.order.probation.max_crashes if state.order else MAX_CRASHES
+    if crashes < limit:
         return replace(state, crashes=crashes)
     sentence = f"The worker died {crashes} times while this version was on probation (last: {cause})."
     return _roll_back(replace(state, crashes=crashes), "worker_crashed", sentence)

@@ -6,7 +6,8 @@ The evidence is looked at every few seconds, so each test must hold at every loo
   same rows (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas: "Time-uniform central limit theory and asymptotic
   confidence sequences", Annals of Statistics 52 (2024), Theorem 2.2 and its Appendix on tuning rho);
 - errors: a mixture of likelihood ratios against every rate up to the limit, a test supermartingale that exceeds
-  1 / alpha with probability at most alpha (Ville 1939; Wald 1945).
+  1 / alpha with probability at most alpha (Ville 1939; Wald 1945);
+- answers: a band around both distribution functions that holds at every count (`landreeve_agent.update.shift`).
 
 The reference is the last good version, which sees the same rows as a shadow. The first model ever has none: there
 it is the base rate, a forecast that only knows how often the label is 1.
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from landreeve.wire.messages import Probation
+
+from landreeve_agent.update.shift import surely_apart
 
 LOSS_CLIP = 1e-3
 LATENCY_FLOOR_MS = 10.0
@@ -46,7 +49,11 @@ class ProbationStats:
     ``rows`` were answered, ``errors`` were not; ``invalid`` answers are no probability. ``difference`` is the log
     loss (nats) of the candidate minus that of the ``reference`` on the same labelled rows; ``loss`` the candidate's
     own. ``p95_ratio`` compares service times with those before, None when there are too few. ``claimed_loss`` is
-    what the release says of itself.
+    what the release says of itself. ``shift`` is the distance of its answers from the last good version's on the
+    same ``compared`` rows, ``confidence`` the difference of |2p - 1| on them.
+
+    ``memory_growth_mb`` is by how much the worker has grown since the activation, None while that is unknown;
+    ``device_lost`` says in words that the version no longer runs on the device it was proven on.
     """
 
     rows: int = 0
@@ -61,6 +68,11 @@ class ProbationStats:
     p95_ratio: float | None = None
     claimed_loss: float | None = None
     elapsed_s: float = 0.0
+    shift: float = 0.0
+    compared: int = 0
+    confidence: Moments = Moments()
+    memory_growth_mb: float | None = None
+    device_lost: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +97,7 @@ def judge(stats: ProbationStats, policy: Probation) -> Pass | Fail | Wait:
     >>> judge(ProbationStats(rows=12), Probation())
     Wait(sentence='On probation: 12 of 500 rows answered, 0 of 300 labels known.')
     """
-    for check in (_answers, _error_rate, _latency, _claim, _log_loss):
+    for check in (_answers, _error_rate, _latency, _memory, _device, _shift, _confidence, _claim, _log_loss):
         failure = check(stats, policy)
         if failure is not None:
             return failure
@@ -171,6 +183,42 @@ def _latency(stats: ProbationStats, policy: Probation) -> Fail | None:
     return Fail("latency", sentence)
 
 
+def _memory(stats: ProbationStats, policy: Probation) -> Fail | None:
+    if stats.memory_growth_mb is None or stats.memory_growth_mb <= policy.max_memory_growth_mb:
+        return None
+    sentence = (
+        f"The inference server grew by {stats.memory_growth_mb:.0f} MB since this version answers "
+        f"(at most {policy.max_memory_growth_mb:.0f} MB)."
+    )
+    return Fail("memory", sentence)
+
+
+def _device(stats: ProbationStats, _policy: Probation) -> Fail | None:
+    """What was proven was the version on its device; elsewhere nothing is known of it."""
+    return Fail("accelerator_lost", stats.device_lost) if stats.device_lost else None
+
+
+def _shift(stats: ProbationStats, policy: Probation) -> Fail | None:
+    if surely_apart(stats.shift, stats.compared, policy.alpha) <= policy.max_prediction_shift:
+        return None
+    sentence = (
+        f"Its answers are spread quite differently from those of the last good version on the same {stats.compared} "
+        f"rows (distance {stats.shift:.2f}, at most {policy.max_prediction_shift:.2f})."
+    )
+    return Fail("prediction_shift", sentence)
+
+
+def _confidence(stats: ProbationStats, policy: Probation) -> Fail | None:
+    surely = stats.confidence.mean + radius(stats.confidence, policy.alpha, policy.max_rows // 2)
+    if surely >= -policy.max_confidence_drop:
+        return None
+    sentence = (
+        f"It is less sure of its answers than the last good version on the same {stats.confidence.n} rows "
+        f"(confidence {stats.confidence.mean:+.2f}, at most {-policy.max_confidence_drop:+.2f})."
+    )
+    return Fail("confidence_drop", sentence)
+
+
 def _claim(stats: ProbationStats, policy: Probation) -> Fail | None:
     """Far worse than the release claims of itself; only where no last good version tells us more."""
     if stats.reference != "base_rate" or not stats.claimed_loss or stats.loss.n < policy.min_labelled:
@@ -205,7 +253,10 @@ def _conclude(stats: ProbationStats, policy: Probation) -> Pass | Fail | Wait:
     enough = stats.rows >= policy.min_rows and stats.difference.n >= policy.min_labelled
     over = stats.elapsed_s >= policy.max_s
     if not enough:
-        return _not_proven(stats, policy) if over else Wait(_progress(stats, policy))
+        return _too_little(stats, policy) if over else Wait(_progress(stats, policy))
+    if stats.elapsed_s < policy.min_s:
+        left = f"{(policy.min_s - stats.elapsed_s) / 60:.0f} of {policy.min_s / 60:.0f} minutes are left"
+        return Wait(f"{_progress(stats, policy)[:-1]}; {left}.")
     if policy.min_labelled == 0:
         return Pass(f"{stats.rows} rows answered without a fault; labels are not asked for.")
     surely = stats.difference.mean + radius(stats.difference, policy.alpha, policy.max_rows // 2)
@@ -219,7 +270,14 @@ def _conclude(stats: ProbationStats, policy: Probation) -> Pass | Fail | Wait:
     return Pass(_sentence(f"{_passed(stats)}, by the estimate at the end of the probation."))
 
 
-def _not_proven(stats: ProbationStats, policy: Probation) -> Fail:
+def _too_little(stats: ProbationStats, policy: Probation) -> Pass | Fail:
+    """An answer of its own: rates say nothing of so few rows, so counts decide, or the version that is known."""
+    quiet = stats.rows >= policy.low_traffic_rows and stats.errors <= policy.low_traffic_errors
+    if policy.on_too_little == "keep" and quiet:
+        return Pass(
+            f"Too little traffic to judge by: {stats.rows} of {policy.min_rows} rows in "
+            f"{stats.elapsed_s / 3600:.1f} h, {_count(stats.errors, 'failure')}; kept, as the plan asks."
+        )
     sentence = (
         f"In {stats.elapsed_s / 3600:.1f} h only {stats.rows} of {policy.min_rows} rows were answered and "
         f"{stats.difference.n} of {policy.min_labelled} labels became known: not enough to trust it."

@@ -34,6 +34,7 @@ from landreeve_agent.update.pointer import read_pointers
 from landreeve_agent.update.ports import Blobs, Fetcher, Preflight, ProbationSource, Verifier, Worker
 from landreeve_agent.update.probation import Fail, Pass, Wait, judge
 from landreeve_agent.update.traffic import Traffic
+from landreeve_agent.update.vitals import Look, Vitals, unseen
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class Runner:
         on_change: Callable[[], None] = lambda: None,
         on_believed: Callable[[Desired], None] = lambda _desired: None,
         box: Callable[[], Awaitable[BoxFacts]] = _unknown_box,
+        look: Look = unseen,
     ) -> None:
         self.generation = 0
         self._database = database
@@ -112,6 +114,7 @@ class Runner:
         self._traffic = Traffic(worker, models_dir)
         self._preflight = preflight
         self._probation_source = probation_source
+        self._vitals = Vitals(look)
         self._clock = clock
         self._options = options
         self._on_change = on_change
@@ -319,6 +322,8 @@ class Runner:
             stats = await self._probation_source(
                 order.model, order.release, state.since, good=good, claimed_loss=claimed, now=self._clock()
             )
+            if state.candidate is not None:
+                stats = await self._vitals.added(stats, order.model, state.candidate)
             learnt = _Learnt({"probation": msgspec.to_builtins(stats)})
             match judge(stats, order.probation):
                 case Pass(sentence):

@@ -231,6 +231,13 @@ class Probation(msgspec.Struct, frozen=True, kw_only=True):
     Rows count answered predictions. ``max_log_loss_increase`` is the rise against the last good version on
     the same rows (nats) that is no longer accepted; ``alpha`` the chance of a false alarm over the whole
     probation.
+
+    Before ``min_s`` nothing passes. ``max_prediction_shift`` is the largest distance (Kolmogorov-Smirnov, 0 to 1)
+    between the answers and those of the last good version on the same rows, ``max_confidence_drop`` the largest loss
+    of mean confidence |2p - 1| against it; ``max_memory_growth_mb`` what the worker may grow by, ``max_crashes`` how
+    often it may die. A site with too little traffic to judge by rates returns to the last good version, or, with
+    ``on_too_little`` ``keep``, keeps the new one when at least ``low_traffic_rows`` rows were answered and no more
+    than ``low_traffic_errors`` failed.
     """
 
     min_rows: int = 500
@@ -241,6 +248,14 @@ class Probation(msgspec.Struct, frozen=True, kw_only=True):
     max_latency_ratio: float = 5.0
     max_log_loss_increase: float = 0.005
     alpha: float = 0.05
+    min_s: float = 0.0
+    max_prediction_shift: float = 0.5
+    max_confidence_drop: float = 0.3
+    max_memory_growth_mb: float = 1024.0
+    max_crashes: int = 5
+    on_too_little: Literal["return", "keep"] = "return"
+    low_traffic_rows: int = 20
+    low_traffic_errors: int = 0
 
 
 class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):

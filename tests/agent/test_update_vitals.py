@@ -1,0 +1,64 @@
+"""What a worker's own figures say of a version on probation."""
+
+import msgspec
+import pytest
+from landreeve_agent.serving.control import ModelStatus, Plan, WorkerStatus
+from landreeve_agent.update.machine import Installed
+from landreeve_agent.update.probation import ProbationStats
+from landreeve_agent.update.vitals import Vitals
+
+NEW = "b" * 64
+
+
+def candidate(device: str = "cpu") -> Installed:
+    return Installed(NEW, "v2", msgspec.json.encode(Plan(device=device)).decode())
+
+
+def status(rss_mb: float, pid: int = 7, used: str = "CPU · onnxruntime · fp32 · 1 thread") -> WorkerStatus:
+    model = ModelStatus(
+        model="demo", version="v2", release=NEW, wanted="auto", used=used, reason="NPU with openvino failed", ready=True
+    )
+    return WorkerStatus(pid=pid, rss_mb=rss_mb, restarts=0, models=(model,), last_exit="")
+
+
+class Looks:
+    """The worker's figures, one after another."""
+
+    def __init__(self, *found: WorkerStatus | None) -> None:
+        self.found = list(found)
+
+    async def __call__(self) -> WorkerStatus | None:
+        return self.found.pop(0)
+
+
+async def grown(*found: WorkerStatus | None) -> list[float | None]:
+    vitals = Vitals(Looks(*found))
+    return [(await vitals.added(ProbationStats(), "demo", candidate())).memory_growth_mb for _ in found]
+
+
+async def test_growth_is_counted_from_the_first_look() -> None:
+    assert await grown(status(100), status(130), status(180)) == [0, 30, 80]
+
+
+async def test_worker_that_was_started_again_begins_anew() -> None:
+    assert await grown(status(900), status(100, pid=8), status(110, pid=8)) == [0, 0, 10]
+
+
+async def test_worker_that_cannot_be_asked_tells_nothing() -> None:
+    assert await grown(None, status(0, pid=0), status(50)) == [None, None, 0]
+
+
+@pytest.mark.parametrize(
+    ("device", "used", "lost"),
+    [
+        ("npu", "CPU · onnxruntime · fp32 · 1 thread", True),
+        ("npu", "NPU · openvino · fp16 · 1 thread", False),
+        ("cpu", "CPU · openvino · int8 · 2 threads", False),
+    ],
+)
+async def test_version_that_left_its_device_is_told_of_with_the_reason(device: str, used: str, lost: bool) -> None:
+    seen = await Vitals(Looks(status(10, used=used))).added(ProbationStats(), "demo", candidate(device))
+    assert bool(seen.device_lost) is lost
+    if lost:
+        assert "proven on the NPU" in seen.device_lost
+        assert "NPU with openvino failed" in seen.device_lost
