@@ -33,6 +33,7 @@ from landreeve_hub.ingest.commit import Outcome
 from landreeve_hub.ingest.delivery import Delivery
 from landreeve_hub.ingest.line import Address, Line
 from landreeve_hub.ingest.receive import Receiver
+from landreeve_hub.ingest.speech import Speech
 from landreeve_hub.learning.commands import Commands
 from landreeve_hub.learning.runner import Learning
 from landreeve_hub.process import Port, Ports
@@ -117,15 +118,17 @@ class Builder:
         broker = None if settings.broker.url else await self._broker(store, authority)
         address = self._address(authority, broker)
         line = Line(address, settings.fleet)
+        speech = Speech(line.publish)
+        await store.read(speech.load)
         blobs, targets = BlobStore(folder.blobs), TargetsRepository(folder.root)
         registry = Registry(store, blobs, targets)
         rate = settings.limits.facts_per_s or None
-        publisher = Publisher(store, Director(folder.root), targets, line.publish, self._clock, rate)
+        publisher = Publisher(store, Director(folder.root), targets, speech.publish, self._clock, rate)
         audit, incidents = AuditLog(store, folder.keys), Incidents()
         runner = RolloutRunner(store, publisher, incidents, audit, say)
-        uploads = Uploads(blobs, line.publish, settings.fleet, quota_bytes=int(settings.transfer.quota_mb * 1e6))
+        uploads = Uploads(blobs, speech.publish, settings.fleet, quota_bytes=int(settings.transfer.quota_mb * 1e6))
         blocks = BlockServer(store, blobs, line, settings.fleet, bytes_per_s=settings.transfer.mb_per_s * 1e6)
-        commands = Commands(store, settings.fleet, line.publish)
+        commands = Commands(store, settings.fleet, speech.publish)
         learning = Learning(store, commands, Challengers(uploads, blobs, registry), self._clock, say)
         receiver = Receiver(
             store,
@@ -134,7 +137,7 @@ class Builder:
             line.publish,
             self._clock,
             blocks=_Traffic(blocks, uploads),
-            listeners=[self._listener()],
+            listeners=[speech.heard, self._listener()],
         )
         services = Services(
             store=store,

@@ -314,6 +314,43 @@ async def test_unreachable_broker_is_told_and_left_again(tmp_path: Path) -> None
     await site.stop()
 
 
+def long_event() -> Event:
+    return Event(name="e", subject="s", cause="c", sentence="It happened. " * 200)
+
+
+async def test_hub_that_has_not_said_it_reads_zstd_gets_plain_text(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    await site.session.connected.wait()
+    await site.say(long_event())
+    await site.until(lambda: len(site.facts()) >= 1)
+    sent = [data for topic, data in site.broker.log if topic == f"{UP}/event"]
+    assert sent[0].startswith(b"{")
+    site.down("ack", Ack(epoch=site.facts()[0].epoch, seq=1, reads=("zstd",)))
+    await site.emptied()
+    assert {state.reads for state in site.states()} == {("zstd",)}
+    await site.stop()
+    again = Site(tmp_path)  # it is remembered across starts
+    await again.say(long_event())
+    await again.until(lambda: len(again.facts()) >= 1)
+    sent = [data for topic, data in again.broker.log if topic == f"{UP}/event"]
+    assert not sent[0].startswith(b"{")
+    await again.stop()
+
+
+async def test_hub_that_no_longer_reads_zstd_gets_plain_text_again(site: Site) -> None:
+    await site.say(long_event())
+    await site.until(lambda: len(site.facts()) >= 1)
+    epoch = site.facts()[0].epoch
+    site.down("ack", Ack(epoch=epoch, seq=1, reads=("zstd",)))
+    await site.emptied()
+    site.down("ack", Ack(epoch=epoch, seq=1, reads=()))
+    await site.until(lambda: not site.session._hub_reads)
+    before = len(site.broker.log)
+    await site.say(long_event())
+    await site.until(lambda: len(site.broker.log) > before)
+    assert site.broker.log[before][1].startswith(b"{")
+
+
 async def test_sessions_grow_across_restarts(tmp_path: Path) -> None:
     numbers = []
     for _ in range(3):
@@ -334,6 +371,12 @@ async def test_client_id_is_made_once_and_cannot_be_guessed(tmp_path: Path) -> N
     (client_id,) = ids
     assert client_id.startswith("d-1-")
     assert len(client_id) == len("d-1-") + 16
+
+
+async def test_first_try_after_a_start_waits_for_nothing(tmp_path: Path) -> None:
+    site = Site(tmp_path, replace(QUICK, reconnect_jitter_s=3600.0))
+    await site.until(lambda: site.session.contact.connected)
+    await site.stop()
 
 
 async def test_reconnecting_waits_up_to_the_jitter(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from landreeve.wire.codec import (
     BLOCK_BYTES,
     COMPRESS_ABOVE_BYTES,
     MAX_MESSAGE_BYTES,
+    READS,
     BadMessageError,
     Block,
     decode,
@@ -23,9 +24,10 @@ from landreeve.wire.codec import (
     encode,
     encode_block,
     encode_missing,
+    readable,
 )
 from landreeve.wire.ids import BadIdError
-from landreeve.wire.messages import AnyBody, Event, Fact, LogLines, Want, Wire
+from landreeve.wire.messages import Ack, AnyBody, Event, Fact, LogLines, Want, Wire
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "wire"
 VALID = sorted((VECTORS / "valid").glob("*.json"))
@@ -54,6 +56,25 @@ def shared(golden: Any, written: Any) -> Any:
     if isinstance(golden, list) and isinstance(written, list) and len(golden) == len(written):
         return [shared(*pair) for pair in zip(golden, written, strict=True)]
     return written
+
+
+def test_who_has_not_said_that_it_reads_zstd_gets_plain_text() -> None:
+    lines = LogLines(lines=tuple(f"line {n} of a long log" for n in range(200)))
+    packed = encode(Fact(epoch=1, seq=1, at="2026-11-23T06:00:00Z", body=lines))
+    assert readable(packed, READS) == packed
+    plain = readable(packed, ())
+    assert json.loads(plain)["body"]["lines"][199] == "line 199 of a long log"
+    assert decode(plain, Fact) == decode(packed, Fact)
+
+
+def test_text_no_broker_would_carry_plain_stays_compressed() -> None:
+    packed = encode(Fact(epoch=1, seq=1, at="", body=LogLines(lines=("x" * 1_100_000,))))
+    assert readable(packed, ()) == packed
+
+
+def test_acknowledgement_says_what_the_hub_reads_only_when_it_is_told_to() -> None:
+    assert b"reads" not in encode(Ack(epoch=1, seq=2))
+    assert decode(encode(Ack(epoch=1, seq=2, reads=READS)), Ack).reads == READS
 
 
 @pytest.mark.parametrize("path", INVALID, ids=lambda path: path.stem)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-from landreeve.wire.codec import BadMessageError, Block, decode, decode_block, encode
+from landreeve.wire.codec import READS, BadMessageError, Block, decode, decode_block, encode, readable
 from landreeve.wire.messages import Ack, Command, DeviceState, SignedDesired, Want
 from landreeve.wire.topics import (
     BadTopicError,
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _SESSION = "link.session"
 _CLIENT = "link.client"
+_HUB_READS = "link.hub_reads"
 _GOODBYE_S = 2.0
 
 
@@ -133,6 +134,7 @@ class Session:
         self._connect = connect
         self._carrier: Carrier | None = None
         self._number = 0
+        self._hub_reads: frozenset[str] = frozenset()
         self._window = Window(options.window, options.resend_s)
         self._shared: set[str] = set()
         self._state_changed = asyncio.Event()
@@ -187,7 +189,7 @@ class Session:
             self._carrier.unsubscribe(self._shared_topic(digest))
 
     async def _one_connection(self) -> None:
-        self._number, client = await self._outbox.database.write(_next_session)
+        self._number, client, self._hub_reads = await self._outbox.database.write(_next_session)
         self._window.restart(await self._outbox.epoch(self._clock()))
         self._empty_queues()
         carrier = await self._connect(self._endpoint(client), self._will(), self._receive)
@@ -299,12 +301,20 @@ class Session:
             except BadMessageError as error:
                 self._reject(message, str(error))
                 continue
-            if not self._acks.empty():
+            if not self._acks.empty() and ack.reads is msgspec.UNSET:
                 message.done()  # a later one says the same and more
                 continue
+            await self._learn_reads(ack)
             if self._window.acknowledge(ack.epoch, ack.seq):
                 await self._forget(ack)
             message.done()
+
+    async def _learn_reads(self, ack: Ack) -> None:
+        """Kept in the store: the next start need not send its birth plain again."""
+        if ack.reads is msgspec.UNSET or self._hub_reads == frozenset(ack.reads):
+            return
+        self._hub_reads = frozenset(ack.reads)
+        await self._outbox.database.write(lambda db: _save_hub_reads(db, self._hub_reads))
 
     async def _forget(self, ack: Ack) -> None:
         done = await self._outbox.acknowledge(ack.epoch, ack.seq, self._clock())
@@ -375,17 +385,19 @@ class Session:
         self._state_changed.clear()
         size = await self._outbox.size()
         state = msgspec.structs.replace(
-            self._state(), session=self._number, online=True, at=stamp(self._clock()), outbox=size.facts
+            self._state(), session=self._number, online=True, at=stamp(self._clock()), outbox=size.facts, reads=READS
         )
         self._send(carrier, self._topic(Up.STATE), encode(state), qos=1, retain=True)
 
     def _send(self, carrier: Carrier, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> None:
+        payload = readable(payload, self._hub_reads)
         self.meter.sent(topic, payload)
         carrier.publish(topic, payload, qos=qos, retain=retain)
 
     def _will(self) -> Will:
-        state = msgspec.structs.replace(self._state(), session=self._number, online=False, at=stamp(self._clock()))
-        return Will(self._topic(Up.STATE), encode(state))
+        at = stamp(self._clock())
+        state = msgspec.structs.replace(self._state(), session=self._number, online=False, at=at, reads=READS)
+        return Will(self._topic(Up.STATE), readable(encode(state), self._hub_reads))
 
     def _endpoint(self, client: str) -> Endpoint:
         who, options = self.identity, self._options
@@ -417,10 +429,10 @@ class Session:
         return format_topic(SharedBlocksTopic(self.identity.fleet, digest))
 
 
-def _next_session(db: SqliteDatabase) -> tuple[int, str]:
-    """The session's number, which grows with every connection and is never used twice, also across restarts; and
+def _next_session(db: SqliteDatabase) -> tuple[int, str, frozenset[str]]:
+    """The session's number, which grows with every connection and is never used twice, also across restarts;
     the random part of the client id, made once: brokers that do not bind ids to certificates let whoever knows an
-    id evict its owner."""
+    id evict its owner; and what the hub said that it reads."""
     number = db.conn.execute(
         "INSERT INTO meta VALUES (?, '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1 "
         "RETURNING value",
@@ -428,4 +440,9 @@ def _next_session(db: SqliteDatabase) -> tuple[int, str]:
     ).fetchone()
     db.conn.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (_CLIENT, secrets.token_hex(8)))
     client = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_CLIENT,)).fetchone()
-    return int(number[0]), str(client[0])
+    reads = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_HUB_READS,)).fetchone()
+    return int(number[0]), str(client[0]), frozenset(str(reads[0]).split() if reads else ())
+
+
+def _save_hub_reads(db: SqliteDatabase, reads: frozenset[str]) -> None:
+    db.conn.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_HUB_READS, " ".join(sorted(reads))))

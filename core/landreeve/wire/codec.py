@@ -1,8 +1,10 @@
 """Bytes to message and back: msgspec JSON, zstd above 1 KiB, and the binary frame of a block.
 
-A compressed message begins with the zstd magic number, which no JSON text does, so no flag is needed.
+A compressed message begins with the zstd magic number, which no JSON text does, so no flag is needed. Who has not
+said that it reads zstd (`DeviceState.reads`, `Ack.reads`) is sent the plain text: `readable`.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,7 +16,10 @@ from landreeve.wire.messages import Wire
 
 COMPRESS_ABOVE_BYTES = 1024
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+MAX_PLAIN_BYTES = 1_000_000
 BLOCK_BYTES = 64 * 1024
+ZSTD = "zstd"
+READS = (ZSTD,)
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _BLOCK_MAGIC = b"LRB1"
 _HEADER_BYTES = len(_BLOCK_MAGIC) + 32 + 4
@@ -32,6 +37,20 @@ def encode(message: Wire) -> bytes:
     if len(raw) <= COMPRESS_ABOVE_BYTES:
         return raw
     return zstandard.ZstdCompressor(level=3, write_content_size=True).compress(raw)
+
+
+def readable(payload: bytes, reads: Container[str]) -> bytes:
+    """The payload as a peer that reads only those encodings can read it; what is not compressed stays as it is.
+
+    A text above `MAX_PLAIN_BYTES` stays compressed: plain, brokers would cut the connection over it, again and again.
+
+    >>> readable(b'{"v":1}', ())
+    b'{"v":1}'
+    """
+    if ZSTD in reads or not payload.startswith(_ZSTD_MAGIC):
+        return payload
+    plain = _expand(payload)
+    return plain if len(plain) <= MAX_PLAIN_BYTES else payload
 
 
 def decode(data: bytes, kind: type[W]) -> W:

@@ -184,10 +184,15 @@ class Fact(Wire, frozen=True, kw_only=True):
 
 
 class Ack(Wire, frozen=True, kw_only=True):
-    """The hub has committed every fact of ``epoch`` up to and including ``seq``."""
+    """The hub has committed every fact of ``epoch`` up to and including ``seq``.
+
+    ``reads`` names what the hub can read beyond plain JSON (``zstd``). It stands in the first acknowledgement of a
+    session and is left out of the others; a hub that never says it gets plain JSON.
+    """
 
     epoch: int
     seq: int
+    reads: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelState(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,7 +209,8 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
 
 class DeviceState(Wire, frozen=True, kw_only=True):
     """Retained on ``up/<id>/state`` and the last will. ``session`` grows with every connection: a will of an
-    older session is ignored."""
+    older session is ignored. ``reads`` names what the device can read beyond plain JSON (``zstd``); one that does
+    not say so gets plain JSON."""
 
     session: int
     online: bool
@@ -213,6 +219,7 @@ class DeviceState(Wire, frozen=True, kw_only=True):
     models: tuple[ModelState, ...] = ()
     outbox: int = 0
     certificate_days: float = 0.0
+    reads: tuple[str, ...] = ()
 
 
 class Command(Wire, frozen=True, kw_only=True):

@@ -58,10 +58,12 @@ class Refusal:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a committed batch did: the facts that counted, whose state changed, and what to acknowledge."""
+    """What a committed batch did: the facts that counted, whose state changed, what those devices say they read,
+    and what to acknowledge."""
 
     accepted: list[tuple[str, Fact]] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
+    reads: dict[str, frozenset[str]] = field(default_factory=dict)
     acks: list[tuple[str, Ack]] = field(default_factory=list)
     refused: int = 0
 
@@ -133,6 +135,7 @@ class _Batch:
         if not arrival.retained:
             self._heard.add(device)
         self._outcome.changed.add(device)
+        self._outcome.reads[device] = frozenset(state.reads)
 
     def _take_fact(self, arrival: Arrival) -> None:
         try:

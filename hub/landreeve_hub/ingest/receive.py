@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from landreeve.wire.codec import BadMessageError, Block, decode, decode_block, encode
-from landreeve.wire.messages import Body, Want
+import msgspec
+from landreeve.wire.codec import READS, BadMessageError, Block, decode, decode_block, encode
+from landreeve.wire.messages import Ack, Body, Want
 from landreeve.wire.topics import (
     BadTopicError,
     Down,
@@ -86,6 +87,7 @@ class Receiver:
         self._clock = clock
         self._blocks = blocks
         self._listeners = listeners
+        self._told: set[str] = set()  # devices that know, in this session of theirs, what the hub reads
         self._waiting: queue.Queue[Message] = queue.Queue(MAX_WAITING)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="ingest", daemon=True)
@@ -139,10 +141,17 @@ class Receiver:
             return
         for message in batch:
             message.acknowledge()
+        self._told.difference_update(outcome.changed)
         for device, ack in outcome.acks:
-            self._publish(format_topic(DownTopic(self._fleet, device, Down.ACK)), encode(ack), False)
+            self._acknowledge(device, ack)
         self._move_blocks(found)
         self._tell(outcome)
+
+    def _acknowledge(self, device: str, ack: Ack) -> None:
+        if device not in self._told:
+            self._told.add(device)
+            ack = msgspec.structs.replace(ack, reads=READS)
+        self._publish(format_topic(DownTopic(self._fleet, device, Down.ACK)), encode(ack), False)
 
     def _sort(self, batch: Sequence[Message]) -> _Sorted:
         found = _Sorted()
@@ -196,6 +205,7 @@ class Receiver:
                 return None
             whole.accepted += part.accepted
             whole.changed |= part.changed
+            whole.reads |= part.reads
             whole.acks += part.acks
             whole.refused += part.refused
         return whole
