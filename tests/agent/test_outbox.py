@@ -1,15 +1,17 @@
 """The outbox: born with its cause, complete in its numbers, bounded without losing what counts."""
 
 import asyncio
+import random
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from landreeve.wire.codec import decode
-from landreeve.wire.messages import Event, Fact, Gap, Metrics
+from landreeve.wire.messages import Event, Fact, Gap, LogLines, Metrics
 from landreeve.wire.topics import Up
-from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.link.outbox import MAX_FACT_BYTES, Outbox
 from landreeve_agent.store.database import Database
 from sqlite_utils import Database as SqliteDatabase
 
@@ -117,6 +119,41 @@ async def test_events_are_never_dropped_even_past_the_bound(database: Database) 
     await add(outbox, *(event(str(n)) for n in range(50)))
     assert (await outbox.size()).facts == 50
     assert (await outbox.size()).bytes > 1_000
+
+
+async def test_fact_no_broker_would_carry_is_told_and_holds_up_nothing(database: Database) -> None:
+    outbox = Outbox(database)
+    lines = LogLines(lines=(random.Random(5).randbytes(MAX_FACT_BYTES).hex(),))  # noise: it does not get smaller
+    await outbox.database.write(lambda db: outbox.enqueue(db, lines, NOW))
+    await add(outbox, event("next"))
+    told, following = await facts(outbox)
+    assert isinstance(told.body, Event)
+    assert (told.seq, told.body.name, told.body.data["type"]) == (1, "link.fact_too_big", "log")
+    assert following.seq == 2
+
+
+async def test_writes_that_wait_together_share_a_commit_and_fail_alone(database: Database) -> None:
+    outbox = Outbox(database)
+    commits: list[int] = []
+    database.after_commit(lambda: commits.append(1))
+
+    def failing(db: SqliteDatabase) -> None:
+        outbox.enqueue(db, event("undone"), NOW)
+        raise RuntimeError("this one only")
+
+    def slow(db: SqliteDatabase) -> int:
+        time.sleep(0.1)  # the others queue up behind it
+        return outbox.enqueue(db, event("first"), NOW)
+
+    first = asyncio.ensure_future(database.write(slow))
+    await asyncio.sleep(0.02)
+    good = [database.write(lambda db, n=n: outbox.enqueue(db, event(str(n)), NOW)) for n in range(40)]  # type: ignore[misc]
+    answers = await asyncio.gather(*good[:20], database.write(failing), *good[20:], return_exceptions=True)
+    assert await first == 1
+    assert [type(answer) for answer in answers if not isinstance(answer, int)] == [RuntimeError]
+    assert sorted(answer for answer in answers if isinstance(answer, int)) == list(range(2, 42))
+    assert len(commits) <= 3
+    assert len(await facts(outbox)) == 41
 
 
 async def test_size_follows_every_change(database: Database) -> None:

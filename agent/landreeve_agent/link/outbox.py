@@ -35,6 +35,8 @@ from landreeve_agent.store.stamps import stamp
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 1024 * 1024
+# Under what brokers take by default (NATS: 1 MiB): one fact above it would end every connection it is sent on.
+MAX_FACT_BYTES = 1_000_000
 _EPOCH = "outbox.epoch"
 _DROPPABLE = "metric"
 _GAP = "gap"
@@ -146,8 +148,23 @@ def _epoch_at(now: datetime) -> int:
 
 def _insert(db: SqliteDatabase, fact: Fact) -> None:
     data = encode(fact)
+    if len(data) > MAX_FACT_BYTES:
+        fact = _stand_in(fact, len(data))
+        data = encode(fact)
     kind = str(fact.body.__struct_config__.tag)
     db.conn.execute("INSERT INTO outbox VALUES (?, ?, ?, ?, ?)", (fact.seq, kind, data, len(data), fact.at))
+
+
+def _stand_in(fact: Fact, size: int) -> Fact:
+    """What is sent in place of a fact that cannot be: it must not hold up all that follow."""
+    kind = str(fact.body.__struct_config__.tag)
+    sentence = f"A fact of type {kind} has {size} bytes, at most {MAX_FACT_BYTES} can be sent: it stays on the site."
+    data = {"type": kind, "bytes": size}
+    logger.error("%s", sentence)
+    event = Event(
+        name="link.fact_too_big", subject=kind, cause="too_big", sentence=sentence, severity="error", data=data
+    )
+    return Fact(epoch=fact.epoch, seq=fact.seq, at=fact.at, body=event)
 
 
 def _next_seq(db: SqliteDatabase) -> int:
