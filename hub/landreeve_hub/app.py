@@ -184,6 +184,7 @@ class Hub:
 
         rooms.line.on_message = rooms.receiver.take
         rooms.line.on_connected.append(partial(_soon, loop, republish))
+        rooms.line.on_connected.append(partial(_soon, loop, rooms.services.commands.forget_sent))
         rooms.receiver.start()
         rooms.blocks.start()
         rooms.line.start()

@@ -41,9 +41,10 @@ class Place:
         self._endpoint = Endpoint("127.0.0.1", port, "d-1", None)
         self.parties: list[Party] = []
 
-    async def join(self, name: str, *, finish: bool = True) -> Party:
+    async def join(self, name: str, *, finish: bool = True, persistent: bool = True) -> Party:
         party = Party(finish=finish)
-        party.carrier = await self._connect(replace(self._endpoint, client_id=name), WILL, party.receive)
+        endpoint = replace(self._endpoint, client_id=name, persistent=persistent)
+        party.carrier = await self._connect(endpoint, WILL, party.receive)
         self.parties.append(party)
         return party
 
@@ -154,6 +155,26 @@ async def test_unfinished_message_comes_again_on_the_next_connection(place: Plac
     await one.carrier.close(abrupt=True)
     again = await place.join("d-1")
     await again.has("down/command", b"train")
+
+
+@pytest.mark.parametrize("persistent", [True, False], ids=["persistent session", "clean start"])
+async def test_what_came_while_away_is_kept_exactly_in_a_persistent_session(place: Place, persistent: bool) -> None:
+    one, two = await place.join("d-1", persistent=persistent), await place.join("hub")
+    assert one.carrier is not None
+    assert two.carrier is not None
+    one.carrier.subscribe("down/#", qos=1)
+    two.carrier.publish("down/desired", b"retained", qos=1, retain=True)
+    await one.has("down/desired", b"retained")
+    await one.carrier.close(abrupt=True)
+    two.carrier.publish("down/command", b"train", qos=1)
+    await two.carrier.settle(0)
+    again = await place.join("d-1", persistent=persistent)
+    assert again.carrier is not None
+    again.carrier.subscribe("down/#", qos=1)  # said on every connection: nothing hangs on what a broker remembers
+    two.carrier.publish("down/marker", b"m", qos=1, retain=True)  # retained: whichever of the two comes first
+    await again.has("down/marker", b"m")
+    await again.has("down/desired", b"retained")
+    assert (("down/command", b"train") in again.got) is persistent
 
 
 async def test_unsubscribed_topic_is_silent(place: Place) -> None:

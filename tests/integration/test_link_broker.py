@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from socket import socket
@@ -293,6 +293,24 @@ async def test_facts_of_a_time_without_broker_arrive_once_it_is_back(world: Worl
     os.kill(world.broker.pid, signal.SIGKILL)
     await world.site.say(200)
     await until(lambda: len(world.hub.facts) == 220)
+    await emptied(world.site)
+
+
+@pytest.mark.parametrize("persistent", [True, False], ids=["persistent session", "clean start"])
+async def test_both_kinds_of_session_lose_nothing_over_a_cut(world: World, persistent: bool) -> None:
+    await world.site.stop()
+    world.site.start(replace(QUICK, persistent=persistent))
+    signed = SignedDesired(generation=7, document="{}", director={}, targets={})
+    world.hub.send(DownTopic(FLEET, "d-1", Down.DESIRED), signed, qos=1, retain=True)
+    await until(lambda: 7 in world.site.desired)
+    await world.site.say(100)
+    await until(lambda: len(world.hub.facts) >= 30)
+    carrier = world.site.session._carrier
+    assert carrier is not None
+    await carrier.close(abrupt=True)
+    await world.site.say(100)
+    await until(lambda: len(world.hub.facts) == 200)
+    await until(lambda: world.site.desired.count(7) >= 2)
     await emptied(world.site)
 
 

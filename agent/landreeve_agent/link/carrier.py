@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 20.0
 CLOSE_TIMEOUT_S = 5.0
+# Without it a line that swallows packets is noticed after twice the keepalive, or by TCP itself after a quarter
+# of an hour (RFC 5482).
+UNANSWERED_S = 20.0
 
 
 class CarrierError(Exception):
@@ -87,6 +90,19 @@ class Connect(Protocol):
     async def __call__(self, endpoint: Endpoint, will: Will, receive: Callable[[Message], None]) -> Carrier: ...
 
 
+class _ClosingSocket(ssl.SSLSocket):
+    """paho forgets the socket of a failed handshake; behind a captive portal that is one at every try."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+
 def tls_context(keys: Path) -> ssl.SSLContext:
     """Trusts only the fleet's own authority and shows the device's certificate."""
     try:
@@ -97,6 +113,7 @@ def tls_context(keys: Path) -> ssl.SSLContext:
             f"keys in {keys}: {error}. They are made by `landreeve join TOKEN`; join again if they are damaged"
         ) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = _ClosingSocket
     return context
 
 
@@ -113,6 +130,7 @@ class PahoCarrier:
         self._loop = asyncio.get_running_loop()
         self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._unsent = 0
+        self._closed = False
         self._moved = asyncio.Event()
         self._client = self._make_client(endpoint)
 
@@ -147,6 +165,7 @@ class PahoCarrier:
             await self._moved.wait()
 
     async def close(self, *, abrupt: bool = False) -> None:
+        self._closed = True
         if abrupt:
             self._shut_socket()
         else:
@@ -167,7 +186,9 @@ class PahoCarrier:
             reconnect_on_failure=False,
             manual_ack=True,
         )
+        client.connect_timeout = CONNECT_TIMEOUT_S  # 5 s are not enough for TLS over a lossy line
         client.max_inflight_messages_set(0)  # our own window bounds what is under way
+        client.on_socket_open = self._on_socket_open
         client.on_connect = self._guard(self._on_connect)
         client.on_disconnect = self._guard(self._on_disconnect)
         client.on_message = self._guard(self._on_message)
@@ -194,6 +215,15 @@ class PahoCarrier:
                 sock.shutdown(socket.SHUT_RDWR)  # not close(): paho's thread still waits on it
             except OSError as error:
                 logger.debug("the socket was gone already: %s", error)
+
+    def _on_socket_open(self, _client: Any, _data: Any, sock: Any) -> None:
+        """Unguarded: raising is how a connection that was given up while its thread went on is kept from saying
+        CONNECT, which would end its successor's connection."""
+        if self._closed:
+            sock.close()
+            raise ConnectionAbortedError("given up before it was open")
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNANSWERED_S * 1000))
 
     def _guard(self, callback: Callable[..., None]) -> Callable[..., None]:
         def guarded(*args: Any) -> None:

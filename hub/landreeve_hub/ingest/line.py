@@ -2,11 +2,13 @@
 
 paho acknowledges when `Message.acknowledge` is called and not before; an exception in a callback would end its
 thread in silence, so none leaves one. The session is clean: nothing may hang on what a broker remembers, since
-devices repeat what the hub itself has not acknowledged.
+devices repeat what the hub itself has not acknowledged. Nothing is queued without a connection (paho would, in
+memory, while saying that it did not): all that is published is said again after the next one.
 """
 
 import logging
 import secrets
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ KEEPALIVE_S = 30
 MAX_INFLIGHT = 1000
 MAX_QUEUED = 20_000
 BLOCKS_UNDER_WAY = 32
+# A line that swallows packets is given up after so long, not after twice the keepalive (RFC 5482).
+UNANSWERED_S = 20.0
+CONNECT_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +81,13 @@ class Line:
         self._client.loop_stop()
 
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
-        """Hand over at QoS 1; without a connection it waits in memory, bounded."""
+        """Hand over at QoS 1; without a connection it is dropped."""
+        if not self.connected:
+            log.debug("without a broker: a message to %s is dropped", topic)
+            return
         info = self._client.publish(topic, payload, qos=1, retain=retain)
         if info.rc == mqtt.MQTT_ERR_QUEUE_SIZE:
-            log.warning("the broker is away and %d messages wait: one to %s is dropped", MAX_QUEUED, topic)
+            log.warning("the broker is slow and %d messages wait: one to %s is dropped", MAX_QUEUED, topic)
 
     def publish_block(self, topic: str, frame: bytes, timeout_s: float = 5.0) -> bool:
         """Send at QoS 0 once few enough earlier frames wait for the socket; False without a connection."""
@@ -103,9 +111,11 @@ class Line:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(self._address.certificate, self._address.key)
         client.tls_set_context(context)
+        client.connect_timeout = CONNECT_TIMEOUT_S
         client.max_inflight_messages_set(MAX_INFLIGHT)
         client.max_queued_messages_set(MAX_QUEUED)
         client.reconnect_delay_set(min_delay=1, max_delay=5)
+        client.on_socket_open = _give_up_in_time
         client.on_connect = self._connected
         client.on_disconnect = _disconnected
         client.on_message = self._received
@@ -135,6 +145,11 @@ class Line:
             self.on_message(Message(message.topic, bytes(message.payload), message.retain, acknowledge))
         except Exception:
             log.exception("a message on %s was not taken; its sender repeats it", message.topic)
+
+
+def _give_up_in_time(_client: Any, _data: Any, sock: Any) -> None:
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNANSWERED_S * 1000))
 
 
 def _disconnected(_client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:

@@ -52,6 +52,10 @@ class Commands:
                 self._sent[row["id"]] = now
                 self._send(row)
 
+    def forget_sent(self) -> None:
+        """A new connection to the broker: what waits is due at the next `resend`."""
+        self._sent.clear()
+
     def answer_in(self, connection: Connection, event: Event) -> None:
         """An event of a device that answers a command; the first answer stays."""
         answer = {"name": event.name, "cause": event.cause, "sentence": event.sentence, "data": event.data}
