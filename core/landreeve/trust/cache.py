@@ -13,6 +13,8 @@ from pathlib import Path
 from landreeve.blobs.durable import sync_folder, sync_tree
 from landreeve.trust.anchor import REPOSITORIES
 
+_ROOTS = "root_history"  # as python-tuf names it
+
 
 class Caches:
     """``caches/<random>/{director,targets}`` under a trust folder, and ``current``, a link to the one in use."""
@@ -43,12 +45,37 @@ class Caches:
         sync_folder(self._current.parent)
         self.discard_others(work.name)
 
+    def adopt_roots(self, work: Path) -> None:
+        """Keep of a working copy only the roots it verified, beside everything else as it was: a key that was
+        replaced must not be believed again because the rest of a message was refused (TUF 1.0, 5.3.8)."""
+        newer = [repository for repository in REPOSITORIES if self._has_newer_root(work, repository)]
+        if not newer:
+            return
+        kept = self.copy()
+        try:
+            for repository in newer:
+                for source in (work / repository / _ROOTS).iterdir():
+                    (kept / repository / _ROOTS).mkdir(exist_ok=True)
+                    shutil.copyfile(source, kept / repository / _ROOTS / source.name)
+        except OSError:
+            self.discard(kept)
+            raise
+        self.adopt(kept)
+
     def discard(self, work: Path) -> None:
         """Forget a working copy."""
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # what is left of it goes with the next adoption
+
+    def _has_newer_root(self, work: Path, repository: str) -> bool:
+        return bool(_root_names(work / repository) - _root_names(self._current / repository))
 
     def discard_others(self, keep: str) -> None:
         """Remove what crashes and former caches have left."""
         for folder in self._folder.iterdir():
             if folder.name != keep:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _root_names(cache: Path) -> set[str]:
+    """The roots a cache holds, which python-tuf keeps only once verified; the first is always there."""
+    return {file.name for file in (cache / _ROOTS).glob("*.root.json")}

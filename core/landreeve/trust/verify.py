@@ -7,10 +7,11 @@ Uptane Standard 2.1, clause 5.4.4 (full verification), with one device for each 
 """
 
 import threading
-from collections.abc import Iterator
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 from tuf.api.exceptions import (
     BadVersionNumberError,
@@ -21,19 +22,15 @@ from tuf.api.exceptions import (
     RepositoryError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Metadata, TargetFile, Targets, Timestamp
-from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
+from tuf.api.metadata import TargetFile, Targets
 
-from landreeve.trust.anchor import REPOSITORIES, root_path
+from landreeve.trust.anchor import root_path
 from landreeve.trust.cache import Caches
-from landreeve.trust.document import DOCUMENT_NAME, ISSUED_FIELD, parse_document, release_name
-from landreeve.trust.floor import believable, clock_is_behind, raise_floor, read_floor
+from landreeve.trust.client import RepositoryClient
+from landreeve.trust.document import DOCUMENT_NAME, Component, component_of, parse_document, release_name, target_name
+from landreeve.trust.floor import Floor, clock_is_behind
 from landreeve.trust.verdict import Believed, Cause, Rejected
 from landreeve.wire.messages import Desired, DesiredModel, SignedDesired
-
-_BASE_URL = "memory://metadata/"
-_NEVER = datetime.fromtimestamp(0, UTC)
-S = TypeVar("S", Targets, Timestamp)
 
 
 class _RefusedError(Exception):
@@ -44,103 +41,121 @@ class _RefusedError(Exception):
         self.rejected = Rejected(cause, sentence)
 
 
-class _MapFetcher(FetcherInterface):
-    """Serves metadata from a message. A missing root N+1 must look like HTTP 404: that is how the client
-    workflow (TUF 1.0, 5.3.3) learns that N is the newest; any other error would end the update."""
-
-    def __init__(self, files: dict[str, str]) -> None:
-        self._files = files
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        name = url.removeprefix(_BASE_URL)
-        if name not in self._files:
-            raise DownloadHTTPError(f"{name} is not in the message", 404)
-        return iter((self._files[name].encode(),))
-
-
 class DesiredVerifier:
     """Judges documents for one device. ``trust_dir`` holds the roots from enrolment, the TUF caches and the time
     floor; ``build_time`` is when this software was made. One verifier for each folder; calls wait for each other."""
 
-    def __init__(self, trust_dir: Path, device: str, build_time: datetime) -> None:
+    def __init__(
+        self,
+        trust_dir: Path,
+        device: str,
+        build_time: datetime,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._trust_dir = trust_dir
         self._device = device
-        self._build_time = build_time
+        self._floor = Floor(trust_dir, build_time, monotonic)
         self._caches = Caches(trust_dir)
         self._one = threading.Lock()
 
     def verify(self, signed: SignedDesired, now: datetime) -> Believed | Rejected:
-        """Believe the document or say why not. What is rejected changes nothing that is kept; what is believed
-        is remembered, so an older one is refused from then on. The same document is believed again."""
-        floor = read_floor(self._trust_dir, self._build_time)
-        if clock_is_behind(now, floor):
-            return Rejected(
-                Cause.CLOCK_BEHIND,
-                f"The clock says {now:%Y-%m-%d %H:%M} UTC, but it is at least {floor:%Y-%m-%d %H:%M} UTC. "
-                "Nothing new is installed until the clock is set.",
-            )
+        """Believe the document or say why not. What is rejected changes nothing that is kept but the roots, where
+        newer ones verified; what is believed is remembered, so an older one is refused from then on. The same
+        document is believed again."""
+        if sentence := self.clock_problem(now):
+            return Rejected(Cause.CLOCK_BEHIND, sentence)
         try:
             with self._one:
-                return self._verify(signed, now, floor)
+                return self._verify(signed, now)
         except _RefusedError as refused:
             return refused.rejected
         except OSError as error:
             return Rejected(Cause.STORAGE, f"The trust folder {self._trust_dir} cannot be used: {error}.")
 
-    def _verify(self, signed: SignedDesired, now: datetime, floor: datetime) -> Believed:
+    def clock_problem(self, now: datetime) -> str:
+        """Why nothing can be installed by this clock, in one sentence; empty when its time is possible."""
+        return clock_problem(now, self._floor.earliest())
+
+    def _verify(self, signed: SignedDesired, now: datetime) -> Believed:
         work = self._caches.copy()
         adopted = False
         try:
-            moment = max(now, floor)
-            director = self._refresh("director", signed.director, work / "director", moment)
-            targets = self._refresh("targets", signed.targets, work / "targets", moment)
+            moment = self._floor.moment(now)
+            director = self._client("director", signed.director, work, moment)
+            targets = self._client("targets", signed.targets, work, moment)
             believed = _judge(signed, self._device, director, targets)
-            issued = max(_issued(work / repository) for repository in REPOSITORIES)
+            issued = max(director.client.issued(), targets.client.issued())
             self._caches.adopt(work)
             adopted = True
-            raise_floor(self._trust_dir, believable(issued, now, floor), self._build_time)
+            self._floor.learn(issued, now)
             return believed
         finally:
             if not adopted:
-                self._caches.discard(work)
+                try:
+                    self._caches.adopt_roots(work)
+                finally:
+                    self._caches.discard(work)
 
-    def _refresh(self, repository: str, files: dict[str, str], folder: Path, moment: datetime) -> Targets:
-        """The verified top-level targets of one repository."""
+    def _client(self, repository: str, files: dict[str, str], work: Path, moment: datetime) -> "_Repository":
+        """One repository, refreshed from the message."""
         try:
             root = root_path(self._trust_dir, repository).read_bytes()
         except FileNotFoundError:
             raise _RefusedError(
                 Cause.NOT_ENROLLED, f"No {repository} root is kept here: this box has not joined a fleet yet."
             ) from None
+
+        def read(name: str) -> bytes | None:
+            text = files.get(name)
+            return None if text is None else text.encode()
+
         try:
-            updater = Updater(
-                str(folder),
-                _BASE_URL,
-                fetcher=_MapFetcher(files),
-                config=UpdaterConfig(prefix_targets_with_hash=False),
-                bootstrap=root,
-            )
-            # The client asks datetime.now() and offers no hook; a clock that may be wrong must not decide.
-            updater._trusted_set.reference_time = moment
-            updater.refresh()
+            client = RepositoryClient(work / repository, root, read, moment)
+            return _Repository(repository, client, client.refresh(), moment)
         except (RepositoryError, DownloadError) as error:
-            raise _refusal(repository, error) from error
-        return _read(folder / "targets.json", Targets)
+            raise _refusal(repository, error, moment) from error
 
 
-def _judge(signed: SignedDesired, device: str, director: Targets, targets: Targets) -> Believed:
+def clock_problem(now: datetime, floor: datetime) -> str:
+    """Why nothing can be installed by a clock that shows ``now``; empty when that is possible."""
+    if not clock_is_behind(now, floor):
+        return ""
+    return (
+        f"The clock says {now:%Y-%m-%d %H:%M} UTC, but it is at least {floor:%Y-%m-%d %H:%M} UTC. "
+        "Nothing new is installed until the clock is set."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Repository:
+    """A verified repository and its top-level list."""
+
+    name: str
+    client: RepositoryClient
+    listed: Targets
+    moment: datetime
+
+    def find(self, target: str) -> TargetFile | None:
+        """A target that a delegated role may list."""
+        try:
+            return self.client.find(target)
+        except (RepositoryError, DownloadError) as error:
+            raise _refusal(self.name, error, self.moment) from error
+
+
+def _judge(signed: SignedDesired, device: str, director: _Repository, targets: _Repository) -> Believed:
     """Compare the document with what both (verified) repositories list; raises `_RefusedError`."""
-    desired = _document(signed, director)
+    desired = _document(signed, director.listed)
     if desired.device != device:
         raise _RefusedError(Cause.OTHER_DEVICE, f"The document is for device {desired.device}, this is {device}.")
-    if not desired.generation == signed.generation == director.version:
+    if not desired.generation == signed.generation == director.listed.version:
         raise _RefusedError(
             Cause.WRONG_GENERATION,
             f"The document says generation {desired.generation}, its envelope {signed.generation}, "
-            f"the director signed {director.version}.",
+            f"the director signed {director.listed.version}.",
         )
     releases = {model.release: _agreed_length(model, director, targets) for model in desired.models}
-    return Believed(desired, releases, director.version)
+    return Believed(desired, releases, director.listed.version)
 
 
 def _document(signed: SignedDesired, director: Targets) -> Desired:
@@ -156,11 +171,11 @@ def _document(signed: SignedDesired, director: Targets) -> Desired:
         raise _RefusedError(Cause.INVALID, f"The document cannot be read: {error}.") from error
 
 
-def _agreed_length(model: DesiredModel, director: Targets, targets: Targets) -> int:
+def _agreed_length(model: DesiredModel, director: _Repository, targets: _Repository) -> int:
     """Bytes of the model's release when director, approvers and document agree on it."""
     what = f"Release {model.release[:12]} ({model.model} {model.version})"
-    name = release_name(model.release)
-    ordered, approved = director.targets.get(name), targets.targets.get(name)
+    ordered = director.listed.targets.get(release_name(model.release))
+    approved = _approved(model, targets)
     if ordered is None:
         raise _RefusedError(Cause.NOT_ORDERED, f"{what} is in the document, but the director did not sign for it.")
     if approved is None:
@@ -173,6 +188,8 @@ def _agreed_length(model: DesiredModel, director: Targets, targets: Targets) -> 
             f"{facts[0][1][:12]} for the director, {facts[1][0]} bytes of {facts[1][1][:12]} for the approvers.",
         )
     custom = approved.custom or {}
+    if component_of(custom) != Component.MODEL:
+        raise _RefusedError(Cause.DISAGREEMENT, f"{what} was approved as {component_of(custom)}, not as a model.")
     if (custom.get("model"), custom.get("version")) != (model.model, model.version):
         raise _RefusedError(
             Cause.DISAGREEMENT, f"{what} was approved as {custom.get('model')} {custom.get('version')}."
@@ -180,29 +197,22 @@ def _agreed_length(model: DesiredModel, director: Targets, targets: Targets) -> 
     return model.manifest_bytes
 
 
+def _approved(model: DesiredModel, targets: _Repository) -> TargetFile | None:
+    """What approvers signed of the release: in their own list, or in that of a role they delegated its name to."""
+    listed = targets.listed.targets.get(release_name(model.release))
+    return listed or targets.find(target_name(Component.MODEL, model.model, model.release))
+
+
 def _length_and_hash(target: TargetFile) -> tuple[int, str]:
     return target.length, target.hashes.get("sha256", "")
 
 
-def _read(path: Path, kind: type[S]) -> S:
-    """Metadata the client has verified and kept."""
-    signed = Metadata.from_file(str(path)).signed
-    assert isinstance(signed, kind)  # noqa: S101  the client keeps nothing of another type under this name
-    return signed
-
-
-def _issued(folder: Path) -> datetime:
-    """When the timestamp was signed; a signer that does not say so raises no floor."""
-    text = _read(folder / "timestamp.json", Timestamp).unrecognized_fields.get(ISSUED_FIELD)
-    try:
-        moment = datetime.fromisoformat(text) if isinstance(text, str) else _NEVER
-    except ValueError:
-        return _NEVER
-    return moment if moment.tzinfo else _NEVER
-
-
 _SENTENCES: tuple[tuple[type[Exception], Cause, str], ...] = (
-    (ExpiredMetadataError, Cause.EXPIRED, "The {0} metadata has expired; the hub must sign it anew"),
+    (
+        ExpiredMetadataError,
+        Cause.EXPIRED,
+        "The {0} metadata has expired by this box's clock ({1}); the hub must sign it anew",
+    ),
     (BadVersionNumberError, Cause.DOWNGRADE, "The {0} metadata is older than what was believed before"),
     (UnsignedMetadataError, Cause.BAD_SIGNATURE, "The {0} metadata does not carry enough valid signatures"),
     (LengthOrHashMismatchError, Cause.MIX_AND_MATCH, "Pieces of the {0} metadata do not belong together"),
@@ -212,6 +222,7 @@ _SENTENCES: tuple[tuple[type[Exception], Cause, str], ...] = (
 )
 
 
-def _refusal(repository: str, error: RepositoryError | DownloadError) -> _RefusedError:
+def _refusal(repository: str, error: RepositoryError | DownloadError, moment: datetime) -> _RefusedError:
     cause, sentence = next((cause, text) for kind, cause, text in _SENTENCES if isinstance(error, kind))
-    return _RefusedError(cause, f"{sentence.format(repository)}: {str(error).rstrip('.')}.")
+    said = sentence.format(repository, f"{moment:%Y-%m-%d %H:%M} UTC")
+    return _RefusedError(cause, f"{said}: {str(error).rstrip('.')}.")
