@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TESTS ?= tests
+WORKERS ?= 3
 DEMO_DIR ?= .demo
 
 .PHONY: run test check bench bench-peers clean-demo env dev-env test-faults story format python
@@ -15,7 +16,7 @@ clean-demo:
 	@rm -rf "$(DEMO_DIR)" && echo "the demo's state is gone; make run starts over"
 
 test: dev-env
-	@$(BIN)/python -m pytest $(TESTS) -m "not slow" -p no:cacheprovider
+	@$(BIN)/python -m pytest $(TESTS) -m "not slow" -p no:cacheprovider -n $(WORKERS) --dist loadfile
 
 check: dev-env
 	@$(BIN)/python -m ruff check .
