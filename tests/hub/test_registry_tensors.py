@@ -40,7 +40,9 @@ async def test_config_that_contradicts_the_definition_is_refused(tmp_path: Path)
     other = read_folder(text_release(tmp_path / "other")).config.signature
     tabular = msgspec.structs.replace(packed.config.signature, tensors=(), outputs=(), width=6)
     for signature in (other, tabular):
-        with pytest.raises(BadReleaseError, match=r"definition\.json: its tensors are not those of config\.json"):
+        with pytest.raises(
+            BadReleaseError, match=r"definition\.json: its tensors are not those of the release's config"
+        ):
             await examined(repacked(packed, signature=signature))
 
 

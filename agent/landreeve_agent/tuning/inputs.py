@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from landreeve.release.manifest import BadReleaseError, Gates, parse_config
+from landreeve.release.layout import read_config
+from landreeve.release.manifest import BadReleaseError, Gates
 from landreeve_models.definition import BadDefinitionError, Definition, load_definition
 from landreeve_models.samples import BadSampleError, Golden, read_golden
 
@@ -19,9 +20,9 @@ class RefusedError(Exception):
 def read_gates(folder: Path) -> Gates:
     """The release's gates; `RefusedError` when its config is none."""
     try:
-        return parse_config((folder / "config.json").read_bytes()).gates
-    except (OSError, BadReleaseError) as error:
-        raise RefusedError("bad_release", f"config.json: {error}") from error
+        return read_config(folder).gates
+    except BadReleaseError as error:
+        raise RefusedError("bad_release", str(error)) from error
 
 
 def read_release(folder: Path) -> tuple[Definition, Gates, Golden]:

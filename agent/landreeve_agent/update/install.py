@@ -5,9 +5,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from landreeve.release.layout import materialise
+from landreeve.release.layout import materialise, read_config
 from landreeve.release.manifest import (
     MAX_MANIFEST_BYTES,
+    MAX_SETTINGS_BYTES,
     BadReleaseError,
     Manifest,
     ReleaseConfig,
@@ -21,7 +22,6 @@ from landreeve_agent.update.pointer import POINTER_FILE, release_folder
 from landreeve_agent.update.ports import Blobs, Fetcher
 
 RESERVE_BYTES = 64 * 1024 * 1024
-CONFIG_FILE = "config.json"
 
 
 class Installer:
@@ -52,8 +52,8 @@ class Installer:
     def claimed_loss(self, model: str, release: str) -> float | None:
         """The log loss the release claims on its golden set, if it does."""
         try:
-            config = parse_config((self.folder(model, release) / CONFIG_FILE).read_bytes())
-        except (OSError, BadReleaseError):
+            config = read_config(self.folder(model, release))
+        except BadReleaseError:
             return None
         return config.gates.metrics.get("log_loss")
 
@@ -87,10 +87,12 @@ class Installer:
         await self._fetcher.fetch(order.release, order.manifest_bytes)
         manifest_bytes = self._blobs.read(order.release)
         manifest = parse_manifest(manifest_bytes)
-        if manifest.config.size > MAX_MANIFEST_BYTES:
-            raise BadReleaseError(f"a config of {manifest.config.size} bytes: at most {MAX_MANIFEST_BYTES}")
-        await self._fetcher.fetch(manifest.config.sha256, manifest.config.size)
-        config = parse_config(self._blobs.read(manifest.config.sha256))
+        for part in (manifest.config, manifest.settings):
+            if part.size > MAX_SETTINGS_BYTES:
+                raise BadReleaseError(f"a config of {part.size} bytes: at most {MAX_SETTINGS_BYTES}")
+            if not self._blobs.has(part.sha256):
+                await self._fetcher.fetch(part.sha256, part.size)
+        config = parse_config(self._blobs.read(manifest.settings.sha256))
         if config.model != order.model:
             raise BadReleaseError(f"it is a release of {config.model!r}, ordered for {order.model!r}")
         if _numbers(config.minimum_agent) > _numbers(self._agent_version):

@@ -1,7 +1,7 @@
 """A release between its three forms: files in memory, a folder on disk, blobs in a store.
 
-A folder holds ``manifest.json``, ``config.json`` and each file by its layer path. A folder is only ever seen whole:
-it is written beside its place, flushed, and renamed.
+A folder holds ``manifest.json``, ``config.json`` and each file by its layer path, ``landreeve.json`` among them. A
+folder is only ever seen whole: it is written beside its place, flushed, and renamed.
 """
 
 import os
@@ -19,6 +19,9 @@ from landreeve.release.manifest import (
     CONFIG_TYPE,
     FILEPATH,
     MAX_MANIFEST_BYTES,
+    MAX_SETTINGS_BYTES,
+    SETTINGS_FILE,
+    TITLE,
     BadReleaseError,
     Descriptor,
     Manifest,
@@ -28,6 +31,7 @@ from landreeve.release.manifest import (
     digest_of,
     encode_config,
     encode_manifest,
+    encode_settings,
     parse_config,
     parse_manifest,
 )
@@ -61,8 +65,8 @@ class Packed:
 
     @property
     def config(self) -> ReleaseConfig:
-        """Our part of the config blob."""
-        return parse_config(self.blobs[self.manifest.config.sha256])
+        """What we say of the release."""
+        return parse_config(self.blobs[self.manifest.settings.sha256])
 
     def file(self, path: str) -> bytes:
         """The bytes of one file; `BadReleaseError` when the release has none of that path."""
@@ -74,25 +78,32 @@ class Packed:
 
 def pack(files: Mapping[str, bytes], config: ReleaseConfig) -> Packed:
     """A release of these files (path → bytes). The config's ``blocks`` are filled here: the sha256 of every 64 KiB
-    block of every layer. The same files and config always give the same digest."""
+    block of every file. A ``landreeve.json`` among the files, of a release they were taken from, is made anew. The
+    same files and config always give the same digest."""
+    files = {path: data for path, data in files.items() if path != SETTINGS_FILE}
     if not files:
         raise BadReleaseError("release: has no file")
-    layers = tuple(_describe(path, files[path]) for path in sorted(files))
-    blobs = {layer.sha256: files[layer.path] for layer in layers}
-    blocks = {digest: block_digests(data, BLOCK_BYTES) for digest, data in blobs.items()}
-    config_bytes = encode_config(msgspec.structs.replace(config, blocks=blocks), layers)
-    if len(config_bytes) > MAX_MANIFEST_BYTES:
-        raise BadReleaseError(f"config of {len(config_bytes)} bytes: at most {MAX_MANIFEST_BYTES}; ship smaller files")
+    blocks = {digest_of(data): block_digests(data, BLOCK_BYTES) for data in files.values()}
+    settings = encode_settings(msgspec.structs.replace(config, blocks=blocks))
+    if len(settings) > MAX_SETTINGS_BYTES:
+        raise BadReleaseError(
+            f"{SETTINGS_FILE}: {len(settings)} bytes, at most {MAX_SETTINGS_BYTES}: ship smaller files"
+        )
+    whole = {**files, SETTINGS_FILE: settings}
+    layers = tuple(_describe(path, whole[path]) for path in sorted(whole))
+    config_bytes = encode_config(config, layers)
     config_digest = digest_of(config_bytes)
     descriptor = Descriptor(media_type=CONFIG_TYPE, digest=f"sha256:{config_digest}", size=len(config_bytes))
     manifest_bytes = encode_manifest(Manifest(config=descriptor, layers=layers))
     parse_manifest(manifest_bytes)
+    blobs = {layer.sha256: whole[layer.path] for layer in layers}
     return Packed(manifest_bytes, digest_of(manifest_bytes), blobs | {config_digest: config_bytes})
 
 
 def _describe(path: str, data: bytes) -> Descriptor:
     kind = ALLOWED_SUFFIXES[Path(_plain(path)).suffix]
-    return Descriptor(media_type=kind, digest=f"sha256:{digest_of(data)}", size=len(data), annotations={FILEPATH: path})
+    names = {FILEPATH: path, TITLE: path}
+    return Descriptor(media_type=kind, digest=f"sha256:{digest_of(data)}", size=len(data), annotations=names)
 
 
 def _plain(path: str) -> str:
@@ -115,6 +126,15 @@ def read_folder(folder: Path) -> Packed:
     for layer in manifest.layers:
         blobs[layer.sha256] = _checked(layer, _read(folder, _plain(layer.path), layer.size))
     return Packed(manifest_bytes, digest_of(manifest_bytes), blobs)
+
+
+def read_config(folder: Path) -> ReleaseConfig:
+    """What a release in a folder says of itself, its other files unread; `BadReleaseError` when that cannot be had."""
+    name = SETTINGS_FILE if (folder / SETTINGS_FILE).exists() else CONFIG_FILE
+    try:
+        return parse_config(_read(folder, name, MAX_SETTINGS_BYTES))
+    except BadReleaseError as error:
+        raise BadReleaseError(f"{name}: {error}") from error
 
 
 def materialise(manifest_bytes: bytes, store: BlobSource, folder: Path) -> None:

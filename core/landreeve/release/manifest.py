@@ -1,8 +1,12 @@
 """A release as an OCI image manifest in the CNCF ModelPack layout.
 
-The manifest names a config blob and one layer for each file; each is addressed by its sha256. The config is
-a ModelPack model config whose extra member ``landreeve`` carries what we add: signature, gates, lineage,
-hardware constraints, and the digests of every 64 KiB block so that each block can be checked alone.
+The manifest names a config blob and one layer for each file; each is addressed by its sha256. The config is a
+ModelPack model config and nothing else, since its schema allows no further member. What we add stands in the layer
+``landreeve.json``: signature, gates, lineage, hardware constraints, and the digests of every 64 KiB block so that each
+block can be checked alone. Releases packed before that layer existed carry the same member in their config; they are
+read as ever (`Manifest.settings`).
+
+Specification: https://github.com/modelpack/model-spec, docs/spec.md, docs/config.md and docs/annotations.md (v0.0.7).
 
 The manifest's own sha256 names the release for ever.
 """
@@ -13,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from landreeve.release.errors import BadReleaseError as BadReleaseError  # noqa: PLC0414  known by this place
 from landreeve.wire.ids import BadIdError, check_digest, check_id
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -23,8 +28,11 @@ WEIGHT_CONFIG_TYPE = "application/vnd.cncf.model.weight.config.v1.raw"
 DATASET_TYPE = "application/vnd.cncf.model.dataset.v1.raw"
 DOC_TYPE = "application/vnd.cncf.model.doc.v1.raw"
 FILEPATH = "org.cncf.model.filepath"
+TITLE = "org.opencontainers.image.title"  # the file name by which general OCI clients lay a layer out
+SETTINGS_FILE = "landreeve.json"
 
 MAX_MANIFEST_BYTES = 256 * 1024
+MAX_SETTINGS_BYTES = 4 * 1024 * 1024
 MAX_LAYER_BYTES = 4 * 1024**3
 ALLOWED_SUFFIXES = {
     ".onnx": WEIGHT_TYPE,
@@ -32,10 +40,6 @@ ALLOWED_SUFFIXES = {
     ".json": WEIGHT_CONFIG_TYPE,
     ".md": DOC_TYPE,
 }
-
-
-class BadReleaseError(ValueError):
-    """A release that must not be used; the text says what is wrong, where, and what to do."""
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename={"media_type": "mediaType"}):
@@ -75,6 +79,11 @@ class Manifest(
     def blobs(self) -> tuple[Descriptor, ...]:
         """Everything the release consists of besides the manifest, config first."""
         return (self.config, *self.layers)
+
+    @property
+    def settings(self) -> Descriptor:
+        """The blob that holds our `ReleaseConfig`: its own layer, in older releases the config."""
+        return self.layer(SETTINGS_FILE) or self.config
 
     def layer(self, path: str) -> Descriptor | None:
         """The layer of that file, or None."""
@@ -151,7 +160,7 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReleaseConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Our member of the ModelPack config. ``blocks`` maps a layer's sha256 to its blocks' sha256s."""
+    """What we say of a release. ``blocks`` maps a layer's sha256 to its blocks' sha256s."""
 
     model: str
     family: str
@@ -211,7 +220,9 @@ def _check_blob(blob: Descriptor) -> None:
 
 
 def parse_config(data: bytes) -> ReleaseConfig:
-    """Our part of the ModelPack config; `BadReleaseError` says what is wrong."""
+    """What we say of a release, from the blob `Manifest.settings`; `BadReleaseError` says what is wrong."""
+    if len(data) > MAX_SETTINGS_BYTES:
+        raise BadReleaseError(f"config of {len(data)} bytes: at most {MAX_SETTINGS_BYTES} are accepted")
     try:
         whole = msgspec.json.decode(data)
         config = msgspec.convert(whole.get("landreeve") if isinstance(whole, dict) else None, ReleaseConfig)
@@ -228,13 +239,20 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return msgspec.json.encode(manifest, order="sorted")
 
 
+def encode_settings(config: ReleaseConfig) -> bytes:
+    """The content of ``landreeve.json``."""
+    return msgspec.json.encode({"landreeve": config}, order="sorted")
+
+
 def encode_config(config: ReleaseConfig, layers: tuple[Descriptor, ...]) -> bytes:
-    """The whole ModelPack config blob."""
+    """The ModelPack config blob. Layers are raw files, so their DiffIDs are their digests."""
+    descriptor = {"name": config.model, "family": config.family, "createdAt": config.created}
+    if config.lineage.code:
+        descriptor["revision"] = config.lineage.code
     document = {
-        "descriptor": {"name": config.model, "family": config.family, "createdAt": config.created},
+        "descriptor": descriptor,
         "config": {"format": "onnx", "precision": "float32", "architecture": config.family},
         "modelfs": {"type": "layers", "diffIds": [layer.digest for layer in layers]},
-        "landreeve": config,
     }
     return msgspec.json.encode(document, order="sorted")
 

@@ -12,7 +12,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Permission
-from landreeve_hub.api import fleet_routes, people, problems, record_routes, release_routes, rollout_routes
+from landreeve_hub.api import (
+    fleet_routes,
+    oci_errors,
+    oci_routes,
+    people,
+    problems,
+    record_routes,
+    release_routes,
+    rollout_routes,
+)
 from landreeve_hub.api.guard import Open, may
 from landreeve_hub.api.idempotency import Idempotency
 from landreeve_hub.api.services import Services
@@ -70,9 +79,11 @@ def build(services: Services) -> FastAPI:
     app.state.closing = services.closing
     app.state.console = None
     problems.install(app)
+    oci_errors.install(app)
     for room in (people, fleet_routes, release_routes, rollout_routes, record_routes):
         app.include_router(room.router(services), prefix=PREFIX)
     app.include_router(people.token_router(services), prefix=PREFIX)
+    app.include_router(oci_routes.router(services), prefix=oci_routes.PREFIX)
     app.include_router(_live(services), prefix=PREFIX)
     app.add_middleware(Idempotency)
     app.add_middleware(Shield, hosts=services.hosts)

@@ -15,6 +15,7 @@ from landreeve_hub.audit.log import AuditLog
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.learning.commands import Commands
 from landreeve_hub.registry.releases import Registered
+from landreeve_hub.registry.shelf import Shelf
 from landreeve_hub.rollout.runner import RolloutRunner
 from landreeve_hub.store.database import Store
 
@@ -22,6 +23,8 @@ from landreeve_hub.store.database import Store
 class Releases(Protocol):
     """The registry. Errors: `BadReleaseError` for a release that must not be used, `LookupError` when there is
     none of that digest, `ValueError` when its state does not allow it."""
+
+    shelf: Shelf
 
     async def register(self, packed: Packed, by: str, now: datetime) -> Registered: ...
 

@@ -112,14 +112,14 @@ def _archive(folder: Path, repack: bool) -> bytes:
 
 def _repacked(folder: Path) -> "Packed":
     """The release of the files as they are now, under the config they had."""
-    from landreeve.release.layout import CONFIG_FILE, MANIFEST_FILE, pack
-    from landreeve.release.manifest import parse_config
+    from landreeve.release.layout import CONFIG_FILE, MANIFEST_FILE, pack, read_config
+    from landreeve.release.manifest import SETTINGS_FILE
 
-    config = parse_config((folder / CONFIG_FILE).read_bytes())
+    config = read_config(folder)
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in {CONFIG_FILE, MANIFEST_FILE}
+        if path.is_file() and path.name not in {CONFIG_FILE, MANIFEST_FILE, SETTINGS_FILE}
     }
     return pack(files, config)
 

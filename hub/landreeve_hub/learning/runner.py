@@ -129,7 +129,9 @@ async def fetch_release(challengers: Challengers, device: str, manifest: str, si
     await challengers.fetch(device, check_digest(manifest), size, None)
     parsed = parse_manifest(challengers.read(manifest))
     await challengers.fetch(device, parsed.config.sha256, parsed.config.size, None)
-    blocks = parse_config(challengers.read(parsed.config.sha256)).blocks
+    settings = parsed.settings
+    await challengers.fetch(device, settings.sha256, settings.size, None)
+    blocks = parse_config(challengers.read(settings.sha256)).blocks
     for layer in parsed.layers:
         await challengers.fetch(device, layer.sha256, layer.size, blocks.get(layer.sha256))
 

@@ -50,11 +50,13 @@ async def examine(manifest_bytes: bytes, read: Read) -> Examined:
 
 def _read_parts(manifest_bytes: bytes, read: Read) -> Examined:
     manifest = parse_manifest(manifest_bytes)
-    config = parse_config(_blob(read, manifest.config.sha256, manifest.config.size, "config"))
+    _blob(read, manifest.config.sha256, manifest.config.size, "config")
+    settings = manifest.settings
+    config = parse_config(_blob(read, settings.sha256, settings.size, "config"))
     definition: dict[str, Any] = {}
     for layer in manifest.layers:
         data = _blob(read, layer.sha256, layer.size, layer.path)
-        if config.blocks.get(layer.sha256) != block_digests(data, BLOCK_BYTES):
+        if layer != settings and config.blocks.get(layer.sha256) != block_digests(data, BLOCK_BYTES):
             raise BadReleaseError(f"config: blocks of {layer.path!r} are missing or wrong; pack the release again")
         if layer.path == DEFINITION_FILE:
             definition = _definition(data, config.signature)
@@ -77,7 +79,7 @@ def _definition(data: bytes, signature: Signature) -> dict[str, Any]:
         definition = msgspec.json.decode(data, type=dict[str, Any])
         if (signature.tensors or definition.get("tensors")) and parse_definition(data).signature() != signature:
             raise BadReleaseError(
-                f"{DEFINITION_FILE}: its tensors are not those of config.json; pack the release again"
+                f"{DEFINITION_FILE}: its tensors are not those of the release's config; pack the release again"
             )
     except (msgspec.DecodeError, UnicodeDecodeError, BadDefinitionError) as error:
         raise BadReleaseError(f"{DEFINITION_FILE}: {error}") from error

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from landreeve_hub.errors import NotFoundError
 from landreeve_hub.registry.examine import Examined, examine
+from landreeve_hub.registry.shelf import Shelf
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from landreeve_hub.store.moment import rfc3339
@@ -59,6 +60,7 @@ class Registry:
         self._store = store
         self._blobs = blobs
         self._targets = targets
+        self.shelf = Shelf(store, blobs)
 
     async def register(self, packed: Packed, by: str, now: datetime) -> Registered:
         """Take a release in as a draft; the same release again answers its first version.

@@ -174,6 +174,20 @@ releases = Table(
     UniqueConstraint("model", "version", name="releases_model_version"),
 )
 
+# Documents about a release that came after it, each with the OCI manifest whose subject the release is.
+referrers = Table(
+    "referrers",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("subject", Text, nullable=False),
+    Column("artifact_type", Text, nullable=False),
+    _text("created"),
+    Column("manifest", LargeBinary, nullable=False),
+    Column("content_digest", Text, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    Index("referrers_subject", "subject"),
+)
+
 aliases = Table(
     "aliases",
     metadata,
