@@ -7,6 +7,8 @@ from landreeve.wire.ids import BadIdError, check_digest, check_id
 from landreeve.wire.topics import (
     BadTopicError,
     Down,
+    DownLaneTopic,
+    DownOfferTopic,
     DownTopic,
     DownWantTopic,
     SharedBlocksTopic,
@@ -28,6 +30,8 @@ TOPICS = (
     | st.builds(SharedBlocksTopic, IDS, DIGESTS)
     | st.builds(UpWantTopic, IDS, IDS, DIGESTS)
     | st.builds(DownWantTopic, IDS, IDS, DIGESTS)
+    | st.builds(DownOfferTopic, IDS, IDS, DIGESTS)
+    | st.builds(DownLaneTopic, IDS, IDS, DIGESTS)
 )
 
 
@@ -51,7 +55,12 @@ def test_topic_never_holds_a_wildcard(topic: Topic) -> None:
 def test_device_hears_only_what_is_sent_down_to_it_or_to_all(topic: Topic) -> None:
     heard = any(matches(f, format_topic(topic)) for f in device_filters("demo", "d-1"))
     match topic:
-        case DownTopic(fleet, device, _) | DownWantTopic(fleet, device, _):
+        case (
+            DownTopic(fleet, device, _)
+            | DownWantTopic(fleet, device, _)
+            | DownOfferTopic(fleet, device, _)
+            | DownLaneTopic(fleet, device, _)
+        ):
             assert heard == ((fleet, device) == ("demo", "d-1"))
         case SharedBlocksTopic(fleet, _):
             assert heard == (fleet == "demo")

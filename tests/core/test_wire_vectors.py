@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from landreeve.wire import messages
+from landreeve.wire import messages, transfers
 from landreeve.wire.codec import (
     BLOCK_BYTES,
     COMPRESS_ABOVE_BYTES,
@@ -36,7 +36,8 @@ INVALID = sorted((VECTORS / "invalid").glob("*.json"))
 
 def vector(path: Path) -> tuple[type[Wire], dict[str, Any]]:
     document = json.loads(path.read_text())
-    return getattr(messages, document["kind"]), document
+    kind = getattr(messages, document["kind"], None) or getattr(transfers, document["kind"])
+    return kind, document
 
 
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)

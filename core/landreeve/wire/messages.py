@@ -309,7 +309,16 @@ class SignedDesired(Wire, frozen=True, kw_only=True):
 
 class Want(Wire, frozen=True, kw_only=True):
     """Blocks of an artifact still missing: bit i of ``missing`` (hex, little-endian bytes, bit 0 first) is set
-    when block i is. ``bytes`` is the artifact's length, or 0 when only its digest is known."""
+    when block i is. ``bytes`` is the artifact's length, or 0 when only its digest is known.
+
+    ``speaks`` names what else the device understands (`landreeve.wire.transfers`): with ``deltas`` it asks for an
+    offer first, made from one of ``bases``, artifacts it holds, most promising first. ``report`` only tells what is
+    missing and asks for nothing. ``own`` says that it does not listen to the stream for all devices.
+    """
 
     bytes: int
     missing: str
+    speaks: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
+    report: bool = False
+    own: bool = False

@@ -5,6 +5,8 @@
 ``lr/1/<fleet>/art/<sha256>/blocks``      blocks many devices want at once
 ``lr/1/<fleet>/up/<device>/want/<sha256>``  which blocks of an artifact the device lacks
 ``lr/1/<fleet>/dn/<device>/want/<sha256>``  which blocks of an upload the hub lacks
+``lr/1/<fleet>/dn/<device>/offer/<sha256>``  a smaller way to an artifact
+``lr/1/<fleet>/dn/<device>/lane/<sha256>``  how to take part in the transfer of an artifact
 
 A segment is an identifier (`landreeve.wire.ids`): no ``+``, ``#``, ``/`` or NUL can occur, so a formatted
 topic never widens into a filter.
@@ -75,7 +77,21 @@ class DownWantTopic:
     digest: str
 
 
-Topic = UpTopic | DownTopic | SharedBlocksTopic | UpWantTopic | DownWantTopic
+@dataclass(frozen=True, slots=True)
+class DownOfferTopic:
+    fleet: str
+    device: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class DownLaneTopic:
+    fleet: str
+    device: str
+    digest: str
+
+
+Topic = UpTopic | DownTopic | SharedBlocksTopic | UpWantTopic | DownWantTopic | DownOfferTopic | DownLaneTopic
 
 
 class BadTopicError(ValueError):
@@ -99,6 +115,10 @@ def format_topic(topic: Topic) -> str:
             tail = f"up/{check_id(device)}/want/{check_digest(digest)}"
         case DownWantTopic(fleet, device, digest):
             tail = f"dn/{check_id(device)}/want/{check_digest(digest)}"
+        case DownOfferTopic(fleet, device, digest):
+            tail = f"dn/{check_id(device)}/offer/{check_digest(digest)}"
+        case DownLaneTopic(fleet, device, digest):
+            tail = f"dn/{check_id(device)}/lane/{check_digest(digest)}"
         case _:
             assert_never(topic)
     return f"{ROOT}/{check_id(fleet)}/{tail}"
@@ -122,6 +142,10 @@ def _parse(parts: list[str]) -> Topic:
             return UpWantTopic(check_id(fleet), check_id(device), check_digest(digest))
         case ["lr", "1", fleet, "dn", device, "want", digest]:
             return DownWantTopic(check_id(fleet), check_id(device), check_digest(digest))
+        case ["lr", "1", fleet, "dn", device, "offer", digest]:
+            return DownOfferTopic(check_id(fleet), check_id(device), check_digest(digest))
+        case ["lr", "1", fleet, "dn", device, "lane", digest]:
+            return DownLaneTopic(check_id(fleet), check_id(device), check_digest(digest))
         case ["lr", "1", fleet, "up", device, channel]:
             return UpTopic(check_id(fleet), check_id(device), Up(channel))
         case ["lr", "1", fleet, "dn", device, channel]:
