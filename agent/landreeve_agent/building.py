@@ -115,6 +115,7 @@ class House:
             state, self.outbox, self.blobs, settings.link, self.clock,
             status=lambda: self.source.latest, on_command=self._on_command, on_desired=self._on_desired,
             on_joined=lambda: self._start(self._be_born()), meter=self.meter,
+            on_event=lambda event: self._start(self.reporter.event(event, self.clock())),
         )  # fmt: skip
         self._look_for_hub()
         self.hardware = self._make_hardware()

@@ -5,7 +5,7 @@ A box that has not joined works alone; joining while it runs is noticed within s
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from landreeve.blobs.store import BlobStore
 from landreeve.trust import certs
 from landreeve.trust.verdict import Believed, Rejected
-from landreeve.wire.messages import Command, DeviceState, ModelState, SignedDesired, Want
+from landreeve.wire.messages import Command, DeviceState, Event, ModelState, SignedDesired, Want
 
 from landreeve_agent.config import LinkSettings, StateFolder
 from landreeve_agent.console.status import AgentStatus, HubView, ModelView
@@ -22,7 +22,8 @@ from landreeve_agent.link.identity import Identity, load_identity
 from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.session import Handlers, Options, Session
-from landreeve_agent.link.transfer import Fetcher, Progress, Uploader
+from landreeve_agent.link.transfer import Fetcher, Progress
+from landreeve_agent.link.upload import Uploader
 from landreeve_agent.store.stamps import stamp
 from landreeve_agent.version import BUILD_TIME
 
@@ -60,6 +61,7 @@ class Membership:
     on_command: Callable[[Command], Awaitable[None]]
     on_desired: Callable[[SignedDesired], Awaitable[None]]
     on_joined: Callable[[], None]
+    on_event: Callable[[Event], None] = lambda _event: None
     meter: Meter = field(default_factory=Meter)
     _joined: _Joined | None = None
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -99,11 +101,12 @@ class Membership:
         size: int,
         block_digests: tuple[str, ...] | None = None,
         progress: Progress | None = None,
+        bases: Sequence[str] = (),
     ) -> Path:
         """The artifact's file; waits for as long as there is no hub."""
         await self._ready.wait()
         assert self._joined is not None  # noqa: S101 - set before the event
-        return await self._joined.fetcher.fetch(digest, size, block_digests, progress)
+        return await self._joined.fetcher.fetch(digest, size, block_digests, progress, bases)
 
     def verify(self, signed: SignedDesired, now: datetime) -> Believed | Rejected:
         """Believe a document or say why not; only a member gets one."""
@@ -156,7 +159,7 @@ class Membership:
         return _Joined(
             identity,
             session,
-            Fetcher(session, self.blobs),
+            Fetcher(session, self.blobs, tell=self.on_event),
             Uploader(session, self.blobs),
             DesiredVerifier(self.state.trust, identity.device, BUILD_TIME),
         )

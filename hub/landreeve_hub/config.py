@@ -63,6 +63,9 @@ class Transfer(msgspec.Struct, frozen=True):
         20.0
     )
     quota_mb: Annotated[float, Meta(gt=0, description="megabytes a day one device may upload")] = 1024.0
+    delta_cache_mb: Annotated[
+        float, Meta(ge=0, description="megabytes of deltas between releases kept; 0 makes none and sends all whole")
+    ] = 512.0
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -125,6 +128,10 @@ class HubFolder:
         return self.root / "blobs"
 
     @property
+    def deltas(self) -> Path:
+        return self.root / "deltas"
+
+    @property
     def broker(self) -> Path:
         return self.root / "broker"
 
@@ -150,7 +157,7 @@ class HubFolder:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             if stat.S_IMODE(self.root.stat().st_mode) & 0o077:
                 self.root.chmod(0o700)
-            for folder in (self.keys, self.blobs, self.broker, self.run, self.work):
+            for folder in (self.keys, self.blobs, self.deltas, self.broker, self.run, self.work):
                 folder.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise StateError(

@@ -38,6 +38,7 @@ from landreeve_hub.learning.commands import Commands
 from landreeve_hub.learning.runner import Learning
 from landreeve_hub.process import Port, Ports
 from landreeve_hub.registry.blocks import BlockServer
+from landreeve_hub.registry.deltas import DeltaCache, Workshop
 from landreeve_hub.registry.releases import Registry
 from landreeve_hub.registry.uploads import Challengers, Uploads
 from landreeve_hub.rollout.runner import RolloutRunner
@@ -127,7 +128,7 @@ class Builder:
         audit, incidents = AuditLog(store, folder.keys), Incidents()
         runner = RolloutRunner(store, publisher, incidents, audit, say)
         uploads = Uploads(blobs, speech.publish, settings.fleet, quota_bytes=int(settings.transfer.quota_mb * 1e6))
-        blocks = BlockServer(store, blobs, line, settings.fleet, bytes_per_s=settings.transfer.mb_per_s * 1e6)
+        blocks = self._block_server(store, blobs, line)
         commands = Commands(store, settings.fleet, speech.publish)
         learning = Learning(store, commands, Challengers(uploads, blobs, registry), self._clock, say)
         receiver = Receiver(
@@ -156,6 +157,14 @@ class Builder:
         )
         kept = (store, authority, broker, address, line, receiver, blocks, publisher, runner, learning, audit)
         return Rooms(*kept, services, api.build(services))
+
+    def _block_server(self, store: Store, blobs: BlobStore, line: Line) -> BlockServer:
+        transfer = self._settings.transfer
+        workshop = None
+        if transfer.delta_cache_mb:
+            workshop = Workshop(blobs, DeltaCache(self._folder.deltas, int(transfer.delta_cache_mb * 1e6)))
+        rate = transfer.mb_per_s * 1e6
+        return BlockServer(store, blobs, line, self._settings.fleet, bytes_per_s=rate, workshop=workshop)
 
     async def _broker(self, store: Store, authority: Authority) -> Broker:
         settings = self._settings

@@ -21,7 +21,8 @@ from landreeve.wire.codec import (
 )
 from landreeve.wire.messages import Want
 from landreeve.wire.topics import Topic, UpTopic, UpWantTopic
-from landreeve_agent.link.transfer import Fetcher, FetchFailedError, Uploader
+from landreeve_agent.link.transfer import Fetcher, FetchFailedError
+from landreeve_agent.link.upload import Uploader
 
 DATA = os.urandom(9 * BLOCK_BYTES + 17)
 DIGEST = digest_of(DATA)

@@ -5,7 +5,7 @@ its old routes, a fetch puts verified blobs into a real store, a kill leaves fil
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -129,6 +129,7 @@ class FakeFetcher:
         size: int,
         block_digests: tuple[str, ...] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        bases: Sequence[str] = (),
     ) -> Path:
         await self.reaper.step("fetch begins")
         await self.hub.reachable.wait()

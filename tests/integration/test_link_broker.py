@@ -45,7 +45,8 @@ from landreeve.wire.topics import (
 from landreeve_agent.link.carrier import tls_context
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.session import Handlers, Options, Session
-from landreeve_agent.link.transfer import Fetcher, Uploader
+from landreeve_agent.link.transfer import Fetcher
+from landreeve_agent.link.upload import Uploader
 from landreeve_agent.store.database import Database
 from landreeve_hub.broker.child import Broker, Kind, find_program
 from landreeve_hub.broker.plan import BrokerPlan, Guests

@@ -16,7 +16,8 @@ from landreeve.wire.codec import Block
 from landreeve.wire.messages import Command, DeviceState, SignedDesired, Want
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.session import Handlers, Options, Session
-from landreeve_agent.link.transfer import Fetcher, Uploader
+from landreeve_agent.link.transfer import Fetcher
+from landreeve_agent.link.upload import Uploader
 from landreeve_agent.store.database import Database
 from landreeve_hub.broker.child import Broker, Kind, find_program
 from landreeve_hub.broker.plan import BrokerPlan, Guests
@@ -26,6 +27,7 @@ from landreeve_hub.ingest.line import Address, Line
 from landreeve_hub.ingest.receive import Receiver
 from landreeve_hub.learning.runner import fetch_release
 from landreeve_hub.registry.blocks import BlockServer
+from landreeve_hub.registry.deltas import DeltaCache, Workshop
 from landreeve_hub.registry.releases import Registry
 from landreeve_hub.registry.uploads import Challengers, Uploads
 from landreeve_hub.signing import keys
@@ -43,7 +45,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def release(note: str) -> Packed:
+def release(note: str, weights: bytes = b"") -> Packed:
     """A release without a graph, large enough to need many blocks."""
     config = ReleaseConfig(
         model="delay",
@@ -53,7 +55,7 @@ def release(note: str) -> Packed:
         gates=Gates(),
         lineage=Lineage(),
     )
-    return pack({"card.md": note.encode(), "calibration.safetensors": os.urandom(3_000_000)}, config)
+    return pack({"card.md": note.encode(), "calibration.safetensors": weights or os.urandom(3_000_000)}, config)
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,13 @@ class Site:
         self.uploader = Uploader(self.session, self.blobs)
         self.tasks = [asyncio.create_task(self.session.run()), asyncio.create_task(self.uploader.run())]
 
-    async def fetch(self, packed: Packed) -> None:
+    async def fetch(self, packed: Packed, held: Packed | None = None) -> None:
         """Manifest first, then everything it names, as an update does."""
+        bases = [layer.sha256 for layer in held.manifest.layers] if held else []
         await self.fetcher.fetch(packed.digest, len(packed.manifest_bytes))
         blocks = packed.config.blocks
         for blob in packed.manifest.blobs():
-            await self.fetcher.fetch(blob.sha256, blob.size, blocks.get(blob.sha256))
+            await self.fetcher.fetch(blob.sha256, blob.size, blocks.get(blob.sha256), None, bases)
 
     async def stop(self) -> None:
         for task in self.tasks:
@@ -137,7 +140,8 @@ def _hub(folder: Path, address: Address) -> Hub:
         store.submit(lambda c, row=row: upsert(c, tables.devices, row)).result()
     keys.init(folder, _now())
     registry = Registry(store, blobs, TargetsRepository(folder))
-    server = BlockServer(store, blobs, line, FLEET, bytes_per_s=50e6)
+    workshop = Workshop(blobs, DeltaCache(folder / "deltas", 10**8))
+    server = BlockServer(store, blobs, line, FLEET, bytes_per_s=50e6, workshop=workshop)
     uploads = Uploads(blobs, line.publish, FLEET, quota_bytes=10**9, repair_s=0.3)
     receiver = Receiver(store, FLEET, {}, line.publish, _now, blocks=Traffic(server, uploads))
     line.on_message = receiver.take
@@ -191,6 +195,38 @@ async def test_an_approved_release_reaches_every_site_whole(hub: Hub) -> None:
         await asyncio.gather(*(site.fetch(packed) for site in hub.sites))
     for site in hub.sites:
         assert site.blobs.digests() == {packed.digest, *packed.blobs}
+
+
+async def test_the_next_version_comes_as_a_delta(hub: Hub) -> None:
+    """Both sites hold the first version; of the second they get what changed, and end with exactly its blobs."""
+    weights = os.urandom(1_500_000)
+    first = release("first", weights)
+    second = release("second", weights[:500_000] + os.urandom(10_000) + weights[510_000:])
+    for packed in (first, second):
+        await hub.registry.register(packed, "ann", _now())
+        await hub.registry.approve(packed.digest, "bob", _now())
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(site.fetch(first) for site in hub.sites))
+        before = [site.session.meter.down for site in hub.sites]
+        await asyncio.gather(*(site.fetch(second, first) for site in hub.sites))
+    for site, down in zip(hub.sites, before, strict=True):
+        assert site.blobs.digests() == {first.digest, *first.blobs, second.digest, *second.blobs}
+        assert site.session.meter.down - down < 60_000
+
+
+async def test_a_base_that_no_device_may_hold_is_not_used(hub: Hub) -> None:
+    """A delta would tell the base to whoever has the target: a draft is no base, even for who knows its digest."""
+    weights = os.urandom(1_500_000)
+    secret, target = release("secret", weights), release("open", weights[:1_490_000] + os.urandom(10_000))
+    for packed in (secret, target):
+        await hub.registry.register(packed, "ann", _now())
+    await hub.registry.approve(target.digest, "bob", _now())
+    site = hub.sites[0]
+    for data in secret.blobs.values():
+        site.blobs.put(data)
+    async with asyncio.timeout(60):
+        await site.fetch(target, secret)
+    assert site.session.meter.down > 1_500_000
 
 
 async def test_a_draft_stays_at_the_hub(hub: Hub) -> None:

@@ -20,6 +20,8 @@ from landreeve.wire.messages import Ack, Command, DeviceState, SignedDesired, Wa
 from landreeve.wire.topics import (
     BadTopicError,
     Down,
+    DownLaneTopic,
+    DownOfferTopic,
     DownTopic,
     DownWantTopic,
     SharedBlocksTopic,
@@ -30,6 +32,7 @@ from landreeve.wire.topics import (
     format_topic,
     parse_topic,
 )
+from landreeve.wire.transfers import Lane, Offer
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.link.carrier import Carrier, CarrierError, Connect, Endpoint, Message, PahoCarrier, Will
@@ -125,6 +128,7 @@ class Session:
         self.meter = meter or Meter()
         self.connected = asyncio.Event()
         self.on_block: Callable[[Block], bool] | None = None
+        self.on_guide: Callable[[str, Offer | Lane], None] | None = None
         self._keys = keys
         self._outbox = outbox
         self._handlers = handlers
@@ -261,6 +265,10 @@ class Session:
             case DownWantTopic(fleet, device, digest) if self._is_me(fleet, device):
                 self._handlers.on_want(digest, decode(message.payload, Want))
                 message.done()
+            case DownOfferTopic(fleet, device, digest) if self._is_me(fleet, device):
+                self._guide(digest, message, Offer)
+            case DownLaneTopic(fleet, device, digest) if self._is_me(fleet, device):
+                self._guide(digest, message, Lane)
             case SharedBlocksTopic(_, digest):
                 self._take_shared(digest, message)
             case _:
@@ -275,6 +283,12 @@ class Session:
             case Down.BLOCKS:
                 self._take_block(decode_block(message.payload))
                 message.done()
+
+    def _guide(self, digest: str, message: Message, kind: type[Offer] | type[Lane]) -> None:
+        guide = decode(message.payload, kind)
+        if self.on_guide is not None:
+            self.on_guide(digest, guide)
+        message.done()
 
     def _take_shared(self, digest: str, message: Message) -> None:
         block = decode_block(message.payload)

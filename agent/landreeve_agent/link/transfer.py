@@ -1,4 +1,4 @@
-"""Artifacts over the link, both ways, in blocks of 64 KiB that are repaired until complete.
+"""Artifacts from the hub, in blocks of 64 KiB that are repaired until complete, or as a delta to one that is here.
 
 Blocks travel at QoS 0: a bitmap of what is missing is cheaper than a PUBACK for each, and it also survives a
 power cut on either side. Nothing here has a deadline of its own: a site may be offline for days, and a newer
@@ -7,30 +7,29 @@ order cancels the task that waits.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from landreeve.blobs.codec import BlobReader
 from landreeve.blobs.errors import BlobError, CorruptBlobError, FullDiskError
-from landreeve.wire.codec import (
-    BLOCK_BYTES,
-    BadMessageError,
-    Block,
-    decode_missing,
-    encode,
-    encode_block,
-    encode_missing,
-)
-from landreeve.wire.messages import Want
-from landreeve.wire.topics import Topic, Up, UpTopic, UpWantTopic
+from landreeve.wire.codec import BLOCK_BYTES, Block, encode, encode_missing
+from landreeve.wire.messages import Event, Want
+from landreeve.wire.topics import Topic, UpWantTopic
+from landreeve.wire.transfers import DELTAS, MOST_BASES, Lane, Offer
 
+from landreeve_agent.link.delta import apply
 from landreeve_agent.link.session import Identity
 
 logger = logging.getLogger(__name__)
 
 REPAIR_S = 2.0
 CORRUPT_LIMIT = 3
-MAX_BACKLOG = 16
+# Below this a delta saves less than asking for it costs.
+SMALLEST_DELTA_BYTES = 2 * BLOCK_BYTES
+_SILENT_ASKS = 3
+_STALLED_ASKS = 15
+_MAKING_S = (0.3, 1.0, 3.0, 10.0)
 
 Progress = Callable[[int, int], None]
 
@@ -59,13 +58,16 @@ class Blobs(Protocol):
     def path(self, digest: str) -> Path: ...
     def size(self, digest: str) -> int: ...
     def read_block(self, digest: str, index: int) -> bytes: ...
+    def open(self, digest: str) -> BlobReader: ...
     def begin(self, digest: str, size: int, block_digests: tuple[str, ...] | None) -> PartialBlob: ...
+    def remove(self, digest: str) -> None: ...
 
 
 class Line(Protocol):
     """What transfers need of the session (`landreeve_agent.link.session.Session`)."""
 
     on_block: Callable[[Block], bool] | None
+    on_guide: Callable[[str, Offer | Lane], None] | None
     connected: asyncio.Event
 
     @property
@@ -77,13 +79,22 @@ class Line(Protocol):
 
 
 class _Download:
-    """One artifact being fetched: takes blocks as they come and tells whether any came lately."""
+    """One artifact being fetched: takes blocks as they come and tells whether any came lately.
 
-    def __init__(self, partial: PartialBlob, blocks: int, progress: Progress | None) -> None:
+    ``whole_only`` is set once no delta is to be asked for any more; while ``closed`` blocks are left, because
+    another thread writes the artifact.
+    """
+
+    def __init__(self, digest: str, size: int, partial: PartialBlob, progress: Progress | None) -> None:
+        self.digest = digest
+        self.size = size
         self.partial = partial
         self.moved = asyncio.Event()
-        self._blocks = blocks
+        self.offer: Offer | None = None
         self.failure: OSError | None = None
+        self.whole_only = False
+        self.closed = False
+        self._blocks = -(-size // BLOCK_BYTES)
         self._missing = set(partial.missing())
         self._progress = progress
 
@@ -92,15 +103,28 @@ class _Download:
         return frozenset(self._missing)
 
     def take(self, block: Block) -> None:
-        if block.index not in self._missing:
+        if self.closed or block.index not in self._missing:
             return
         if not self._write(block):
             logger.warning("block %d of %s does not match its digest: dropped", block.index, block.digest[:12])
             return
         self._missing.discard(block.index)
+        self.whole_only = True
         self.moved.set()
+        self.tell(self._blocks - len(self._missing), self._blocks)
+
+    def answer(self, offer: Offer) -> None:
+        self.offer = offer
+        self.moved.set()
+
+    def tell(self, done: int, whole: int) -> None:
+        """Progress in other terms: of a delta that stands for the artifact."""
         if self._progress is not None:
-            self._progress(self._blocks - len(self._missing), self._blocks)
+            self._progress(done * self._blocks // whole, self._blocks)
+
+    def look_again(self) -> None:
+        """What is missing, after another thread wrote."""
+        self._missing = set(self.partial.missing())
 
     def _write(self, block: Block) -> bool:
         try:
@@ -112,15 +136,27 @@ class _Download:
 
 
 class Fetcher:
-    """Brings artifacts to this device. Interrupted at any moment, it goes on where it was."""
+    """Brings artifacts to this device. Interrupted at any moment, it goes on where it was.
 
-    def __init__(self, session: Line, blobs: Blobs, *, repair_s: float = REPAIR_S) -> None:
+    ``tell`` gets an event when a delta could not be used; the artifact then comes whole.
+    """
+
+    def __init__(
+        self,
+        session: Line,
+        blobs: Blobs,
+        *,
+        repair_s: float = REPAIR_S,
+        tell: Callable[[Event], None] = lambda _event: None,
+    ) -> None:
         self._session = session
         self._blobs = blobs
         self._repair_s = repair_s
+        self._tell = tell
         self._downloads: dict[str, _Download] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         session.on_block = self._on_block
+        session.on_guide = self._on_guide
 
     async def fetch(
         self,
@@ -128,17 +164,19 @@ class Fetcher:
         size: int,
         block_digests: tuple[str, ...] | None = None,
         progress: Progress | None = None,
+        bases: Sequence[str] = (),
     ) -> Path:
         """The artifact's file once all of it is here and verified. ``progress`` is told (blocks here, blocks).
 
-        Raises `FetchFailedError` when what arrives is not the artifact, several times over.
+        ``bases`` are artifacts that may be here and resemble it, best first: one whose blocks are listed may come as
+        a delta to one of them. Raises `FetchFailedError` when what arrives is not the artifact, several times over.
         """
         async with self._locks.setdefault(digest, asyncio.Lock()):
             for _ in range(CORRUPT_LIMIT):
                 if self._blobs.has(digest):
                     return self._blobs.path(digest)
                 try:
-                    return await self._download(digest, size, block_digests, progress)
+                    return await self._download(digest, size, block_digests, progress, bases)
                 except CorruptBlobError as error:
                     logger.warning("artifact %s: %s; fetching it again", digest[:12], error)
         raise FetchFailedError(
@@ -146,15 +184,30 @@ class Fetcher:
             f"artifact {digest[:12]} arrived damaged {CORRUPT_LIMIT} times; push the release to the hub again",
         )
 
+    def under_way(self) -> frozenset[str]:
+        """Artifacts that are arriving now."""
+        return frozenset(self._downloads)
+
     async def _download(
-        self, digest: str, size: int, block_digests: tuple[str, ...] | None, progress: Progress | None
+        self,
+        digest: str,
+        size: int,
+        block_digests: tuple[str, ...] | None,
+        progress: Progress | None,
+        bases: Sequence[str],
     ) -> Path:
         partial = await self._begin(digest, size, block_digests)
-        download = _Download(partial, -(-size // BLOCK_BYTES), progress)
+        download = _Download(digest, size, partial, progress)
+        here = len(download.missing) < -(-size // BLOCK_BYTES) // 2
+        download.whole_only = block_digests is None or size < SMALLEST_DELTA_BYTES or here
+        held = [base for base in bases if base != digest and self._blobs.has(base)][:MOST_BASES]
         self._downloads[digest] = download
         self._session.share(digest)
         try:
-            await self._ask_until_complete(digest, size, download)
+            while download.missing:
+                if not download.whole_only:
+                    await self._by_delta(download, held)
+                await self._ask(download)
         finally:
             self._session.unshare(digest)
             del self._downloads[digest]
@@ -168,22 +221,25 @@ class Fetcher:
         except ValueError as error:
             raise FetchFailedError("bad_release", str(error)) from error
 
-    async def _ask_until_complete(self, digest: str, size: int, download: _Download) -> None:
+    async def _ask(self, download: _Download, *extra: str, bases: Sequence[str] = ()) -> None:
+        """Says what is missing once, and takes what comes until nothing does."""
+        if not download.missing:
+            return
+        await self._session.connected.wait()
         who = self._session.identity
-        topic = UpWantTopic(who.fleet, who.device, digest)
-        while download.missing:
-            await self._session.connected.wait()
-            want = Want(bytes=size, missing=encode_missing(download.missing))
-            self._session.publish(topic, encode(want), qos=0)
-            await self._until_quiet(download)
-            if download.failure is not None:
-                raise FetchFailedError(
-                    "disk_failed", f"artifact {digest[:12]} cannot be written: {download.failure}; free some disk space"
-                )
+        missing = encode_missing(download.missing)
+        want = Want(bytes=download.size, missing=missing, speaks=extra, bases=tuple(bases))
+        self._session.publish(UpWantTopic(who.fleet, who.device, download.digest), encode(want), qos=0)
+        await self._until_quiet(download)
+        if download.failure is not None:
+            raise FetchFailedError(
+                "disk_failed",
+                f"artifact {download.digest[:12]} cannot be written: {download.failure}; free some disk space",
+            )
 
     async def _until_quiet(self, download: _Download) -> None:
-        """Returns when everything is here or no block came for the repair interval."""
-        while download.missing and download.failure is None:
+        """Returns when everything is here, an offer came, or nothing did for the repair interval."""
+        while download.missing and download.failure is None and download.offer is None:
             download.moved.clear()
             try:
                 async with asyncio.timeout(self._repair_s):
@@ -191,61 +247,95 @@ class Fetcher:
             except TimeoutError:
                 return
 
+    async def _by_delta(self, download: _Download, held: Sequence[str]) -> None:
+        """The artifact by a delta, where the hub has one that is smaller; whatever goes wrong is told, and left."""
+        offer = await self._offer_for(download, held)
+        if offer is None or download.whole_only:
+            return
+        download.whole_only = True
+        if offer.state != "delta":
+            return
+        try:
+            await self._through(offer, download, held)
+        except (BlobError, FetchFailedError, OSError, ValueError) as error:
+            logger.warning("delta for %s: %s", download.digest[:12], error)
+            self._tell(_failed(download.digest, error))
+        finally:
+            download.closed = False
+
+    async def _offer_for(self, download: _Download, held: Sequence[str]) -> Offer | None:
+        """What the hub offers; None when it does not answer, or is an older one and sends blocks at once."""
+        silent = made = 0
+        while silent < _SILENT_ASKS and not download.whole_only:
+            await self._ask(download, DELTAS, bases=held)
+            offer, download.offer = download.offer, None
+            if offer is None:
+                silent += 1
+            elif offer.state == "making":
+                silent = 0
+                await asyncio.sleep(_MAKING_S[min(made, len(_MAKING_S) - 1)])
+                made += 1
+            else:
+                return offer
+        return None
+
+    async def _through(self, offer: Offer, download: _Download, held: Sequence[str]) -> None:
+        if not 0 < offer.bytes < download.size or (offer.base and offer.base not in held):
+            raise FetchFailedError(
+                "bad_offer", f"an offer of {offer.bytes} bytes made from {offer.base[:12] or 'nothing'}"
+            )
+        try:
+            await self._fetch_delta(offer, download)
+            download.closed = True
+            await asyncio.to_thread(apply, self._blobs, offer, download.digest, download.size, download.partial)
+        except Exception:
+            await asyncio.to_thread(self._leave, offer, download)
+            raise
+        await asyncio.to_thread(self._leave, offer, download)  # cancelled, the delta stays for the next attempt
+
+    def _leave(self, offer: Offer, download: _Download) -> None:
+        download.look_again()
+        self._blobs.remove(offer.delta)
+
+    async def _fetch_delta(self, offer: Offer, whole: _Download) -> None:
+        """The delta's own blocks; `FetchFailedError` when they stop coming, which no whole artifact has."""
+        if self._blobs.has(offer.delta):
+            return
+        partial = await self._begin(offer.delta, offer.bytes, offer.blocks)
+        download = _Download(offer.delta, offer.bytes, partial, whole.tell)
+        self._downloads[offer.delta] = download
+        self._session.share(offer.delta)
+        try:
+            stalled = 0
+            while download.missing:
+                before = download.missing
+                await self._ask(download)
+                stalled = stalled + 1 if download.missing == before else 0
+                if stalled == _STALLED_ASKS:
+                    raise FetchFailedError("delta_stalled", f"the hub no longer sends delta {offer.delta[:12]}")
+        finally:
+            self._session.unshare(offer.delta)
+            del self._downloads[offer.delta]
+        await asyncio.to_thread(partial.complete)
+
     def _on_block(self, block: Block) -> bool:
         download = self._downloads.get(block.digest)
         if download is not None:
             download.take(block)
         return download is not None
 
+    def _on_guide(self, digest: str, guide: Offer | Lane) -> None:
+        download = self._downloads.get(digest)
+        if download is not None and isinstance(guide, Offer):
+            download.answer(guide)
 
-class Uploader:
-    """Answers the hub's wants with blocks, at most ``bytes_per_s``; only artifacts of the blob store leave."""
 
-    def __init__(self, session: Line, blobs: Blobs, *, bytes_per_s: float = 4e6) -> None:
-        self._session = session
-        self._blobs = blobs
-        self._bytes_per_s = bytes_per_s
-        self._wanted: dict[str, set[int]] = {}
-        self._work = asyncio.Event()
-
-    def on_want(self, digest: str, want: Want) -> None:
-        """Notes what the hub lacks; `run` sends it. Raises `BadMessageError` for a want that cannot be met."""
-        if not self._blobs.has(digest):
-            raise BadMessageError(f"want: artifact {digest[:12]} is not on this device")
-        size = self._blobs.size(digest)
-        if want.bytes not in (0, size):
-            raise BadMessageError(f"want: artifact {digest[:12]} has {size} bytes, not {want.bytes}")
-        blocks = -(-size // BLOCK_BYTES)
-        missing = decode_missing(want.missing, blocks)
-        self._wanted[digest] = set(missing) if want.missing or want.bytes else set(range(blocks))
-        self._work.set()
-
-    async def run(self) -> None:
-        """Sends what is wanted, until cancelled."""
-        while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._wanted:
-                digest = next(iter(self._wanted))
-                await self._send(digest)
-
-    async def _send(self, digest: str) -> None:
-        while self._wanted[digest]:
-            index = min(self._wanted[digest])
-            self._wanted[digest].discard(index)
-            if not await self._send_block(digest, index):
-                break  # without a connection, or without the file, the hub asks again
-        del self._wanted[digest]
-
-    async def _send_block(self, digest: str, index: int) -> bool:
-        try:
-            data = await asyncio.to_thread(self._blobs.read_block, digest, index)
-        except (OSError, BlobError) as error:
-            logger.warning("artifact %s cannot be read: %s", digest[:12], error)
-            return False
-        who = self._session.identity
-        topic = UpTopic(who.fleet, who.device, Up.BLOCKS)
-        sent = self._session.publish(topic, encode_block(Block(digest, index, data)), qos=0)
-        await asyncio.sleep(len(data) / self._bytes_per_s)
-        await self._session.settle(MAX_BACKLOG)
-        return sent
+def _failed(digest: str, error: Exception) -> Event:
+    cause = error.cause if isinstance(error, FetchFailedError) else "bad_delta"
+    return Event(
+        name="transfer.delta_failed",
+        subject=digest[:12],
+        cause=cause,
+        sentence=f"A delta could not be used, the file comes whole: {error}",
+        severity="warning",
+    )

@@ -2,14 +2,16 @@
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from landreeve.blobs.errors import BlobError
 from landreeve.release.layout import materialise, read_config
 from landreeve.release.manifest import (
     MAX_MANIFEST_BYTES,
     MAX_SETTINGS_BYTES,
     BadReleaseError,
+    Descriptor,
     Manifest,
     ReleaseConfig,
     parse_config,
@@ -33,13 +35,14 @@ class Installer:
         self._models_dir = models_dir
         self._agent_version = agent_version
 
-    async def install(self, order: Order, progress: Callable[[int, int], None]) -> Path:
+    async def install(self, order: Order, progress: Callable[[int, int], None], held: Sequence[str] = ()) -> Path:
         """The folder with every file of the release. ``progress`` is told (bytes here, bytes in all).
 
+        ``held`` are releases that are here, best first: files may come as deltas to theirs.
         Goes on where it was interrupted; raises `FetchFailedError` when the release cannot be had or used.
         """
         try:
-            return await self._install(order, progress)
+            return await self._install(order, progress, held)
         except BadReleaseError as error:
             raise FetchFailedError("bad_release", f"release {order.release[:12]}: {error}") from error
         except OSError as error:
@@ -65,20 +68,29 @@ class Installer:
             if path.is_dir() and path.name not in kept:
                 shutil.rmtree(path)
 
-    async def _install(self, order: Order, progress: Callable[[int, int], None]) -> Path:
+    async def _install(self, order: Order, progress: Callable[[int, int], None], held: Sequence[str]) -> Path:
         manifest_bytes, manifest, config = await self._describe(order)
         whole = sum(layer.size for layer in manifest.layers)
         here = sum(layer.size for layer in manifest.layers if self._blobs.has(layer.sha256))
         self._reserve(order, whole - here, whole)
+        known = [layer for release in held if release != order.release for layer in self._layers(release)]
         for layer in manifest.layers:
             if self._blobs.has(layer.sha256):
                 continue
             report = _scaled(progress, here, layer.size, whole)
-            await self._fetcher.fetch(layer.sha256, layer.size, config.blocks.get(layer.sha256), report)
+            blocks, bases = config.blocks.get(layer.sha256), bases_for(layer, known)
+            await self._fetcher.fetch(layer.sha256, layer.size, blocks, report, bases)
             here += layer.size
         folder = self.folder(order.model, order.release)
         await asyncio.to_thread(materialise, manifest_bytes, self._blobs, folder)
         return folder
+
+    def _layers(self, release: str) -> tuple[Descriptor, ...]:
+        """The files of a release that is here; none when its manifest cannot be read."""
+        try:
+            return parse_manifest(self._blobs.read(release)).layers
+        except (BadReleaseError, BlobError, OSError):
+            return ()
 
     async def _describe(self, order: Order) -> tuple[bytes, Manifest, ReleaseConfig]:
         """Manifest and config, checked against the order and this agent."""
@@ -109,6 +121,13 @@ class Installer:
                 "make room and order it again."
             )
             raise FetchFailedError("disk_full", sentence)
+
+
+def bases_for(layer: Descriptor, known: Sequence[Descriptor]) -> tuple[str, ...]:
+    """Blobs that may resemble the layer, best first: of the same path, then of the same kind and length."""
+    same = [other.sha256 for other in known if other.path == layer.path]
+    like = [other.sha256 for other in known if (other.media_type, other.size) == (layer.media_type, layer.size)]
+    return tuple(dict.fromkeys((*same, *like)))
 
 
 def _scaled(progress: Callable[[int, int], None], before: int, size: int, whole: int) -> Callable[[int, int], None]:

@@ -1,6 +1,6 @@
 """What the update runner needs of other rooms, and no more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,7 @@ class Fetcher(Protocol):
         size: int,
         block_digests: tuple[str, ...] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        bases: Sequence[str] = (),
     ) -> Path: ...
 
 

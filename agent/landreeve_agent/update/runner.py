@@ -246,7 +246,7 @@ class Runner:
             case Effect.PROCEED:
                 return machine.Proceeded(order.generation), _Learnt()
             case Effect.FETCH:
-                return await self._fetch(order), _Learnt()
+                return await self._fetch(state, order), _Learnt()
             case Effect.PREFLIGHT:
                 return await self._prove(state, order)
             case Effect.ACTIVATE:
@@ -275,12 +275,13 @@ class Runner:
             return machine.Failed(order.generation, "quarantined", sentence)
         return machine.Accepted(order.generation)
 
-    async def _fetch(self, order: Order) -> Outcome:
+    async def _fetch(self, state: State, order: Order) -> Outcome:
         def progress(done: int, whole: int) -> None:
             self._wait_for(order.model, f"Fetching version {order.version}: {done // 1024} of {whole // 1024} KiB.")
 
         try:
-            await self._installer.install(order, progress)
+            held = [item.release for item in (state.good, state.previous) if item is not None]
+            await self._installer.install(order, progress, held)
         except FetchFailedError as error:
             return machine.Failed(order.generation, error.cause, error.sentence)
         return machine.Staged(order.generation)

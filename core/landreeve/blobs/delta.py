@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import BinaryIO, Protocol
+from typing import IO, BinaryIO, Protocol, cast
 
 import zstandard
 
@@ -30,6 +30,7 @@ SEGMENT_BYTES = 8 * 1024 * 1024
 MAX_TARGET_BYTES = 4 * 1024**3
 XOR_LEVEL, PATCH_LEVEL, WHOLE_LEVEL = 9, 19, 19
 _WORD_BYTES = 4
+_READ_BYTES = 64 * 1024
 _WINDOW_LOG, _PATCH_WINDOW_LOG = 22, 24  # 4 MiB; and a segment with all of its base
 _HEADER = struct.Struct(">4sB3s32sQ32sQ")
 _SEGMENT = struct.Struct(">QII")
@@ -62,6 +63,20 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A blob and its sha256."""
+
+    digest: str
+    source: Source
+
+
+class Readable(Protocol):
+    """A file, as far as it is read from front to end."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """What a delta leads from and to. ``base`` is empty for none."""
 
@@ -77,7 +92,7 @@ class Header:
         return _HEADER.pack(_MAGIC, number, bytes(3), base, self.base_bytes, target, self.target_bytes)
 
 
-def read_header(delta: BinaryIO) -> Header:
+def read_header(delta: Readable) -> Header:
     """The header at the front of a delta; `BadDeltaError` when there is none."""
     data = delta.read(HEADER_BYTES)
     if len(data) < HEADER_BYTES:
@@ -95,7 +110,7 @@ def read_header(delta: BinaryIO) -> Header:
     return Header(method, base.hex() if base_bytes else "", base_bytes, target.hex(), target_bytes)
 
 
-def decode(delta: BinaryIO, header: Header, base: Source | None) -> Iterator[bytes]:
+def decode(delta: Readable, header: Header, base: Source | None) -> Iterator[bytes]:
     """The target in pieces of at most 1 MiB, ``header.target_bytes`` in all; ``delta`` stands after its header.
 
     `BadDeltaError` as soon as the delta cannot be one: it would give more or fewer bytes, needs more memory than
@@ -116,55 +131,57 @@ def decode(delta: BinaryIO, header: Header, base: Source | None) -> Iterator[byt
         raise BadDeltaError("delta: goes on after its end")
 
 
-def encode(
-    method: Method, base: Source | None, base_digest: str, target: Source, target_digest: str, out: BinaryIO
-) -> None:
+def encode(method: Method, base: Named | None, target: Named, out: BinaryIO) -> None:
     """Write the delta from ``base`` (None for no base) to ``target``.
 
     Memory stays below some 300 MB whatever the sizes (zstd 19 over 16 MiB); the sources are believed.
     """
-    base_bytes = base.size if base is not None else 0
-    header = Header(method, base_digest if base_bytes else "", base_bytes, target_digest, target.size)
-    out.write(header.encode())
+    origin = ("", 0) if base is None else (base.digest, base.source.size)
+    out.write(Header(method, *origin, target.digest, target.source.size).encode())
     if method is Method.PATCH:
         if base is None:
             raise ValueError("a patch needs a base")
-        _write_patch(base, target, out)
+        _write_patch(base.source, target.source, out)
         return
-    turn = _crossed(base) if method is Method.XOR else _as_it_is
+    turn = _crossed(base.source if base is not None else None) if method is Method.XOR else _as_it_is
     level = XOR_LEVEL if method is Method.XOR else WHOLE_LEVEL
     parameters = zstandard.ZstdCompressionParameters.from_level(level, window_log=_WINDOW_LOG)
-    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=target.size)
-    for offset in range(0, target.size, CHUNK_BYTES):
-        out.write(packer.compress(turn(offset, target.read_at(offset, CHUNK_BYTES))))
+    size = target.source.size
+    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=size)
+    pieces = ((offset, target.source.read_at(offset, CHUNK_BYTES)) for offset in range(0, size, CHUNK_BYTES))
+    out.writelines(packer.compress(turn(*piece)) for piece in pieces)
     out.write(packer.flush())
 
 
-def _streamed(delta: BinaryIO, header: Header, base: Source | None) -> Iterator[bytes]:
+def _streamed(delta: Readable, header: Header, base: Source | None) -> Iterator[bytes]:
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
     back = _uncrossed(base) if header.method is Method.XOR else _as_it_is
     # The reader takes more of the file than the frame has; what follows a frame is found by asking it for more.
-    with unpacker.stream_reader(delta, read_size=65536, read_across_frames=True, closefd=False) as frame:
+    with unpacker.stream_reader(
+        cast("IO[bytes]", delta), read_size=65536, read_across_frames=True, closefd=False
+    ) as frame:
         for offset in range(0, header.target_bytes, CHUNK_BYTES):
             yield back(offset, _exactly(frame.read, min(CHUNK_BYTES, header.target_bytes - offset), offset))
         if frame.read(1):
             raise BadDeltaError(f"delta: gives more than the {header.target_bytes} bytes of its target")
 
 
-def _patched(delta: BinaryIO, header: Header, base: Source) -> Iterator[bytes]:
+def _patched(delta: Readable, header: Header, base: Source) -> Iterator[bytes]:
     for start in range(0, header.target_bytes, SEGMENT_BYTES):
         offset, length, packed_bytes = _SEGMENT.unpack(_exactly(delta.read, _SEGMENT.size, start))
         if length > SEGMENT_BYTES or offset + length > base.size:
             raise BadDeltaError(f"delta: reads {length} bytes of the base at {offset}, which has {base.size}")
         if packed_bytes > SEGMENT_BYTES + SEGMENT_BYTES // 64:
             raise BadDeltaError(f"delta: a segment of {packed_bytes} bytes for at most {SEGMENT_BYTES}")
-        yield from _segment(_Part(delta, packed_bytes), min(SEGMENT_BYTES, header.target_bytes - start), base, offset, length)
+        size = min(SEGMENT_BYTES, header.target_bytes - start)
+        yield from _segment(_Part(delta, packed_bytes), size, _dictionary(base, offset, length))
 
 
-def _segment(packed: "_Part", size: int, base: Source, offset: int, length: int) -> Iterator[bytes]:
-    known = _dictionary(base, offset, length)
+def _segment(packed: "_Part", size: int, known: zstandard.ZstdCompressionDict) -> Iterator[bytes]:
     unpacker = zstandard.ZstdDecompressor(dict_data=known, max_window_size=1 << _PATCH_WINDOW_LOG)
-    with unpacker.stream_reader(packed, read_size=65536, read_across_frames=False, closefd=False) as frame:
+    with unpacker.stream_reader(
+        cast("IO[bytes]", packed), read_size=65536, read_across_frames=False, closefd=False
+    ) as frame:
         for done in range(0, size, CHUNK_BYTES):
             yield _exactly(frame.read, min(CHUNK_BYTES, size - done), done)
         if frame.read(1) or packed.left:
@@ -204,7 +221,7 @@ def _dictionary(base: Source, offset: int, length: int) -> zstandard.ZstdCompres
 class _Part:
     """The next bytes of a file, and no more."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: Readable, size: int) -> None:
         self._file = file
         self.left = size
 

@@ -1,0 +1,269 @@
+"""Deltas between blobs: made when a device first asks, kept in a bounded cache, offered to whoever holds the base.
+
+Every method is tried and the smallest ships; where none is smaller than the blob itself, the blob does. The work is
+done by one thread at low priority: zstd lets go of the interpreter, and the format bounds the memory.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import queue
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from landreeve.blobs.delta import Method, Named, encode
+from landreeve.blobs.durable import write_durably
+from landreeve.blobs.errors import BlobError
+from landreeve.blobs.store import BlobStore
+from landreeve.wire.codec import BLOCK_BYTES
+from landreeve.wire.ids import check_digest
+from landreeve.wire.transfers import MOST_BASES, Offer
+
+log = logging.getLogger(__name__)
+NO_BASE = "none"
+# Below this share of the whole the other methods could only gain what one block carries.
+GOOD_ENOUGH = 0.01
+_NICENESS = 10
+_WAITING = 256
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What is known of one way from base to target; ``delta`` is empty when the whole is smallest."""
+
+    target: str
+    base: str
+    delta: str
+    bytes: int
+    method: str
+    blocks: tuple[str, ...]
+
+
+class DeltaCache:
+    """Deltas on disk, the least used removed beyond ``max_bytes``.
+
+    An entry's file is written after its blob, and names what belongs to it: whatever a crash leaves is either whole
+    or removed at the next start.
+    """
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        self._index = root / "index"
+        self._index.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.store = BlobStore(root)
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self._recover()
+
+    def find(self, target: str, base: str) -> Entry | None:
+        """The entry, which counts as used now; None when this way was never tried."""
+        with self._lock:
+            entry = self._entries.pop((target, base), None)
+            if entry is not None:
+                self._entries[target, base] = entry
+                self._file(entry).touch()
+            return entry
+
+    def target_of(self, delta: str) -> str | None:
+        """What the delta leads to; None when it is none of ours."""
+        with self._lock:
+            return next((entry.target for entry in self._entries.values() if entry.delta == delta), None)
+
+    def keep(self, entry: Entry, data: BinaryIO | None) -> None:
+        """Keep an entry with its delta; others make room for it. `BlobError` when there is none."""
+        if data is not None:
+            partial = self.store.begin(entry.delta, entry.bytes, entry.blocks)
+            for index in sorted(partial.missing()):
+                data.seek(index * BLOCK_BYTES)
+                partial.write(index, data.read(BLOCK_BYTES))
+            partial.complete()
+        with self._lock:
+            self._entries[entry.target, entry.base] = entry
+            write_durably(self._file(entry), msgspec.json.encode(entry))
+            self._make_room()
+
+    def _file(self, entry: Entry) -> Path:
+        return self._index / f"{entry.target}-{entry.base}.json"
+
+    def _make_room(self) -> None:
+        used = sum(entry.bytes for entry in self._entries.values())
+        for key, entry in list(self._entries.items())[:-1]:
+            if used <= self._max_bytes:
+                return
+            if entry.delta:
+                used -= entry.bytes
+                self._forget(key, entry)
+
+    def _forget(self, key: tuple[str, str], entry: Entry) -> None:
+        del self._entries[key]
+        self._file(entry).unlink(missing_ok=True)
+        if not any(other.delta == entry.delta for other in self._entries.values()):
+            self.store.remove(entry.delta)
+
+    def _recover(self) -> None:
+        """Read what is there, oldest use first, and remove what belongs together no more."""
+        for path in sorted(self._index.iterdir(), key=lambda path: path.stat().st_mtime):
+            entry = _read(path)
+            if entry is None or (entry.delta and not self.store.has(entry.delta)):
+                path.unlink(missing_ok=True)
+            else:
+                self._entries[entry.target, entry.base] = entry
+        known = {entry.delta for entry in self._entries.values()}
+        for digest in (self.store.digests() | self.store.partials()) - known:
+            self.store.remove(digest)
+        self._make_room()
+
+
+class Workshop:
+    """Answers what a device could fetch instead of a whole blob, and makes what is not there yet."""
+
+    def __init__(self, blobs: BlobStore, cache: DeltaCache) -> None:
+        self.cache = cache
+        self._blobs = blobs
+        self._jobs: queue.Queue[tuple[str, str] | None] = queue.Queue(_WAITING)
+        self._under_way: set[tuple[str, str]] = set()
+        self._failed: set[tuple[str, str]] = set()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="deltas", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the delta in hand, or with the process: nothing half made is ever kept."""
+        self._stopping.set()
+        with contextlib.suppress(queue.Full):
+            self._jobs.put_nowait(None)
+
+    def offer(self, target: str, bases: Sequence[str]) -> Offer:
+        """The answer for a device that holds ``bases``; returns at once."""
+        base = self._choose(target, bases)
+        entry = self.cache.find(target, base)
+        if entry is not None:
+            return _offer(entry)
+        key = (target, base)
+        if key in self._failed or not self._begin(key):
+            return Offer(state="whole")
+        return Offer(state="making")
+
+    def _choose(self, target: str, bases: Sequence[str]) -> str:
+        """A base that is here: one for which the delta is made already, else one as long as the target, else the
+        first named."""
+        held = [base for base in bases[:MOST_BASES] if base != target and self._blobs.has(check_digest(base))]
+        if not held:
+            return NO_BASE
+        made = next((base for base in held if self.cache.find(target, base)), None)
+        size = self._blobs.size(target)
+        return made or next((base for base in held if self._blobs.size(base) == size), held[0])
+
+    def _begin(self, key: tuple[str, str]) -> bool:
+        if key in self._under_way:
+            return True
+        try:
+            self._jobs.put_nowait(key)
+        except queue.Full:
+            return False
+        self._under_way.add(key)
+        return True
+
+    def _work(self) -> None:
+        _give_way()
+        while (key := self._jobs.get()) is not None and not self._stopping.is_set():
+            try:
+                self._make(*key)
+            except (OSError, BlobError, MemoryError) as error:
+                self._failed.add(key)
+                log.warning("no delta for %s: %s; it is sent whole", key[0][:12], error)
+            except Exception:
+                self._failed.add(key)
+                log.exception("no delta for %s: it is sent whole", key[0][:12])
+            finally:
+                self._under_way.discard(key)
+
+    def _make(self, target: str, base: str) -> None:
+        with contextlib.ExitStack() as stack:
+            wanted, *known = (
+                Named(digest, stack.enter_context(contextlib.closing(self._blobs.open(digest))))
+                for digest in (target, base)
+                if digest != NO_BASE
+            )
+            best = smallest(known[0] if known else None, wanted)
+        if best is None:
+            self.cache.keep(Entry(target, base, "", 0, "", ()), None)
+            return
+        with best.file as file:
+            self.cache.keep(_entry(target, base, best), file)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A delta in a file without a name."""
+
+    method: Method
+    size: int
+    file: BinaryIO
+
+
+def smallest(base: Named | None, target: Named) -> Made | None:
+    """The smallest delta by any method; None when the target itself is no larger."""
+    ways: list[tuple[Method, Named | None]] = [(Method.XOR, None), (Method.WHOLE, None)]
+    if base is not None:
+        ways = [(Method.XOR, base), (Method.PATCH, base), *ways]
+    best: Made | None = None
+    for method, known in ways:
+        if best is not None and best.size <= target.source.size * GOOD_ENOUGH:
+            break
+        made = _made(method, known, target)
+        if best is None or made.size < best.size:
+            best, made = made, best or made
+        if made is not best:
+            made.file.close()
+    if best is not None and best.size >= target.source.size:
+        best.file.close()
+        return None
+    return best
+
+
+def _made(method: Method, base: Named | None, target: Named) -> Made:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - its owner is what this returns
+    encode(method, base, target, file)
+    return Made(method, file.tell(), file)
+
+
+def _entry(target: str, base: str, made: Made) -> Entry:
+    made.file.seek(0)
+    whole, blocks = hashlib.sha256(), []
+    while data := made.file.read(BLOCK_BYTES):
+        whole.update(data)
+        blocks.append(hashlib.sha256(data).hexdigest())
+    return Entry(target, base, whole.hexdigest(), made.size, made.method.value, tuple(blocks))
+
+
+def _offer(entry: Entry) -> Offer:
+    if not entry.delta:
+        return Offer(state="whole")
+    base = "" if entry.base == NO_BASE else entry.base
+    return Offer(
+        state="delta", delta=entry.delta, bytes=entry.bytes, blocks=entry.blocks, base=base, method=entry.method
+    )
+
+
+def _read(path: Path) -> Entry | None:
+    try:
+        entry = msgspec.json.decode(path.read_bytes(), type=Entry)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return entry if path.name == f"{entry.target}-{entry.base}.json" else None
+
+
+def _give_way() -> None:
+    """This thread after all others: encoding may wait, the fleet may not. Linux counts niceness by thread."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    except (OSError, AttributeError):
+        log.debug("deltas are made at the usual priority here")
