@@ -65,6 +65,45 @@ devices = Table(
     _document("doc"),
     Column("revoked", Boolean, nullable=False, server_default=false()),
     _text("box_class"),
+    # A site outlives its boxes: each new key is a new incarnation, linked to the one before and after it.
+    Column("incarnation", BigInteger, nullable=False, server_default=text("1")),
+    _text("replaces"),
+    _text("replaced_by"),
+    _text("ended"),
+    _text("ended_reason"),
+    # Which processes have spoken under this name (`landreeve_hub.fleet.doubles`).
+    _document("runs"),
+)
+
+# Every certificate a device was ever given: who holds which serial number, and which of them are revoked.
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("serial", Text, primary_key=True),
+    Column("device", Text, nullable=False, index=True),
+    _text("issuer"),
+    _text("key"),
+    _text("issued"),
+    _text("expires"),
+    _text("revoked"),
+    _text("reason"),
+)
+
+# Boxes that wait until a person has compared their key's fingerprint. `device` is the id the box will have.
+enrolment_requests = Table(
+    "enrolment_requests",
+    metadata,
+    Column("device", Text, primary_key=True),
+    Column("token", Text, nullable=False),
+    Column("site", Text, nullable=False),
+    _text("fingerprint"),
+    _text("address"),
+    _text("replaces"),
+    _text("asked"),
+    _text("seen"),
+    _text("state"),
+    _text("decided"),
+    _text("decided_by"),
 )
 
 enrolment_tokens = Table(
@@ -76,6 +115,8 @@ enrolment_tokens = Table(
     Column("expires", Text, nullable=False),
     _text("used_at"),
     _text("device"),
+    Column("replaces", Boolean, nullable=False, server_default=false()),
+    _text("withdrawn"),
 )
 
 # Every accepted fact, once. `body` is empty where the fact's effect holds all of it (metrics, drift windows).
