@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from landreeve_hub.access import setup, tokens
 from landreeve_hub.api.changes import Changes
+from landreeve_hub.broker.plan import HUB_NAME
 from landreeve_hub.config import HubConfig, HubFolder, HubSettings, load_config
 from landreeve_hub.errors import AlreadyRunningError, HubError, OperatorError
 from landreeve_hub.fleet.authority import AuthorityError
-from landreeve_hub.fleet.enrolment import Enrolled
-from landreeve_hub.fleet.enrolment_api import FleetFacts, enrolment_router
-from landreeve_hub.fleet.inventory import guests
-from landreeve_hub.process import Port, Ports, WebServer, only_one, web_server
+from landreeve_hub.fleet.enrolment import Rules
+from landreeve_hub.fleet.enrolment_api import Desk, FleetFacts, router
+from landreeve_hub.process import Port, Ports, Tls, WebServer, only_one, show_anew, web_server
 from landreeve_hub.rooms import Builder, Rooms, bracketed, make_keys, reachable
 from landreeve_hub.signing import roots
 from landreeve_hub.signing.errors import SigningError
@@ -37,6 +37,7 @@ from landreeve_hub.store.retention import Keep, forget
 log = logging.getLogger(__name__)
 HOUR_S = 3600.0
 GUESTS_S = 2.0
+DAY = timedelta(days=1)
 EXPECTED = (HubError, SettingsError, SigningError, AuthorityError, BadIdError)
 
 
@@ -127,12 +128,13 @@ class Hub:
         rooms = await Builder(self._config, ports, self._clock, self._changes, self._changed).build()
         try:
             await self._open(rooms)
-            tls = rooms.authority.issue_server("https", self._clock(), [self._settings.https.name])
+            tls = self._tls(rooms)
             devices = Fork("/enrol/v1/", self._enrolment(rooms), rooms.web)
             servers = [
                 (web_server(rooms.web, lifespan=True), http),
-                (web_server(devices, lifespan=False, key=tls.key, certificate=tls.certificate), https),
+                (web_server(devices, lifespan=False, tls=tls), https),
             ]
+            rooms.identities.reissue.append(partial(self._show_anew, rooms, servers[1][0]))
             tasks = [asyncio.create_task(server.serve(sockets=[opened])) for server, opened in servers]
             tasks += self._background(rooms)
             await self._announce(rooms, ports, http.getsockname()[1])
@@ -147,6 +149,20 @@ class Hub:
         if "rollouts" in parts:
             self._wake.set()
 
+    def _tls(self, rooms: Rooms) -> Tls:
+        pair = rooms.authority.issue_server("https", self._clock(), [self._settings.https.name])
+        return Tls(pair.key, pair.certificate, rooms.authority.trust_path)
+
+    async def _show_anew(self, rooms: Rooms, https: WebServer) -> None:
+        """The authorities changed: every server and the hub itself show certificates of the one in force."""
+        names = [self._settings.https.name, reachable(self._settings.broker.bind)]
+        rooms.authority.issue_server("broker", self._clock(), names)
+        rooms.authority.issue_client(HUB_NAME, self._clock())
+        show_anew(https, self._tls(rooms))
+        rooms.line.show_anew()
+        if rooms.broker is not None:
+            rooms.broker.restart()
+
     def _enrolment(self, rooms: Rooms) -> FastAPI:
         root = self._folder.root
 
@@ -160,13 +176,15 @@ class Hub:
                 roots.newest_root_text(root, roots.TARGETS),
             )
 
-        async def enrolled(device: Enrolled) -> None:
-            await self._admit(rooms)
+        def say(_: object) -> None:
             self._changes.say("fleet")
-            log.info("site %s enrolled as %s", device.site, device.device)
 
+        wanted = self._settings.enrolment
+        rules = Rules(wanted.approval, wanted.certificate_days, wanted.recover_days)
+        joined = rooms.identities.joined
+        desk = Desk(rooms.store, rooms.authority, facts, joined, self._clock, rules, waiting=say, renewed=say)
         web = FastAPI(title="Landreeve enrolment", docs_url=None, redoc_url=None, openapi_url=None)
-        web.include_router(enrolment_router(rooms.store, rooms.authority, facts, enrolled, self._clock))
+        web.include_router(router(desk))
         return web
 
     # Running ------------------------------------------------------------------------------------------------
@@ -199,7 +217,11 @@ class Hub:
             await rooms.audit.checkpoint(now)
 
         async def admit(_now: datetime) -> None:
-            await self._admit(rooms)
+            await rooms.identities.warden.admit()
+
+        async def relist(now: datetime) -> None:
+            if now - rooms.authority.crl_times()[0] >= DAY:
+                await rooms.identities.warden.renew_list()
 
         async def tidy(now: datetime) -> None:
             keep = self._settings.keep
@@ -212,6 +234,7 @@ class Hub:
             self._every(HOUR_S, seal),
             self._every(HOUR_S, tidy),
             self._every(GUESTS_S, admit),
+            self._every(HOUR_S, relist),
         ]
         if rooms.broker is not None:
             jobs.append(rooms.broker.watch())
@@ -231,10 +254,6 @@ class Hub:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(period_s):
                     await alarm.wait()
-
-    async def _admit(self, rooms: Rooms) -> None:
-        if rooms.broker is not None:
-            await rooms.broker.admit(await rooms.store.read(guests))
 
     async def _announce(self, rooms: Rooms, ports: Ports, http: int) -> None:
         """Say where everything is, to people and to programs on this machine."""

@@ -89,6 +89,20 @@ class Limits(msgspec.Struct, frozen=True):
     facts_per_s: Annotated[float, Meta(ge=0, description="facts a second asked of each device; 0 sets no limit")] = 0.0
 
 
+class EnrolmentSettings(msgspec.Struct, frozen=True):
+    """How boxes come in, and how long what they are given is good."""
+
+    approval: Annotated[
+        bool, Meta(description="whether a person must approve every box that joins, by its key's fingerprint")
+    ] = False
+    certificate_days: Annotated[
+        float, Meta(gt=0, le=825, description="days a device's certificate is good; renewed when a third is left")
+    ] = 90.0
+    recover_days: Annotated[
+        float, Meta(ge=0, le=3650, description="days after expiry in which a device may still renew with its old key")
+    ] = 180.0
+
+
 class HubSettings(msgspec.Struct, frozen=True):
     """Everything that can be set at a hub."""
 
@@ -103,6 +117,7 @@ class HubSettings(msgspec.Struct, frozen=True):
     pace: Pace = Pace()
     limits: Limits = Limits()
     keep: KeepSettings = KeepSettings()
+    enrolment: EnrolmentSettings = EnrolmentSettings()
 
 
 @dataclass(frozen=True)

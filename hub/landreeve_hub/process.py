@@ -1,11 +1,13 @@
 """One process on one state folder: the lock, the ports, the two web servers."""
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import json
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from landreeve_hub.errors import AlreadyRunningError, OperatorError
 
 TRIES = 50
 GRACE_S = 2
+PEER = "peer"
+"""Where the certificate (DER) of who called stands in a request's state."""
 LINGER_S = 3.0
 Note = Callable[[str], None]
 
@@ -148,8 +153,27 @@ class WebServer(uvicorn.Server):
         yield
 
 
-def web_server(app: Any, *, lifespan: bool, key: Path | None = None, certificate: Path | None = None) -> WebServer:
-    """A server for an application, in TLS when it is given a key."""
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What a server shows, and whose certificates it lets authenticate a caller (none is demanded)."""
+
+    key: Path
+    certificate: Path
+    trust: Path
+
+
+class _WithPeer(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
+    """Hands the certificate of who called to the application, in ``scope["state"]``."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None:
+            self.app_state: dict[str, Any] = {**self.app_state, PEER: tls.getpeercert(binary_form=True)}
+
+
+def web_server(app: Any, *, lifespan: bool, tls: Tls | None = None) -> WebServer:
+    """A server for an application, in TLS when it is told what to show."""
     return WebServer(
         uvicorn.Config(
             app,
@@ -160,7 +184,18 @@ def web_server(app: Any, *, lifespan: bool, key: Path | None = None, certificate
             ws="none",
             lifespan="on" if lifespan else "off",
             timeout_graceful_shutdown=GRACE_S,
-            ssl_keyfile=str(key) if key else None,
-            ssl_certfile=str(certificate) if certificate else None,
+            http=_WithPeer if tls else "auto",
+            ssl_keyfile=str(tls.key) if tls else None,
+            ssl_certfile=str(tls.certificate) if tls else None,
+            ssl_ca_certs=str(tls.trust) if tls else None,
+            ssl_cert_reqs=ssl.CERT_OPTIONAL if tls else ssl.CERT_NONE,
         )
     )
+
+
+def show_anew(server: WebServer, tls: Tls) -> None:
+    """From the next connection on: the certificate that is in the files now, and whoever is trusted now as well."""
+    context = server.config.ssl
+    if context is not None:
+        context.load_cert_chain(tls.certificate, tls.key)
+        context.load_verify_locations(tls.trust)

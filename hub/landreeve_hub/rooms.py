@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
@@ -24,9 +25,12 @@ from landreeve_hub.broker.plan import HUB_NAME, BrokerPlan
 from landreeve_hub.config import HubConfig
 from landreeve_hub.desired.publish import Publisher
 from landreeve_hub.errors import OperatorError
-from landreeve_hub.fleet.authority import Authority
+from landreeve_hub.fleet import register
+from landreeve_hub.fleet.authority import Authority, authorities
 from landreeve_hub.fleet.enrolment import TOKEN_LIFETIME, mint
+from landreeve_hub.fleet.identities import Identities
 from landreeve_hub.fleet.inventory import guests
+from landreeve_hub.fleet.warden import Warden
 from landreeve_hub.incidents.incidents import Incidents, IncidentWatch
 from landreeve_hub.ingest.appliers import Applier, standard_appliers
 from landreeve_hub.ingest.commit import Outcome
@@ -72,6 +76,7 @@ class Rooms:
     runner: RolloutRunner
     learning: Learning
     audit: AuditLog
+    identities: Identities
     services: Services
     web: FastAPI
 
@@ -124,8 +129,11 @@ class Builder:
         blobs, targets = BlobStore(folder.blobs), TargetsRepository(folder.root)
         registry = Registry(store, blobs, targets)
         rate = settings.limits.facts_per_s or None
-        publisher = Publisher(store, Director(folder.root), targets, speech.publish, self._clock, rate)
+        known = partial(_authorities, authority)
+        publisher = Publisher(store, Director(folder.root), targets, speech.publish, self._clock, rate, known)
         audit, incidents = AuditLog(store, folder.keys), Incidents()
+        warden = Warden(store, authority, broker, address, settings.fleet, line.publish, self._clock)
+        identities = Identities(store, authority, warden, publisher, audit, self._clock, say)
         runner = RolloutRunner(store, publisher, incidents, audit, say)
         uploads = Uploads(blobs, speech.publish, settings.fleet, quota_bytes=int(settings.transfer.quota_mb * 1e6))
         blocks = self._block_server(store, blobs, line)
@@ -148,6 +156,7 @@ class Builder:
             audit=audit,
             commands=commands,
             delivery=Delivery(store),
+            identities=identities,
             mint=self._mint(store, authority),
             clock=self._clock,
             version=version("landreeve"),
@@ -156,7 +165,7 @@ class Builder:
             hosts=frozenset({"127.0.0.1", "localhost", "[::1]", settings.https.name, *settings.http.hosts}),
         )
         kept = (store, authority, broker, address, line, receiver, blocks, publisher, runner, learning, audit)
-        return Rooms(*kept, services, api.build(services))
+        return Rooms(*kept, identities, services, api.build(services))
 
     def _block_server(self, store: Store, blobs: BlobStore, line: Line) -> BlockServer:
         transfer = self._settings.transfer
@@ -170,14 +179,18 @@ class Builder:
         settings = self._settings
         names = [settings.https.name, reachable(settings.broker.bind)]
         pair = authority.issue_server("broker", self._clock(), names)
+        now = self._clock()
+        # Before the broker reads it: a list that has expired while the hub was away would lock everybody out.
+        authority.write_crl(await store.read(lambda connection: register.revoked(connection, now)), now)
         plan = BrokerPlan(
             settings.fleet,
             settings.broker.bind,
             self._ports.reserve(Port("broker", settings.broker.bind, settings.broker.port)),
             self._folder.broker,
-            authority.ca_path,
+            authority.trust_path,
             pair.certificate,
             pair.key,
+            authority.crl_path,
         )
         return Broker(plan, find_program(settings.broker.kind), await store.read(guests))
 
@@ -185,7 +198,7 @@ class Builder:
         """Where the hub itself reaches the broker, and what it shows there."""
         client = authority.issue_client(HUB_NAME, self._clock())
         host, port = self._place(broker)
-        return Address(host, port, authority.ca_path, client.certificate, client.key)
+        return Address(host, port, authority.trust_path, client.certificate, client.key)
 
     def _place(self, broker: Broker | None) -> tuple[str, int]:
         if broker is not None:
@@ -219,13 +232,19 @@ class Builder:
         return tell
 
     def _mint(self, store: Store, authority: Authority) -> Callable[..., Awaitable[str]]:
-        async def made(site: str, labels: Mapping[str, str], now: datetime) -> str:
+        async def made(site: str, labels: Mapping[str, str], now: datetime, *, replaces: bool = False) -> str:
             url = f"https://{bracketed(self._settings.https.name)}:{self._ports.found('https')}"
+            known = authority.ca_fingerprint
             return await mint(
-                store, site, labels, TOKEN_LIFETIME, now, url=url, ca_fingerprint=authority.ca_fingerprint
+                store, site, labels, TOKEN_LIFETIME, now, url=url, ca_fingerprint=known, replaces=replaces
             )
 
         return made
+
+
+def _authorities(authority: Authority) -> tuple[str, ...]:
+    """Whom devices are told to trust: nobody in particular in a fleet that never rolled its authority."""
+    return authorities(authority.trusted_pem) if authority.rolled else ()
 
 
 class _Traffic:

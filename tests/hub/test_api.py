@@ -24,7 +24,11 @@ from landreeve_hub.api.guard import undeclared
 from landreeve_hub.api.services import Services
 from landreeve_hub.audit.log import AuditLog
 from landreeve_hub.desired.publish import Publisher
+from landreeve_hub.fleet.authority import Authority
+from landreeve_hub.fleet.identities import Identities
+from landreeve_hub.fleet.warden import Warden
 from landreeve_hub.incidents.incidents import Incidents
+from landreeve_hub.ingest.line import Address
 from landreeve_hub.learning import known_plans
 from landreeve_hub.learning.commands import Commands
 from landreeve_hub.registry.releases import Registry
@@ -61,6 +65,7 @@ class Hub:
             audit=self.audit,
             commands=Commands(self.store, "demo", self.send),
             delivery=NoDelivery(),
+            identities=self.identities(state, publisher),
             mint=self.mint,
             clock=self.clock,
             version="0.1.0",
@@ -74,7 +79,14 @@ class Hub:
     def send(self, topic: str, payload: bytes, retain: bool) -> None:
         self.published.append((topic, payload, retain))
 
-    async def mint(self, site: str, labels: dict[str, str], now: datetime) -> str:
+    def identities(self, state: Path, publisher: Publisher) -> Identities:
+        authority = Authority(state)
+        authority.init(self.now)
+        nowhere = Address("127.0.0.1", 1, authority.ca_path, authority.ca_path, authority.ca_path)
+        warden = Warden(self.store, authority, None, nowhere, "demo", self.send, self.clock)
+        return Identities(self.store, authority, warden, publisher, self.audit, self.clock, lambda _: None)
+
+    async def mint(self, site: str, labels: dict[str, str], now: datetime, *, replaces: bool = False) -> str:
         return f"lrt1.{site}"
 
     def client(self, token: str = "", **more: Any) -> httpx2.AsyncClient:

@@ -13,14 +13,27 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from landreeve.trust.certs import describe
 from landreeve.trust.token import EnrolmentToken, parse_token
+from landreeve_hub.fleet import incarnation, waiting
 from landreeve_hub.fleet.authority import Authority
-from landreeve_hub.fleet.enrolment import BadSiteError, Enrolled, Reason, Refused, hash_of, mint, redeem
+from landreeve_hub.fleet.enrolment import (
+    Asked,
+    BadSiteError,
+    Enrolled,
+    Reason,
+    Refused,
+    Rules,
+    Waiting,
+    hash_of,
+    mint,
+    redeem,
+)
 from landreeve_hub.store.database import Store
-from landreeve_hub.store.tables import devices, enrolment_tokens
-from sqlalchemy import Row, select, update
+from landreeve_hub.store.tables import assignments, certificates, devices, enrolment_tokens
+from sqlalchemy import Row, insert, select, update
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(hours=24)
+EASY = Rules()
 
 
 class Office:
@@ -32,14 +45,22 @@ class Office:
         self.authority.init(NOW)
 
     async def mint(
-        self, site: str = "ewr", ttl: timedelta = DAY, labels: dict[str, str] | None = None
+        self, site: str = "ewr", ttl: timedelta = DAY, labels: dict[str, str] | None = None, replaces: bool = False
     ) -> EnrolmentToken:
-        fingerprint = self.authority.ca_fingerprint
-        text = await mint(self.store, site, labels or {}, ttl, NOW, url="https://hub:8443", ca_fingerprint=fingerprint)
+        known = {"url": "https://hub:8443", "ca_fingerprint": self.authority.ca_fingerprint}
+        text = await mint(self.store, site, labels or {}, ttl, NOW, **known, replaces=replaces)
         return parse_token(text)
 
     async def redeem(self, secret: str, csr: str, now: datetime = NOW) -> Enrolled | Refused:
-        return await redeem(self.store, self.authority, secret, csr, now, fleet="demo")
+        answer = await self.ask(secret, csr, now)
+        assert not isinstance(answer, Waiting)
+        return answer
+
+    async def ask(
+        self, secret: str, csr: str, now: datetime = NOW, rules: Rules = EASY, generation: int = 0
+    ) -> Enrolled | Waiting | Refused:
+        asked = Asked(secret, csr, generation, "192.0.2.7")
+        return await redeem(self.store, self.authority, asked, now, fleet="demo", rules=rules)
 
     async def device(self, device: str) -> "Row[tuple[object, ...]]":
         return await self.store.read(lambda c: c.execute(select(devices).where(devices.c.id == device)).one())
@@ -59,7 +80,7 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
     office.store.close()
 
 
-def reason(answer: Enrolled | Refused) -> Reason:
+def reason(answer: Enrolled | Waiting | Refused) -> Reason:
     assert isinstance(answer, Refused)
     assert answer.sentence.endswith(".")
     return answer.reason
@@ -136,11 +157,15 @@ async def test_same_key_never_becomes_two_devices(office: Office) -> None:
     assert reason(await office.redeem(second.secret, csr)) is Reason.KEY_IN_USE
 
 
-async def test_two_tokens_for_one_site_enrol_one_box(office: Office) -> None:
+async def test_two_tokens_for_one_site_enrol_one_box_and_a_person_decides_about_the_other(office: Office) -> None:
     first, second = await office.mint(), await office.mint()
-    assert isinstance(await office.redeem(first.secret, request()), Enrolled)
-    assert reason(await office.redeem(second.secret, request())) is Reason.SITE_TAKEN
-    with pytest.raises(BadSiteError, match="has a device already"):
+    inside = await office.redeem(first.secret, request())
+    assert isinstance(inside, Enrolled)
+    other = await office.ask(second.secret, request())
+    assert isinstance(other, Waiting)
+    assert f"would replace {inside.device} at ewr" in other.sentence
+    assert not (await office.device(inside.device)).revoked
+    with pytest.raises(BadSiteError, match="--replace"):
         await office.mint()
 
 
@@ -191,3 +216,105 @@ async def test_secret_is_stored_only_as_its_hash(office: Office, tmp_path: Path)
     assert [row.hash for row in rows] == [hash_of(token.secret)]
     assert not leaked(tmp_path, token.secret)
     assert token.secret not in repr(token)
+
+
+# A person decides -------------------------------------------------------------------------------------------------
+
+CAREFUL = Rules(approval=True)
+
+
+async def decide(office: Office, device: str, *, approved: bool) -> None:
+    await office.store.write(lambda c: waiting.decide_in(c, device, approved=approved, by="ann", now=NOW) and None)
+
+
+async def test_box_waits_until_a_person_has_compared_its_key(office: Office) -> None:
+    token, csr = await office.mint(), request()
+    asked = await office.ask(token.secret, csr, rules=CAREFUL)
+    assert isinstance(asked, Waiting)
+    (shown,) = await office.store.read(waiting.listed)
+    assert (shown["site"], shown["fingerprint"], shown["address"]) == ("ewr", asked.fingerprint, "192.0.2.7")
+    assert await office.ask(token.secret, csr, rules=CAREFUL) == asked
+    await decide(office, asked.device, approved=True)
+    # The token may run out while a person is away; the person's word stands.
+    answer = await office.ask(token.secret, csr, NOW + timedelta(days=3), CAREFUL)
+    assert isinstance(answer, Enrolled)
+    assert answer.device == asked.device
+    assert await office.store.read(waiting.listed) == []
+
+
+async def test_denied_box_and_its_token_are_out_for_good(office: Office) -> None:
+    token, csr = await office.mint(), request()
+    asked = await office.ask(token.secret, csr, rules=CAREFUL)
+    assert isinstance(asked, Waiting)
+    await decide(office, asked.device, approved=False)
+    assert reason(await office.ask(token.secret, csr, rules=CAREFUL)) is Reason.DENIED
+    assert reason(await office.ask(token.secret, request(), rules=CAREFUL)) is Reason.CLAIMED
+    with pytest.raises(waiting.NotWaitingError, match="was denied already"):
+        await decide(office, asked.device, approved=True)
+
+
+async def test_nobody_slips_in_with_the_token_of_a_waiting_box(office: Office) -> None:
+    token, csr = await office.mint(), request()
+    asked = await office.ask(token.secret, csr, rules=CAREFUL)
+    assert isinstance(asked, Waiting)
+    thief = await office.ask(token.secret, request(), rules=CAREFUL)
+    assert isinstance(thief, Refused)
+    assert thief.reason is Reason.CLAIMED
+    await decide(office, asked.device, approved=True)
+    assert isinstance(await office.ask(token.secret, request(), rules=CAREFUL), Refused)
+    assert isinstance(await office.ask(token.secret, csr, rules=CAREFUL), Enrolled)
+
+
+# A site's next box ------------------------------------------------------------------------------------------------
+
+
+async def order(office: Office, device: str) -> None:
+    row = {"device": device, "model": "delay", "digest": "a" * 64, "version": "v1", "rollout": "r-1"}
+    await office.store.write(lambda c: c.execute(insert(assignments), [row]) and None)
+
+
+async def test_re_imaged_box_is_a_new_incarnation_and_the_old_one_is_over(office: Office) -> None:
+    old = await office.redeem((await office.mint(labels={"region": "east"})).secret, request())
+    assert isinstance(old, Enrolled)
+    await order(office, old.device)
+    token = await office.mint(labels={"rack": "7"}, replaces=True)
+    new = await office.ask(token.secret, request(), generation=41)
+    assert isinstance(new, Enrolled)
+    assert (new.site, new.replaced) == ("ewr", old.device)
+    former, present = await office.device(old.device), await office.device(new.device)
+    assert (former.site, former.revoked, former.replaced_by, former.ended_reason) == (
+        "ewr~1",
+        True,
+        new.device,
+        "superseded",
+    )
+    assert (present.site, present.incarnation, present.replaces, present.generation) == ("ewr", 2, old.device, 41)
+    assert present.labels == {"region": "east", "rack": "7"}
+    orders = await office.store.read(lambda c: c.execute(select(assignments.c.device)).scalars().all())
+    assert orders == [new.device]
+    revoked = await office.store.read(
+        lambda c: c.execute(select(certificates.c.device).where(certificates.c.revoked != "")).scalars().all()
+    )
+    assert revoked == [old.device]
+
+
+async def test_replacement_of_a_replacement_keeps_every_history_apart(office: Office) -> None:
+    await office.redeem((await office.mint()).secret, request())
+    for _ in range(2):
+        assert isinstance(await office.redeem((await office.mint(replaces=True)).secret, request()), Enrolled)
+    rows = await office.store.read(lambda c: c.execute(select(devices).order_by(devices.c.incarnation)).all())
+    assert [(row.site, row.incarnation, row.revoked) for row in rows] == [
+        ("ewr~1", 1, True),
+        ("ewr~2", 2, True),
+        ("ewr", 3, False),
+    ]
+    assert [row.replaced_by for row in rows] == [rows[1].id, rows[2].id, ""]
+
+
+async def test_revocation_takes_the_tokens_of_the_site_with_it(office: Office) -> None:
+    first, spare = await office.mint(), await office.mint()
+    inside = await office.redeem(first.secret, request())
+    assert isinstance(inside, Enrolled)
+    await office.store.write(lambda c: incarnation.end_in(c, inside.device, NOW, "revoked"))
+    assert reason(await office.redeem(spare.secret, request())) is Reason.WITHDRAWN
+    assert reason(await office.redeem(first.secret, request())) is Reason.WITHDRAWN

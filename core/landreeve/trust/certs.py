@@ -54,6 +54,16 @@ def parse(pem: bytes, what: str = "certificate") -> "x509.Certificate":
         raise BadCertificateError(f"{what}: this is no certificate in PEM ({error})") from error
 
 
+def parse_all(pem: bytes, what: str = "certificates") -> "list[x509.Certificate]":
+    """Every certificate in the PEM; `BadCertificateError` when there is none."""
+    from cryptography import x509
+
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise BadCertificateError(f"{what}: no certificates in PEM ({error})") from error
+
+
 def fingerprint(certificate: "x509.Certificate") -> str:
     """sha256 of the DER form, 64 lower-case hex digits."""
     from cryptography.hazmat.primitives.serialization import Encoding

@@ -210,7 +210,11 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
 class DeviceState(Wire, frozen=True, kw_only=True):
     """Retained on ``up/<id>/state`` and the last will. ``session`` grows with every connection: a will of an
     older session is ignored. ``reads`` names what the device can read beyond plain JSON (``zstd``); one that does
-    not say so gets plain JSON."""
+    not say so gets plain JSON.
+
+    ``run`` is drawn anew by each start of the supervisor and never kept: two of them that take turns are two boxes
+    with one identity. ``certificate_serial`` is what the device uses now, in hex.
+    """
 
     session: int
     online: bool
@@ -220,6 +224,19 @@ class DeviceState(Wire, frozen=True, kw_only=True):
     outbox: int = 0
     certificate_days: float = 0.0
     reads: tuple[str, ...] = ()
+    run: str = ""
+    certificate_serial: str = ""
+
+
+class Presence(Wire, frozen=True, kw_only=True):
+    """Retained on ``dn/<id>/presence``: whether the hub hears more than one box under this identity.
+
+    While ``doubled`` no box of that name updates itself; ``sentence`` says why and what to do.
+    """
+
+    doubled: bool
+    at: str
+    sentence: str = ""
 
 
 class Command(Wire, frozen=True, kw_only=True):
@@ -283,13 +300,18 @@ class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Desired(Wire, frozen=True, kw_only=True):
-    """The whole of what a device should run. Only a higher ``generation`` counts."""
+    """The whole of what a device should run. Only a higher ``generation`` counts.
+
+    ``authorities`` are the certificates (PEM) of whom the device should trust from now on, the newest last; empty
+    leaves those it learnt at enrolment. A device whose own certificate is not of the newest renews it.
+    """
 
     device: str
     generation: int
     issued: str
     models: tuple[DesiredModel, ...]
     max_facts_per_s: float | None = None
+    authorities: tuple[str, ...] = ()
 
 
 class SignedDesired(Wire, frozen=True, kw_only=True):

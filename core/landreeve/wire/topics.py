@@ -41,6 +41,7 @@ class Down(StrEnum):
     ACK = "ack"
     COMMAND = "command"
     BLOCKS = "blocks"
+    PRESENCE = "presence"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Permission
 from landreeve_hub.api import (
     fleet_routes,
-    oci_errors,
+    identity_routes,
     oci_routes,
     people,
     problems,
@@ -79,8 +79,7 @@ def build(services: Services) -> FastAPI:
     app.state.closing = services.closing
     app.state.console = None
     problems.install(app)
-    oci_errors.install(app)
-    for room in (people, fleet_routes, release_routes, rollout_routes, record_routes):
+    for room in (people, fleet_routes, identity_routes, release_routes, rollout_routes, record_routes):
         app.include_router(room.router(services), prefix=PREFIX)
     app.include_router(people.token_router(services), prefix=PREFIX)
     app.include_router(oci_routes.router(services), prefix=oci_routes.PREFIX)

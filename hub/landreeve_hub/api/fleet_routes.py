@@ -28,6 +28,7 @@ BASELINE = "baseline.json"
 class NewEnrolment(msgspec.Struct, forbid_unknown_fields=True):
     site: str
     labels: dict[str, str] = {}
+    replaces: bool = False
 
 
 class NewCommand(msgspec.Struct, forbid_unknown_fields=True):
@@ -103,10 +104,12 @@ def _orders(routes: APIRouter, services: Services) -> None:
 
     @routes.post("/enrolment-tokens", status_code=201)
     async def enrol(request: Request, person: Annotated[Person, may(Permission.ENROL)]) -> dict[str, str]:
-        """A single-use token that lets one box of that site join within 24 h."""
+        """A single-use token that lets one box of that site join within 24 h; ``replaces`` lets it take the place of
+        the site's present box."""
         asked, now = await read(request, NewEnrolment), services.clock()
-        token = await services.mint(check_id(asked.site), asked.labels, now)
-        await services.audit.record(now, Act(person.name, "enrolment.mint", asked.site))
+        token = await services.mint(check_id(asked.site), asked.labels, now, replaces=asked.replaces)
+        act = Act(person.name, "enrolment.mint", asked.site, data={"replaces": True} if asked.replaces else {})
+        await services.audit.record(now, act)
         return {"site": asked.site, "token": str(token)}
 
 

@@ -12,6 +12,7 @@ from landreeve.release.layout import Packed
 from landreeve_hub.access.limiter import Limiter
 from landreeve_hub.api.changes import Changes
 from landreeve_hub.audit.log import AuditLog
+from landreeve_hub.fleet.identities import Identities
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.learning.commands import Commands
 from landreeve_hub.registry.releases import Registered
@@ -41,8 +42,8 @@ class Delivery(Protocol):
     async def view(self) -> list[dict[str, Any]]: ...
 
 
-Mint = Callable[[str, dict[str, str], datetime], Any]
-"""(site, labels, now) → awaitable text of a single-use enrolment token."""
+Mint = Callable[..., Any]
+"""(site, labels, now, replaces=…) → awaitable text of a single-use enrolment token."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Services:
     audit: AuditLog
     commands: Commands
     delivery: Delivery
+    identities: Identities
     mint: Mint
     clock: Callable[[], datetime]
     version: str

@@ -118,9 +118,19 @@ class Broker:
         if guests == self._guests:
             return
         self._guests = guests
+        self.reload()
+
+    def reload(self) -> None:
+        """Write its configuration anew and have it read that, and the revocation lists; live clients stay."""
         self._configure()
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGHUP)
+
+    def restart(self) -> None:
+        """End it, so that `watch` starts it again: what it read once (its authorities, its certificate) is read
+        anew. Clients come back by themselves; persistent sessions wait for them."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
 
     async def stop(self) -> None:
         """End it: asked first, killed after a few seconds. Safe to call twice."""

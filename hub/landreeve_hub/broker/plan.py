@@ -22,7 +22,8 @@ MAX_QUEUED = 100_000
 
 @dataclass(frozen=True, slots=True)
 class BrokerPlan:
-    """Where the broker listens, whom it believes, where it keeps its files."""
+    """Where the broker listens, whom it believes, where it keeps its files. ``ca`` may hold several authorities;
+    ``crl`` is what mosquitto refuses certificates by (NATS knows its users one by one)."""
 
     fleet: str
     host: str
@@ -31,6 +32,7 @@ class BrokerPlan:
     ca: Path
     certificate: Path
     key: Path
+    crl: Path | None = None
 
     @property
     def log(self) -> Path:
@@ -75,6 +77,7 @@ def mosquitto_configuration(plan: BrokerPlan, acl: Path, *, as_root: bool) -> st
         f"cafile {plan.ca}",
         f"certfile {plan.certificate}",
         f"keyfile {plan.key}",
+        *([f"crlfile {plan.crl}"] if plan.crl else []),
         "tls_version tlsv1.2",
         "require_certificate true",
         "use_identity_as_username true",
@@ -84,13 +87,15 @@ def mosquitto_configuration(plan: BrokerPlan, acl: Path, *, as_root: bool) -> st
 
 
 def mosquitto_acl(fleet: str, guests: Guests) -> str:
-    """The ACL file. Patterns hold for every name; a revoked name is denied everything before they apply."""
+    """The ACL file. Patterns hold for every name; a revoked name is denied everything before they apply, and the hub
+    may clear the one retained topic it left behind."""
     base = f"{ROOT}/{check_id(fleet)}"
     lines = [
         f"user {HUB_NAME}",
         f"topic write {base}/dn/#",
         f"topic write {base}/art/#",
         f"topic read {base}/up/#",
+        *(f"topic write {base}/up/{check_id(name)}/state" for name in sorted(guests.revoked)),
         "",
     ]
     for name in sorted(guests.revoked):
@@ -105,7 +110,7 @@ def nats_configuration(plan: BrokerPlan, guests: Guests) -> str:
     MQTT topics become subjects: ``/`` is ``.`` and ``.`` is ``//``. ``$MQTT.sub.>`` carries a client's own
     QoS 1 deliveries; NATS refuses MQTT subscriptions to it.
     """
-    users = [_nats_hub(plan.fleet)]
+    users = [_nats_hub(plan.fleet, guests.revoked)]
     users += [_nats_device(plan.fleet, name) for name in sorted(guests.devices - guests.revoked)]
     listed = ",\n    ".join(users)
     return f"""server_name: landreeve
@@ -132,9 +137,10 @@ authorization {{
 """
 
 
-def _nats_hub(fleet: str) -> str:
+def _nats_hub(fleet: str, revoked: frozenset[str]) -> str:
     base = _subject(ROOT, fleet)
-    return _nats_user(HUB_NAME, [f"{base}.dn.>", f"{base}.art.>"], [f"{base}.up.>", f"{base}.up"])
+    left_behind = [f"{base}.up.{_subject(check_id(name))}.state" for name in sorted(revoked)]
+    return _nats_user(HUB_NAME, [f"{base}.dn.>", f"{base}.art.>", *left_behind], [f"{base}.up.>", f"{base}.up"])
 
 
 def _nats_device(fleet: str, name: str) -> str:

@@ -13,7 +13,7 @@ COLUMNS = ("site", "id", "state", "online", "model", "p95_ms", "psi", "predictio
 
 
 def group() -> typer.Typer:
-    """``device list|show|token``."""
+    """``device list|show|token|waiting|approve|deny|revoke``."""
     group = typer.Typer(help="The boxes of the fleet.", no_args_is_help=True)
 
     @group.command("list")
@@ -36,6 +36,9 @@ def group() -> typer.Typer:
         site: str,
         *,
         label: Annotated[list[str] | None, typer.Option(help="A label, as name=value; may be repeated.")] = None,
+        replace: Annotated[
+            bool, typer.Option("--replace", help="For a new or re-imaged box in the place of the site's present one.")
+        ] = False,
         url: Url = "",
         token: Token = "",
         state: State = None,
@@ -43,13 +46,52 @@ def group() -> typer.Typer:
     ) -> None:
         """A single-use token with which one box joins as that site (landreeve join TOKEN)."""
         labels = dict(_label(text) for text in label or ())
-        made = connect(url, token, state).post("enrolment-tokens", {"site": site, "labels": labels})
+        asked = {"site": site, "labels": labels, "replaces": replace}
+        made = connect(url, token, state).post("enrolment-tokens", asked)
         if output is Format.TABLE:
             sys.stdout.write(made["token"] + "\n")
         else:
             emit(made, output)
 
+    _admission(group)
     return group
+
+
+def _admission(group: typer.Typer) -> None:
+    """Who may come in, and who may stay."""
+
+    @group.command("waiting")
+    def waiting(*, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE) -> None:
+        """Boxes that wait for approval; compare each fingerprint with what the box itself shows."""
+        columns = ("site", "device", "fingerprint", "address", "replaces", "asked")
+        emit(connect(url, token, state).get("enrolments"), output, columns)
+
+    @group.command("approve")
+    def approve(
+        device: str, *, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE
+    ) -> None:
+        """Let a waiting box in."""
+        emit(connect(url, token, state).post(f"enrolments/{device}/approve"), output)
+
+    @group.command("deny")
+    def deny(
+        device: str, *, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE
+    ) -> None:
+        """Turn a waiting box away; its token is worth nothing any more."""
+        emit(connect(url, token, state).post(f"enrolments/{device}/deny"), output)
+
+    @group.command("revoke")
+    def revoke(
+        device: str,
+        *,
+        reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "",
+        url: Url = "",
+        token: Token = "",
+        state: State = None,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """Throw a device out, by id or site name: its session is cut, its certificates and tokens are worthless."""
+        emit(connect(url, token, state).post(f"devices/{device}/revoke", {"reason": reason}), output)
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 import typer
 
-from landreeve_hub.commands import devices, models, people, plans, records, rollouts, server, settings
+from landreeve_hub.commands import authority, devices, models, people, plans, records, rollouts, server, settings
 
 
 def build() -> typer.Typer:
@@ -20,6 +20,7 @@ def build() -> typer.Typer:
         ("user", people.users()),
         ("token", people.tokens()),
         ("device", devices.group()),
+        ("ca", authority.group()),
         ("model", models.group()),
         ("plans", plans.group()),
         ("rollout", rollouts.group()),

@@ -64,7 +64,9 @@ async def _fleet(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -
     devices = sorted(fleet["devices"], key=lambda row: (rank.get(row["state"], 9), row["site"]))
     matching = select(devices, query.get("filter", ""))
     cells = sorted(fleet["devices"], key=lambda row: str(row["site"]))
-    return {"fleet": fleet, "cells": cells, "devices": matching[:SHOWN_DEVICES], "matching": len(matching)}
+    waiting = listed(await api.find("enrolments"))
+    shown = {"devices": matching[:SHOWN_DEVICES], "matching": len(matching)}
+    return {"fleet": fleet, "cells": cells, "waiting": waiting, **shown}
 
 
 async def _device(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:

@@ -8,12 +8,18 @@ import msgspec
 from landreeve.wire.messages import Desired, DesiredModel
 
 
-def compose(
-    device: str, generation: int, assignments: Iterable[DesiredModel], rate: float | None, now: datetime
+def compose(  # noqa: PLR0917  what a document is made of
+    device: str,
+    generation: int,
+    assignments: Iterable[DesiredModel],
+    rate: float | None,
+    now: datetime,
+    authorities: tuple[str, ...] = (),
 ) -> Desired:
     """The document of that generation; models are ordered by name, so equal content gives equal bytes.
 
-    ``rate`` is the most facts per second the device may send, None for no limit.
+    ``rate`` is the most facts per second the device may send, None for no limit; ``authorities`` are whom it should
+    trust, in PEM, empty for those it learnt at enrolment.
     """
     return Desired(
         device=device,
@@ -21,14 +27,17 @@ def compose(
         issued=now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         models=tuple(sorted(assignments, key=lambda model: model.model)),
         max_facts_per_s=rate,
+        authorities=authorities,
     )
 
 
-def content_hash(assignments: Iterable[DesiredModel], rate: float | None) -> str:
+def content_hash(assignments: Iterable[DesiredModel], rate: float | None, authorities: tuple[str, ...] = ()) -> str:
     """A digest of everything that is ordered; a new generation is due exactly when it changes.
 
     Hints order nothing: a plan found elsewhere while a device is at work must not interrupt it.
     """
     models = [msgspec.to_builtins(model) for model in sorted(assignments, key=lambda model: model.model)]
     ordered = [{name: value for name, value in model.items() if name != "hints"} for model in models]
-    return hashlib.sha256(msgspec.json.encode((ordered, rate), order="sorted")).hexdigest()
+    # Fleets that never rolled their authority keep the digests, and so the generations, that they have.
+    content = (ordered, rate, authorities) if authorities else (ordered, rate)
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()

@@ -75,6 +75,7 @@ class Publisher:
         publish: Publish,
         clock: Callable[[], datetime] = utc_now,
         rate: float | None = None,
+        authorities: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         self._store = store
         self._director = director
@@ -82,6 +83,7 @@ class Publisher:
         self._publish = publish
         self._clock = clock
         self._rate = rate
+        self._authorities = authorities
         self._order = asyncio.Lock()  # what is committed last must also be published last
 
     async def publish_device(self, device: str) -> Published:
@@ -124,15 +126,16 @@ class Publisher:
         self._targets.refresh(now)
         topic = _topic(connection, device)
         orders = _orders(connection, device)
-        content = content_hash(orders, self._rate)
+        authorities = self._authorities()
+        content = content_hash(orders, self._rate, authorities)
         stored = _stored(connection, device)
         if stored is not None and stored.content_hash == content:
             if not self._is_stale(stored, now):
                 return topic, stored, False
             document = parse_document(decode(stored.document, SignedDesired).document)
         else:
-            generation = stored.generation + 1 if stored else 1
-            document = compose(device, generation, orders, self._rate, now)
+            generation = 1 + (stored.generation if stored else _believed(connection, device))
+            document = compose(device, generation, orders, self._rate, now, authorities)
         fresh = _Stored(document.generation, self._sign(document, stored, now), content, rfc3339(now))
         upsert(connection, desired, {"device": device, **_columns(fresh)})
         return topic, fresh, True
@@ -198,6 +201,11 @@ def _order(row: RowMapping) -> DesiredModel:
         action=row["action"] or "install",
         probation=msgspec.convert(row["probation"] or {}, Probation),
     )
+
+
+def _believed(connection: Connection, device: str) -> int:
+    """What the box had believed before it became this device: nothing below that would count with it."""
+    return int(connection.execute(select(devices.c.generation).where(devices.c.id == device)).scalar_one())
 
 
 def _stored(connection: Connection, device: str) -> _Stored | None:

@@ -5,7 +5,7 @@ turns strictness on by default and rejects private authorities that leave one ou
 """
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -28,9 +28,7 @@ def authority_certificate(name: str, key: PrivateKey, now: datetime, lifetime: t
     builder = _builder(name, name, key.public_key(), now, lifetime)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
-    builder = builder.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False
-    )
+    builder = builder.add_extension(_issued_by(key), critical=False)
     return builder.sign(key, hashes.SHA256())
 
 
@@ -50,14 +48,33 @@ def end_certificate(
     builder = _builder(name, _common_name(authority), public_key, now, lifetime)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
-    builder = builder.add_extension(
-        x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False
-    )
+    builder = builder.add_extension(_issued_by(key), critical=False)
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
     builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
     if hosts:
         names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
         builder = builder.add_extension(names, critical=False)
+    return builder.sign(key, hashes.SHA256())
+
+
+def revocation_list(
+    issuer: tuple[x509.Certificate, PrivateKey],
+    revoked: Mapping[int, datetime],
+    validity: tuple[datetime, timedelta],
+    number: int,
+) -> x509.CertificateRevocationList:
+    """A complete list (RFC 5280 section 5) of serial numbers and when each was revoked. Serials of another issuer do
+    no harm in it: a list speaks only of its own issuer's certificates."""
+    authority, key = issuer
+    now, lifetime = validity
+    builder = x509.CertificateRevocationListBuilder(
+        authority.subject, last_update=now - BACKDATE, next_update=now + lifetime
+    )
+    for serial, moment in sorted(revoked.items()):
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(moment).build()
+        builder = builder.add_revoked_certificate(entry)
+    builder = builder.add_extension(_issued_by(key), critical=False)
+    builder = builder.add_extension(x509.CRLNumber(number), critical=False)
     return builder.sign(key, hashes.SHA256())
 
 

@@ -1,32 +1,38 @@
-"""How a box becomes a device: a single-use token, a request for its own key, a certificate.
+"""How a box becomes a device: a single-use token, a request for its own key, perhaps a person, a certificate.
 
 Only the token's hash is stored. The token is spent in the transaction that creates the device, so of two boxes
 with one token exactly one gets in. The device's id is derived from its key: a box whose answer was lost on the
 way asks again with the same key and token and gets the same identity, while anyone else is refused.
+
+A site whose box was re-imaged gets a new *incarnation*: a new device in the old one's place. That takes a token
+minted for it, or a person who approves it (`landreeve_hub.fleet.waiting`).
 """
 
 import base64
 import hashlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from landreeve.trust.certs import Described, describe
+from landreeve.trust.keyprint import keyprint
 from landreeve.trust.token import EnrolmentToken, format_token
 from landreeve.wire.ids import check_id
 from sqlalchemy import Connection, Row, select, update
 from sqlalchemy.exc import IntegrityError
 
-from landreeve_hub.fleet.authority import Authority, BadRequestError, public_bytes, request_key
+from landreeve_hub.fleet import incarnation, register, waiting
+from landreeve_hub.fleet.authority import DEVICE_DAYS, Authority, BadRequestError, public_bytes, request_key
+from landreeve_hub.fleet.register import Issued
 from landreeve_hub.store.database import Store
 from landreeve_hub.store.moment import parse_rfc3339, rfc3339
 from landreeve_hub.store.tables import devices, enrolment_tokens
 
 TOKEN_LIFETIME = timedelta(hours=24)
 MAX_TOKEN_LIFETIME = timedelta(days=7)
+MAX_GENERATION = 2**53
 _SECRET_BYTES = 16
 MAX_LABELS = 32
 MAX_LABEL_CHARACTERS = 128
@@ -43,20 +49,45 @@ class Reason(StrEnum):
     UNKNOWN = "unknown_token"
     EXPIRED = "expired_token"
     USED = "used_token"
+    WITHDRAWN = "withdrawn_token"
+    CLAIMED = "claimed_token"
+    DENIED = "denied"
     BAD_REQUEST = "bad_request"
     KEY_IN_USE = "key_in_use"
     SITE_TAKEN = "site_taken"
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator has set: whether a person must approve every box, how many days a certificate is good, and
+    for how many days after that a device may still recover by itself."""
+
+    approval: bool = False
+    certificate_days: float = DEVICE_DAYS
+    recover_days: float = 180.0
+
+
+@dataclass(frozen=True, slots=True)
 class Enrolled:
-    """A device and its certificate (PEM). ``again`` when this repeats an answer that was lost."""
+    """A device and its certificate (PEM). ``again`` when this repeats an answer that was lost; ``replaced`` is the
+    former device of the site, whose identity is over."""
 
     device: str
     site: str
     certificate: str
     expires: datetime
     again: bool
+    replaced: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A person has to look at the key first; the box asks again."""
+
+    device: str
+    site: str
+    fingerprint: str
+    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,42 +107,56 @@ async def mint(
     *,
     url: str,
     ca_fingerprint: str,
+    replaces: bool = False,
 ) -> str:
     """The text of a token for one box at that site; `BadSiteError` when there cannot be one.
 
-    ``url`` is the hub's HTTPS address as the box reaches it. The text is shown once and kept nowhere.
+    ``url`` is the hub's HTTPS address as the box reaches it. The text is shown once and kept nowhere. ``replaces``
+    lets the box take the place of the site's present one.
     """
     _check(site, labels, ttl)
     secret = secrets.token_urlsafe(_SECRET_BYTES)
 
     def keep(connection: Connection) -> None:
-        if connection.execute(select(devices.c.id).where(devices.c.site == site)).first() is not None:
-            raise BadSiteError(f"site {site!r} has a device already; revoke and remove it first, or use another name")
+        taken = connection.execute(select(devices.c.id).where(devices.c.site == site)).first() is not None
+        if taken and not replaces:
+            raise BadSiteError(
+                f"site {site!r} has a device already; for a new box in its place mint a token that replaces it "
+                "(device token --replace), or use another name"
+            )
         row = {"hash": hash_of(secret), "site": site, "labels": dict(labels), "expires": rfc3339(now + ttl)}
-        connection.execute(enrolment_tokens.insert().values(row))
+        connection.execute(enrolment_tokens.insert().values({**row, "replaces": replaces}))
 
     await store.write(keep)
     return format_token(EnrolmentToken(url=url, ca=ca_fingerprint, secret=secret, site=site))
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a box asked for. ``generation`` is the highest generation of a document it has believed, ``address``
+    where it asked from."""
+
+    secret: str
+    csr: str
+    generation: int = 0
+    address: str = ""
+
+
 async def redeem(
-    store: Store, authority: Authority, secret: str, csr: str, now: datetime, *, fleet: str
-) -> Enrolled | Refused:
-    """Make the device the token was minted for, or say why not."""
+    store: Store, authority: Authority, asked: Asked, now: datetime, *, fleet: str, rules: Rules = Rules()
+) -> Enrolled | Waiting | Refused:
+    """Make the device the token was minted for, or say why not, or that a person must decide first."""
     try:
-        device = device_id(csr)
-        certificate = authority.sign_device(csr, device, now)
+        key = request_key(asked.csr)
+        device = device_id(asked.csr)
+        issued = register.issue(authority, asked.csr, device, now, rules.certificate_days)
     except BadRequestError as error:
         return Refused(Reason.BAD_REQUEST, f"The certificate request is refused: {error}.")
-    asked = _Asked(secret, device, fleet, describe(certificate.encode()), now)
+    claim = _Claim(asked, issued, keyprint(key), fleet, rules.approval, now)
     try:
-        answer = await store.write(lambda connection: _spend(connection, asked))
+        return await store.write(lambda connection: _spend(connection, claim))
     except IntegrityError:
         return Refused(Reason.SITE_TAKEN, "The site has a device already; remove it at the hub or use another name.")
-    if isinstance(answer, Refused):
-        return answer
-    site, again = answer
-    return Enrolled(device, site, certificate, asked.certificate.not_after, again)
 
 
 def device_id(csr: str) -> str:
@@ -140,55 +185,99 @@ def _check(site: str, labels: Mapping[str, str], ttl: timedelta) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Claim:
     """What a box asked for, checked as far as it can be without the store."""
 
-    secret: str
-    device: str
+    asked: Asked
+    issued: Issued
+    fingerprint: str
     fleet: str
-    certificate: Described
+    approval: bool
     now: datetime
+    device: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", self.issued.device)
 
 
-def _spend(connection: Connection, asked: _Asked) -> tuple[str, bool] | Refused:
-    """The site, and whether this repeats a lost answer."""
-    query = select(enrolment_tokens).where(enrolment_tokens.c.hash == hash_of(asked.secret))
+def _spend(connection: Connection, claim: _Claim) -> Enrolled | Waiting | Refused:
+    """Judge the claim, and when nothing stands against it, make the device."""
+    query = select(enrolment_tokens).where(enrolment_tokens.c.hash == hash_of(claim.asked.secret))
     token = connection.execute(query).one_or_none()
     if token is None:
         return Refused(Reason.UNKNOWN, "The hub does not know this token; mint one and copy the whole line.")
-    if asked.now >= parse_rfc3339(token.expires):
+    if token.withdrawn:
+        return Refused(Reason.WITHDRAWN, f"The token was withdrawn at {token.withdrawn}; mint a new one.")
+    decision = waiting.decision_of(connection, claim.device, token.hash)
+    if decision != waiting.APPROVED and claim.now >= parse_rfc3339(token.expires):
         return Refused(Reason.EXPIRED, f"The token expired at {token.expires}; mint a new one.")
-    known = connection.execute(select(devices.c.revoked).where(devices.c.id == asked.device)).one_or_none()
+    known = connection.execute(select(devices.c.revoked).where(devices.c.id == claim.device)).one_or_none()
     if token.used_at:
-        return _repeat(connection, token, known, asked)
+        return _repeat(connection, token, known, claim)
     if known is not None:
         return Refused(Reason.KEY_IN_USE, "A device with this key is enrolled already; make a new key.")
-    connection.execute(devices.insert().values(_device(token, asked)))
-    spent = {"used_at": rfc3339(asked.now), "device": asked.device}
-    connection.execute(update(enrolment_tokens).where(enrolment_tokens.c.hash == token.hash).values(spent))
-    return token.site, False
+    holder = incarnation.holder_of(connection, token.site)
+    if claim.approval or (holder is not None and not token.replaces):
+        undecided = _ask_a_person(connection, token, holder, decision, claim)
+        if undecided is not None:
+            return undecided
+    return _create(connection, token, holder, claim)
 
 
-def _repeat(connection: Connection, token: AnyRow, known: AnyRow | None, asked: _Asked) -> tuple[str, bool] | Refused:
+def _ask_a_person(
+    connection: Connection, token: AnyRow, holder: AnyRow | None, decision: str, claim: _Claim
+) -> Waiting | Refused | None:
+    """None once a person has approved this very key."""
+    if decision == waiting.APPROVED:
+        return None
+    if decision == waiting.DENIED:
+        return Refused(Reason.DENIED, "A person at the hub has refused this box; mint a new token to try again.")
+    claimed = waiting.claimed_by(connection, token.hash)
+    if claimed not in {None, claim.device}:
+        return Refused(
+            Reason.CLAIMED,
+            "Another box has asked with this token and waits for approval; if that is not yours, deny it at the hub "
+            "and mint a new token.",
+        )
+    request = waiting.Request(
+        claim.device, token.hash, token.site, claim.fingerprint, claim.asked.address, holder.id if holder else ""
+    )
+    waiting.note_in(connection, request, claim.now)
+    why = f"it would replace {holder.id} at {token.site}" if holder else "this fleet approves every box"
+    sentence = (
+        f"A person must approve this box first ({why}). Its key is {claim.fingerprint}: compare it with what the hub "
+        "shows (console, or landreeve-hub device waiting)."
+    )
+    return Waiting(claim.device, token.site, claim.fingerprint, sentence)
+
+
+def _repeat(connection: Connection, token: AnyRow, known: AnyRow | None, claim: _Claim) -> Enrolled | Refused:
     """The same box again: only its new certificate is noted. Not for a device revoked in the meantime."""
-    if token.device != asked.device or known is None or known.revoked:
+    if token.device != claim.device or known is None or known.revoked:
         return Refused(Reason.USED, f"The token was used at {token.used_at} and enrols one box only; mint a new one.")
-    change = _certificate(asked.certificate)
-    connection.execute(update(devices).where(devices.c.id == asked.device).values(change))
-    return token.site, True
+    register.keep_in(connection, claim.issued, claim.now)
+    return Enrolled(claim.device, token.site, claim.issued.pem, claim.issued.expires, again=True)
 
 
-def _device(token: AnyRow, asked: _Asked) -> dict[str, object]:
-    return {
-        "id": asked.device,
-        "fleet": asked.fleet,
+def _create(connection: Connection, token: AnyRow, holder: AnyRow | None, claim: _Claim) -> Enrolled:
+    row = {
+        "id": claim.device,
+        "fleet": claim.fleet,
         "site": token.site,
         "state": "enrolled",
         "labels": token.labels,
-        "enrolled": rfc3339(asked.now),
-        **_certificate(asked.certificate),
+        "enrolled": rfc3339(claim.now),
+        "generation": min(max(claim.asked.generation, 0), MAX_GENERATION),
     }
-
-
-def _certificate(certificate: Described) -> dict[str, object]:
-    return {"certificate_serial": certificate.serial, "certificate_expires": rfc3339(certificate.not_after)}
+    if holder is not None:
+        row |= incarnation.succeed_in(connection, holder, claim.device, claim.now)
+        row["labels"] = {**holder.labels, **token.labels}
+    connection.execute(devices.insert().values(row))
+    register.keep_in(connection, claim.issued, claim.now)
+    if holder is not None:
+        incarnation.hand_over_in(connection, holder.id, claim.device)
+    spent = {"used_at": rfc3339(claim.now), "device": claim.device}
+    connection.execute(update(enrolment_tokens).where(enrolment_tokens.c.hash == token.hash).values(spent))
+    waiting.forget_in(connection, claim.device)
+    replaced = holder.id if holder is not None else ""
+    return Enrolled(claim.device, token.site, claim.issued.pem, claim.issued.expires, again=False, replaced=replaced)

@@ -64,6 +64,7 @@ class Line:
         self._frames: list[mqtt.MQTTMessageInfo] = []
         self.on_message: Callable[[Message], None] = _unheard
         self.on_connected: list[Callable[[], None]] = []
+        self._context = _context(address)
         self._client = self._build()
 
     @property
@@ -74,6 +75,11 @@ class Line:
         """Connect, and go on trying; returns at once."""
         self._client.connect_async(self._address.host, self._address.port, keepalive=KEEPALIVE_S)
         self._client.loop_start()
+
+    def show_anew(self) -> None:
+        """From the next connection on: the certificate that is in the file now, and whoever is trusted now too."""
+        self._context.load_cert_chain(self._address.certificate, self._address.key)
+        self._context.load_verify_locations(self._address.ca)
 
     def stop(self) -> None:
         """Say goodbye and end the thread."""
@@ -107,10 +113,7 @@ class Line:
     def _build(self) -> mqtt.Client:
         name = f"hub-{secrets.token_hex(8)}"
         client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=name, clean_session=True, manual_ack=True)
-        context = ssl.create_default_context(cafile=str(self._address.ca))
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(self._address.certificate, self._address.key)
-        client.tls_set_context(context)
+        client.tls_set_context(self._context)
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.max_inflight_messages_set(MAX_INFLIGHT)
         client.max_queued_messages_set(MAX_QUEUED)
@@ -150,6 +153,13 @@ class Line:
 def _give_up_in_time(_client: Any, _data: Any, sock: Any) -> None:
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNANSWERED_S * 1000))
+
+
+def _context(address: Address) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(address.ca))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(address.certificate, address.key)
+    return context
 
 
 def _disconnected(_client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:

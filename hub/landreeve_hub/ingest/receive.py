@@ -28,13 +28,14 @@ from landreeve.wire.topics import (
     format_topic,
     parse_topic,
 )
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 
 from landreeve_hub.ingest.appliers import Applier
 from landreeve_hub.ingest.commit import Arrival, Outcome, Refusal, commit_batch
 from landreeve_hub.ingest.line import Message
 from landreeve_hub.store.database import Store, StoreClosedError
+from landreeve_hub.store.tables import devices
 
 log = logging.getLogger(__name__)
 MAX_BATCH = 1000
@@ -211,8 +212,11 @@ class Receiver:
         return whole
 
     def _move_blocks(self, found: _Sorted) -> None:
-        if self._blocks is None:
+        if self._blocks is None or not (found.wants or found.blocks):
             return
+        present = self._store.submit_read(_present).result()
+        found.wants = [want for want in found.wants if want[0] in present]
+        found.blocks = [block for block in found.blocks if block[0] in present]
         for device, digest, want in found.wants:
             try:
                 self._blocks.on_want(device, digest, want)
@@ -232,6 +236,11 @@ class Receiver:
                 listener(outcome)
             except Exception:
                 log.exception("a room failed when told about %d facts", len(outcome.accepted))
+
+
+def _present(connection: Connection) -> frozenset[str]:
+    """Devices that belong to the fleet: a revoked one neither gets nor gives blocks."""
+    return frozenset(connection.execute(select(devices.c.id).where(~devices.c.revoked)).scalars())
 
 
 def _refused(found: _Sorted, reason: str) -> _Sorted:
