@@ -79,6 +79,7 @@ def build(services: Services) -> FastAPI:
     app.state.closing = services.closing
     app.state.console = None
     problems.install(app)
+    oci_errors.install(app)
     for room in (people, fleet_routes, identity_routes, release_routes, rollout_routes, record_routes):
         app.include_router(room.router(services), prefix=PREFIX)
     app.include_router(people.token_router(services), prefix=PREFIX)

@@ -45,8 +45,8 @@ def _show(status: dict[str, Any], output: Format) -> None:
         return
     rows = [{"what": f"authority {one['name'][-8:]}", "value": one["fingerprint"]} for one in status["authorities"]]
     rows.append({"what": "devices moved", "value": f"{status['moved']} of {status['devices']}"})
-    for one in status["behind"] if status["rolling"] else ():
-        rows.append({"what": "behind", "value": f"{one['site']} (seen {one['last_seen'] or 'never'})"})
+    behind = status["behind"] if status["rolling"] else ()
+    rows += [{"what": "behind", "value": f"{one['site']} (seen {one['last_seen'] or 'never'})"} for one in behind]
     rows.append(
         {
             "what": "revocation list",
