@@ -15,6 +15,7 @@ from landreeve_hub.access.roles import Permission
 from landreeve_hub.api import (
     fleet_routes,
     identity_routes,
+    oci_errors,
     oci_routes,
     people,
     problems,
