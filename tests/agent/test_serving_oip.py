@@ -12,6 +12,7 @@ from landreeve.release.manifest import TensorSpec
 from landreeve_agent.serving import oip
 from landreeve_agent.serving.errors import BadRequestError, TooLargeError
 from landreeve_agent.serving.interface import Interface
+from landreeve_agent.serving.messages import Infer
 from landreeve_models.definition import Definition
 
 from tests.agent.onnx_models import COLUMNS, body, definition, pipeline
@@ -29,7 +30,7 @@ OPTIONAL = Interface.of(
 )
 
 
-def decode(document: object, json_bytes: int | None = None, tail: bytes = b"") -> oip.Infer:
+def decode(document: object, json_bytes: int | None = None, tail: bytes = b"") -> Infer:
     raw = msgspec.json.encode(document)
     return oip.decode(raw + tail, len(raw) if tail else json_bytes, INTERFACE)
 
@@ -47,7 +48,7 @@ def inputs(**changes: object) -> dict[str, object]:
 
 def test_columns_come_as_named_tensors_and_an_absent_optional_one_is_unknown() -> None:
     request = decode(body())
-    assert request.captured() == [{"hour": 9.5, "wind": 4.0, "rain": None, "carrier": "UA"}]
+    assert request.dicts() == [{"hour": 9.5, "wind": 4.0, "rain": None, "carrier": "UA"}]
     assert request.features is not None
     np.testing.assert_array_equal(request.features, [[9.5, 4.0, NAN, 2.0]])
     assert (request.id, request.rows, request.ats) == ("r1", 1, ["2026-01-31T09:30:00Z"])
@@ -172,8 +173,8 @@ def test_whatever_is_sent_is_decoded_wholly_or_refused(sent: list[object], tail:
         request = decode({"inputs": sent}, tail=tail if with_tail else b"")
     except BadRequestError:
         return  # any other error would be a defect, and fails this test
-    assert all(set(row) == {"hour", "wind", "rain", "carrier"} for row in request.captured())
-    assert len(request.captured()) == request.rows
+    assert all(set(row) == {"hour", "wind", "rain", "carrier"} for row in request.dicts())
+    assert len(request.dicts()) == request.rows
 
 
 def test_too_many_rows_are_refused() -> None:
@@ -189,7 +190,7 @@ def test_header_length_outside_the_body_is_refused() -> None:
 def test_answer_in_json_and_in_binary_carries_the_same_numbers() -> None:
     who = INTERFACE
     p = np.array([0.25, 0.5], np.float32)
-    request = oip.Infer("r", None, [None, None], 2, {}, [], (False,))
+    request = Infer("r", None, [None, None], 2, {}, [], (False,))
     text, json_bytes = oip.encode(who, request, ["r/0", "r/1"], [p])
     document = json.loads(text)
     assert json_bytes is None
@@ -213,13 +214,13 @@ def matrix(rows: list[list[float]], **changes: object) -> tuple[dict[str, object
 def test_all_columns_may_come_as_one_matrix_with_ranks_for_categories() -> None:
     document, tail = matrix([[9.5, 4, np.nan, 2], [1, 2, 3, np.nan]])
     request = oip.decode(*_whole(document, tail), OPTIONAL)
-    assert request.captured() == [
+    assert request.dicts() == [
         {"hour": 9.5, "wind": 4.0, "rain": None, "carrier": "UA"},
         {"hour": 1.0, "wind": 2.0, "rain": 3.0, "carrier": None},
     ]
     np.testing.assert_array_equal(np.array(request.features), [[9.5, 4, NAN, 2], [1, 2, 3, NAN]])
     told = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [[9.5, 4, None, 0]]}
-    assert decode({"inputs": [told]}).captured() == [{"hour": 9.5, "wind": 4, "rain": None, "carrier": "AA"}]
+    assert decode({"inputs": [told]}).dicts() == [{"hour": 9.5, "wind": 4, "rain": None, "carrier": "AA"}]
 
 
 @pytest.mark.parametrize(
@@ -302,7 +303,7 @@ def test_a_tensor_that_does_not_fit_is_named(changes: dict[str, object], words: 
 def test_a_tensor_with_no_number_in_it_is_refused_and_a_large_sum_is_not(bad: float) -> None:
     ids = {"name": "ids", "datatype": "INT64", "shape": [1, 1], "data": [1]}
 
-    def ask(values: list[float]) -> oip.Infer:
+    def ask(values: list[float]) -> Infer:
         raw = np.array(values, "<f4").tobytes()
         image = {"name": "image", "datatype": "FP32", "shape": [1, 2, 2], "parameters": {"binary_data_size": 16}}
         return oip.decode(*_whole({"inputs": [image, ids]}, raw), TENSORS)

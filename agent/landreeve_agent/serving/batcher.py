@@ -12,7 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+
+import msgspec
 
 from landreeve_agent.serving.errors import BusyError, LateError, RunFailedError, ServingError
 from landreeve_agent.serving.session import Array
@@ -39,8 +40,7 @@ class Job:
         self.late_ns = self.queued_ns + timeout_us * 1000 if timeout_us else 0
 
 
-@dataclass(slots=True)
-class Ran:
+class Ran(msgspec.Struct, eq=False, gc=False):
     """The outcome of one run for its jobs: the outputs of all their rows, or why there are none; and when it was
     taken from the queue, had its features, and had run, in monotonic nanoseconds."""
 
@@ -118,16 +118,16 @@ class Batcher:
 
     def _run_quick(self) -> None:
         self._scheduled = False
-        until = time.perf_counter_ns() + SLICE_NS
+        taken = time.perf_counter_ns()
+        until = taken + SLICE_NS
         done: list[Ran] = []
         while self._count:
-            taken = time.perf_counter_ns()
             jobs, late = self._take(taken)
             if late:
                 done.append(_too_late(late, taken))
             if jobs:
                 done += self._try(jobs, taken)
-            if time.perf_counter_ns() > until:
+            if not self._count or (taken := time.perf_counter_ns()) > until:
                 break
         if self._count and not self._scheduled:
             self._scheduled = True

@@ -12,10 +12,11 @@ import numpy as np
 from landreeve_models.samples import DTYPES
 
 from landreeve_agent.serving import oip
+from landreeve_agent.serving.columns import Raw
 from landreeve_agent.serving.errors import BadRequestError
 from landreeve_agent.serving.grpc_messages import MESSAGES
-from landreeve_agent.serving.interface import Interface, Raw
-from landreeve_agent.serving.oip import Infer
+from landreeve_agent.serving.interface import Interface
+from landreeve_agent.serving.messages import Body, Infer, InputParameters, InputTensor, Parameters, WantedOutput
 from landreeve_agent.serving.routes import Answered
 
 # Datatype → the member of InferTensorContents that holds it; FP16 has none, so it travels raw.
@@ -35,25 +36,23 @@ def decode(request: Any, interface: Interface) -> Infer:
     if raws and len(raws) != len(request.inputs):
         raise BadRequestError(f"raw_input_contents: {len(raws)} tensors for {len(request.inputs)} inputs")
     inputs = [_input(tensor, raws[index] if raws else None) for index, tensor in enumerate(request.inputs)]
-    message = oip.Body(
+    message = Body(
         inputs=inputs,
         id=request.id or None,
         parameters=_parameters(request.parameters) if request.parameters else None,
-        outputs=[oip.WantedOutput(output.name) for output in request.outputs] or None,
+        outputs=[WantedOutput(output.name) for output in request.outputs] or None,
     )
     tail: Raw = raws[0] if len(raws) == 1 else b"".join(raws)
     return oip.read(message, tail, interface)
 
 
-def _input(tensor: Any, raw: bytes | None) -> oip.InputTensor:
+def _input(tensor: Any, raw: bytes | None) -> InputTensor:
     shape = tuple(tensor.shape)
     if raw is not None:
         if tensor.HasField("contents"):
             raise BadRequestError(f"input {tensor.name!r}: has both contents and raw_input_contents; send one of them")
-        return oip.InputTensor(
-            tensor.name, shape, tensor.datatype, parameters=oip.InputParameters(binary_data_size=len(raw))
-        )
-    return oip.InputTensor(tensor.name, shape, tensor.datatype, data=_typed(tensor))
+        return InputTensor(tensor.name, shape, tensor.datatype, parameters=InputParameters(binary_data_size=len(raw)))
+    return InputTensor(tensor.name, shape, tensor.datatype, data=_typed(tensor))
 
 
 def _typed(tensor: Any) -> list[Any]:
@@ -80,7 +79,7 @@ def _text(name: str, index: int, value: bytes) -> str:
         raise BadRequestError(f"input {name!r}: element {index} is no UTF-8: {error}") from error
 
 
-def _parameters(sent: Mapping[str, Any]) -> oip.Parameters:
+def _parameters(sent: Mapping[str, Any]) -> Parameters:
     """Those of the parameters that we know, by the same names as over HTTP; others are somebody else's."""
     found: dict[str, Any] = {}
     for name in ("at", "ids", "key", "priority", "timeout"):
@@ -89,7 +88,7 @@ def _parameters(sent: Mapping[str, Any]) -> oip.Parameters:
             value = getattr(sent[name], choice) if choice else None
             found[name] = _list(name, value) if isinstance(value, str) and value.startswith("[") else value
     try:
-        return msgspec.convert(found, oip.Parameters)
+        return msgspec.convert(found, Parameters)
     except msgspec.ValidationError as error:
         raise BadRequestError(f"parameters: {error}; ids is a text that holds a JSON array of texts") from error
 

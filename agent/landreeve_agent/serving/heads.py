@@ -74,15 +74,15 @@ class Heads:
     LONGEST = 2048
 
     def __init__(self) -> None:
-        self._seen: dict[bytes, Head] = {}
+        self.seen: dict[bytes, Head] = {}
 
     def find(self, data: bytes) -> Head:
         """The head in the bytes, parsed once; raises `BadHeadError`."""
-        head = self._seen.get(data)
+        head = self.seen.get(data)
         if head is None:
             head = parse_head(data)
             if len(data) <= self.LONGEST and not head.chunked:
-                if len(self._seen) >= self.MOST:  # bounded: strangers may send any number of different ones
-                    self._seen.clear()
-                self._seen[data] = head
+                if len(self.seen) >= self.MOST:  # bounded: strangers may send any number of different ones
+                    self.seen.clear()
+                self.seen[data] = head
         return head

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import httptools
+import msgspec
 
 from landreeve_agent.serving.heads import BadHeadError, Head, Heads
 
@@ -38,15 +39,12 @@ _END = b"\r\n\r\n"
 Body = bytes | memoryview
 
 
-class Request:
+class Request(msgspec.Struct, eq=False):
     """A whole request. A handler that takes its time may set ``on_gone``, called when the caller has left."""
 
-    __slots__ = ("body", "head", "on_gone")
-
-    def __init__(self, head: Head, body: Body) -> None:
-        self.head = head
-        self.body = body
-        self.on_gone: Callable[[], None] | None = None
+    head: Head
+    body: Body
+    on_gone: Callable[[], None] | None = None
 
     @property
     def method(self) -> str:
@@ -64,8 +62,7 @@ class Request:
         return self.head.headers
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True, gc=False):
     """A whole answer. ``headers`` are extra lines, each ended by CRLF."""
 
     status: int
@@ -203,7 +200,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """These bytes have come."""
-        if self._closing:
+        if self._closing or (self._current is None and not self._reading and self._take_usual(data)):
             return
         if self._body is not None:
             rest = self._body.rest()
@@ -216,6 +213,19 @@ class HttpProtocol(asyncio.Protocol):
         except BadHeadError as error:
             self._connections.broken += error.status == 400
             self._refuse(error.status, str(error))
+
+    def _take_usual(self, data: bytes) -> bool:
+        """The usual case, decided at once: these bytes are one whole request whose head has come before."""
+        connections = self._connections
+        end = data.find(_END) + 4
+        head = connections.heads.seen.get(data[:end])
+        if head is None or head.length != len(data) - end or head.length > connections.max_body_bytes:
+            return False
+        if connections.admit is not None:
+            return False
+        request = self._current = Request(head, data[end:])
+        connections.handle(request, self._send)
+        return True
 
     def body_received(self, body: _Body, count: int) -> None:
         """That many more bytes of the body are where they belong."""
@@ -330,7 +340,7 @@ class HttpProtocol(asyncio.Protocol):
 
     @property
     def _reading(self) -> bool:
-        return bool(self._begun) or self._body is not None or self._chunks is not None
+        return self._begun != b"" or self._body is not None or self._chunks is not None
 
     def _take(self, head: Head, body: Body) -> None:
         request = Request(head, body)
@@ -349,11 +359,12 @@ class HttpProtocol(asyncio.Protocol):
     def _send(self, response: Response) -> None:
         request, self._current = self._current, None
         self._since = self._loop.time()
-        if self._transport is None or self._closing or request is None:
+        transport = self._transport
+        if transport is None or self._closing or request is None:
             return
-        keep = request.head.keep_alive and not (self._ended and not self._waiting)
-        body = b"" if request.head.method == "HEAD" else response.body
-        self._transport.write(_head(response, keep) + body)
+        head = request.head
+        keep = head.keep_alive and not (self._ended and not self._waiting)
+        transport.write(_bytes(response, keep, b"" if head.method == "HEAD" else response.body))
         if not keep:
             self._close()
         elif self._waiting:
@@ -374,7 +385,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._transport is None or self._closing:
             return
         self._closing = True
-        self._transport.write(_head(response, keep_alive=False) + response.body)
+        self._transport.write(_bytes(response, False, response.body))
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._loop.call_later(LINGER_S, self._abandon)
@@ -429,7 +440,12 @@ class _Receiving(asyncio.BufferedProtocol):
         self._connection.body_received(self._body, nbytes)
 
 
-def _head(response: Response, keep_alive: bool) -> bytes:
-    connection = b"" if keep_alive else b"connection: close\r\n"
-    length = b"\r\ncontent-length: %d\r\n" % len(response.body)
-    return _HEADS[response.status] + response.content_type + length + connection + response.headers + b"\r\n"
+def _bytes(response: Response, keep_alive: bool, body: bytes) -> bytes:
+    return b"%b%b\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
+        _HEADS[response.status],
+        response.content_type,
+        len(response.body),
+        b"" if keep_alive else b"connection: close\r\n",
+        response.headers,
+        body,
+    )

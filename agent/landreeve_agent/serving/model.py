@@ -15,7 +15,7 @@ from landreeve_agent.serving.control import Plan, Version
 from landreeve_agent.serving.errors import LoadFailedError, RunFailedError
 from landreeve_agent.serving.interface import Interface, is_finite
 from landreeve_agent.serving.memory import Memory
-from landreeve_agent.serving.oip import Infer
+from landreeve_agent.serving.messages import Infer
 from landreeve_agent.serving.policy import require_accepted
 from landreeve_agent.serving.remote import OnEnd, RemoteSession
 from landreeve_agent.serving.resident import Resident
@@ -60,7 +60,7 @@ class LoadedModel:
         if self.pipeline is None:
             return request.tensors
         if request.records is not None:
-            return [self.pipeline.encode(request.records)]
+            return [self.pipeline.encode(request.dicts())]
         return [self.pipeline.encode_columns(request.columns, request.rows)]
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:

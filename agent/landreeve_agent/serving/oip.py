@@ -8,7 +8,6 @@ Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,51 +15,16 @@ import numpy as np
 from landreeve.release.manifest import TensorSpec
 from landreeve_models.samples import DTYPES
 
+from landreeve_agent.serving.columns import MATRIX, Raw, Values, binary_floats, binary_values
 from landreeve_agent.serving.errors import BadRequestError, TooLargeError
-from landreeve_agent.serving.interface import MATRIX, Array, Interface, Raw, Values, binary_floats, binary_values
+from landreeve_agent.serving.interface import Array, Interface
+from landreeve_agent.serving.messages import Body, Infer, InputTensor, Parameters
 from landreeve_agent.store.stamps import moment
 
 MAX_ROWS = 4096
 MAX_ID_CHARS = 200
 PRIORITIES = 3
 _NAN = float("nan")
-
-
-class InputParameters(msgspec.Struct):
-    binary_data_size: int | None = None
-
-
-class InputTensor(msgspec.Struct):
-    name: str
-    shape: tuple[int, ...]
-    datatype: str
-    data: list[Any] | None = None
-    parameters: InputParameters | None = None
-
-
-class OutputParameters(msgspec.Struct):
-    binary_data: bool | None = None
-
-
-class WantedOutput(msgspec.Struct):
-    name: str
-    parameters: OutputParameters | None = None
-
-
-class Parameters(msgspec.Struct):
-    at: str | list[str] | None = None
-    ids: list[str] | None = None
-    key: str | None = None
-    priority: int | None = None
-    timeout: int | None = None
-    binary_data_output: bool = False
-
-
-class Body(msgspec.Struct):
-    inputs: list[InputTensor]
-    id: str | None = None
-    parameters: Parameters | None = None
-    outputs: list[WantedOutput] | None = None
 
 
 class _OutTensor(msgspec.Struct, omit_defaults=True):
@@ -79,38 +43,6 @@ class _Answer(msgspec.Struct, omit_defaults=True):
     parameters: dict[str, list[str]] | None = None
 
 
-@dataclass(slots=True)
-class Infer:
-    """A decoded request.
-
-    Of a tabular model ``columns`` maps a name to its ``rows`` values, numbers that are absent being None; the common
-    small requests come as ``records`` instead (each row as it is captured) with ``features``, the rows as the graph
-    takes them. Of a tensor model ``tensors`` are the graph's inputs in its order. ``wanted`` says for each output
-    whether the caller wants its bytes (True), its JSON (False) or nothing of it (None). ``key`` makes an A/B test
-    sticky; ``priority`` is 1 (first) to 3; ``timeout_us`` how long the request may wait.
-    """
-
-    id: str
-    ids: list[str] | None
-    ats: list[str | None]
-    rows: int
-    columns: dict[str, Values]
-    tensors: list[Array]
-    wanted: tuple[bool | None, ...]
-    key: str = ""
-    priority: int = 2
-    timeout_us: int = 0
-    records: list[dict[str, Any]] | None = None
-    features: list[Sequence[float]] | None = None
-    interface: Interface | None = None
-
-    def captured(self) -> list[dict[str, Any]]:
-        """Each row's columns, as the capture keeps them."""
-        if self.records is not None:
-            return self.records
-        return [{name: value[i] for name, value in self.columns.items()} for i in range(self.rows)]
-
-
 _decoder = msgspec.json.Decoder(Body)
 _encoder = msgspec.json.Encoder()
 _encode = _encoder.encode
@@ -123,35 +55,42 @@ _JSON_ONLY, _BINARY_ONLY = (False,), (True,)
 def decode(body: Raw, json_bytes: int | None, interface: Interface) -> Infer:
     """The request in a body. ``json_bytes`` is the header ``Inference-Header-Content-Length``, if it was sent."""
     if json_bytes is None:
-        message, tail = _parse(body), _NOTHING
+        head, tail = body, _NOTHING
     else:
         if not 0 < json_bytes <= len(body):
             raise BadRequestError(f"Inference-Header-Content-Length: {json_bytes} lies outside the body of {len(body)}")
-        message, tail = _parse(body[:json_bytes]), body[json_bytes:]
-    return read(message, tail, interface)
+        head, tail = body[:json_bytes], body[json_bytes:]
+    if (usual := interface.one_row) is not None:
+        found = usual.json(head) if json_bytes is None else usual.binary(head, tail)
+        if found is not None:
+            message, record, features = found
+            request = _begin(message, 1, interface)
+            request.records, request.features = [record], [features]
+            return request
+    return read(_parse(head), tail, interface)
 
 
 def read(message: Body, tail: Raw, interface: Interface) -> Infer:
     """The request in a message, whatever it came over; ``tail`` are its binary tensors, one after another."""
     rows = _rows(message.inputs)
-    parameters = message.parameters
-    request = Infer(
-        id=_check_id(message.id, "id") if message.id is not None else "",
-        ids=None,
-        ats=_no_ats(rows),
-        rows=rows,
-        columns={},
-        tensors=[],
-        wanted=_JSON_ONLY,
-        interface=interface,
-    )
-    if parameters is not None:
-        _set_parameters(request, parameters)
-    request.wanted = _wanted(message, interface.outputs)
+    request = _begin(message, rows, interface)
     if interface.tensors:
         request.tensors = _tensors(message.inputs, tail, rows, interface)
     else:
         _set_rows(request, message.inputs, tail, interface)
+    return request
+
+
+def _begin(message: Any, rows: int, interface: Interface) -> Infer:
+    """The request without its tensors, of a `Body` or what is like one."""
+    parameters = message.parameters
+    request = Infer(
+        _check_id(message.id, "id") if message.id is not None else "", None, _no_ats(rows), rows, {}, [], _JSON_ONLY
+    )
+    request.interface = interface
+    if parameters is not None:
+        _set_parameters(request, parameters)
+    request.wanted = _wanted(message, interface.outputs)
     return request
 
 
@@ -397,7 +336,7 @@ def _check_at(text: str, field: str) -> None:
         ) from error
 
 
-def _wanted(message: Body, outputs: tuple[TensorSpec, ...]) -> tuple[bool | None, ...]:
+def _wanted(message: Any, outputs: tuple[TensorSpec, ...]) -> tuple[bool | None, ...]:
     """For each output of the model: its bytes, its JSON, or nothing of it."""
     whole = message.parameters is not None and message.parameters.binary_data_output
     if not message.outputs:

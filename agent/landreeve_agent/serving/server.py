@@ -17,10 +17,10 @@ from urllib.parse import unquote
 
 from landreeve_agent.serving import errors
 from landreeve_agent.serving.access import Access
+from landreeve_agent.serving.columns import MATRIX
 from landreeve_agent.serving.heads import Head
 from landreeve_agent.serving.http import DEFAULT_BODY_BYTES, JSON_TYPE, Connections, Request, Response, Send
 from landreeve_agent.serving.infer import ENCODE, RETRY_AFTER, InferDoor, error_response, refuse
-from landreeve_agent.serving.interface import MATRIX
 from landreeve_agent.serving.memory import rss_bytes
 from landreeve_agent.serving.metrics import CONTENT_TYPE, Metrics
 from landreeve_agent.serving.model import LoadedModel
