@@ -8,17 +8,15 @@ first. Writes build/bench/worker.json.
 import argparse
 import asyncio
 import json
+import os
 import socket
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -30,8 +28,13 @@ from landreeve_models.definition import load_definition  # noqa: E402
 from landreeve_models.features.pipeline import Pipeline  # noqa: E402
 
 from tests.agent.onnx_models import graph  # noqa: E402
+from tests.bench.bench_worker_load import Figures, echo, figures, load  # noqa: E402
 
 SECONDS = 1.5
+CLIENTS = (1, 16)
+VARIANTS = 64
+MODEL = "flight-delay"
+INFER = f"/v2/models/{MODEL}/infer"
 ROW: dict[str, object] = {
     "carrier": "B6", "dest": "SFO", "distance": 2586.0, "weekday": 3, "hour": 17, "temp": 81.0, "dewp": 66.0,
     "humid": 60.1, "wind_speed": 12.7, "precip": 0.0, "pressure": 1009.5, "visib": 10.0, "recent_late": 0.31,
@@ -40,17 +43,6 @@ CPU_BAR = 6.0
 P50_BAR = 1.0
 JSON_BAR_US, BINARY_BAR_US = 50.0, 30.0
 ALONE_BAR = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """One case: requests a second, latency in µs, the server's CPU in µs a request."""
-
-    what: str
-    rps: float
-    p50_us: float
-    p99_us: float
-    cpu_us: float
 
 
 def write_release(folder: Path) -> Path:
@@ -75,12 +67,7 @@ def bare(folder: Path) -> Figures:
         start = time.perf_counter_ns()
         session.run([x])
         times.append((time.perf_counter_ns() - start) / 1000)
-    return _figures("onnxruntime, called in process", times, time.perf_counter() - began, time.process_time() - cpu)
-
-
-def _figures(what: str, times: list[float], seconds: float, cpu_s: float) -> Figures:
-    p50, p99 = np.percentile(times, [50, 99])
-    return Figures(what, len(times) / seconds, float(p50), float(p99), cpu_s * 1e6 / len(times))
+    return figures("onnxruntime, called in process", times, time.perf_counter() - began, time.process_time() - cpu)
 
 
 # --- requests
@@ -95,99 +82,69 @@ def _datatype(value: object) -> str:
     return "BYTES" if isinstance(value, str) else "FP64"
 
 
-def oip_json() -> bytes:
-    """One row, each column a JSON tensor."""
-    inputs = [{"name": n, "datatype": _datatype(v), "shape": [1], "data": [v]} for n, v in ROW.items()]
-    document = {"id": "bench", "parameters": {"at": "2026-01-31T09:30:00Z"}, "inputs": inputs}
-    return _post("/v2/models/flight-delay/infer", json.dumps(document).encode())
+def varied() -> list[dict[str, object]]:
+    """Rows that differ from one another, as those of a real caller do."""
+    rng = np.random.default_rng(5)
+    made = []
+    for _ in range(VARIANTS):
+        changes = {"temp": rng.uniform(10, 100), "humid": rng.uniform(10, 100), "recent_late": rng.uniform(0, 1)}
+        made.append(ROW | {name: round(value, 2) for name, value in changes.items()} | {"hour": int(rng.integers(24))})
+    return made
 
 
-def oip_binary() -> bytes:
-    """One row, each column a binary tensor, the answer too."""
-    raws = [
-        struct.pack("<I", len(v)) + v.encode() if isinstance(v, str) else struct.pack("<d", v) for v in ROW.values()
+def _asked(number: int, inputs: list[dict[str, object]], **parameters: object) -> bytes:
+    at = {"at": f"2026-01-31T09:{number % 60:02d}:{number // 60 % 60:02d}Z"}
+    return json.dumps({"id": f"bench-{number:04d}", "parameters": at | parameters, "inputs": inputs}).encode()
+
+
+def oip_json() -> list[bytes]:
+    """One row each, each column a JSON tensor."""
+    return [
+        _post(
+            INFER,
+            _asked(
+                number,
+                [{"name": n, "datatype": _datatype(v), "shape": [1], "data": [v]} for n, v in row.items()],
+            ),
+        )
+        for number, row in enumerate(varied())
     ]
-    inputs = [
-        {"name": n, "datatype": _datatype(v), "shape": [1], "parameters": {"binary_data_size": len(raw)}}
-        for (n, v), raw in zip(ROW.items(), raws, strict=True)
-    ]
-    parameters = {"at": "2026-01-31T09:30:00Z", "binary_data_output": True}
-    head = json.dumps({"id": "bench", "parameters": parameters, "inputs": inputs}).encode()
-    extra = f"inference-header-content-length: {len(head)}\r\n"
-    return _post("/v2/models/flight-delay/infer", head + b"".join(raws), extra)
 
 
-def oip_matrix(folder: Path) -> bytes:
-    """One row, all columns as one binary tensor, the answer in binary too: the shortest request."""
-    raw = Pipeline.from_bytes((folder / "features.json").read_bytes()).encode([ROW]).tobytes()
-    tensor = {
-        "name": "x",
-        "datatype": "FP32",
-        "shape": [1, len(ROW)],
-        "parameters": {"binary_data_size": len(raw)},
-    }
-    parameters = {"at": "2026-01-31T09:30:00Z", "binary_data_output": True}
-    head = json.dumps({"id": "bench", "parameters": parameters, "inputs": [tensor]}).encode()
-    extra = f"inference-header-content-length: {len(head)}\r\n"
-    return _post("/v2/models/flight-delay/infer", head + raw, extra)
+def oip_binary() -> list[bytes]:
+    """One row each, each column a binary tensor, the answer too."""
+    made = []
+    for number, row in enumerate(varied()):
+        raws = {
+            n: struct.pack("<I", len(v)) + v.encode() if isinstance(v, str) else struct.pack("<d", v)
+            for n, v in row.items()
+        }
+        inputs: list[dict[str, object]] = [
+            {"name": n, "datatype": _datatype(row[n]), "shape": [1], "parameters": {"binary_data_size": len(raw)}}
+            for n, raw in raws.items()
+        ]
+        made.append(_binary(_asked(number, inputs, binary_data_output=True), b"".join(raws.values())))
+    return made
 
 
-class Client(asyncio.Protocol):
-    """Sends the same request over and over on one connection; counts only complete answers of status 200."""
-
-    def __init__(self, request: bytes, until: float) -> None:
-        self.request = request
-        self.until = until
-        self.times: list[float] = []
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.buffer = b""
-        self.start = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-        self._send()
-
-    def _send(self) -> None:
-        self.start = time.perf_counter_ns()
-        self.transport.write(self.request)  # type: ignore[attr-defined]
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        head, separator, body = self.buffer.partition(b"\r\n\r\n")
-        if not separator or len(body) < int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]):
-            return
-        if b" 200 " not in head[:16]:
-            self.done.set_exception(RuntimeError(self.buffer.decode(errors="replace")))
-            return
-        self.buffer = b""
-        self.times.append((time.perf_counter_ns() - self.start) / 1000)
-        if time.perf_counter() < self.until:
-            self._send()
-        else:
-            self.transport.close()
-            self.done.set_result(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_exception(exc or ConnectionResetError("the server closed"))
+def oip_matrix(folder: Path) -> list[bytes]:
+    """One row each, all columns as one binary tensor, the answer in binary too: the shortest request."""
+    pipeline = Pipeline.from_bytes((folder / "features.json").read_bytes())
+    made = []
+    for number, row in enumerate(varied()):
+        raw = pipeline.encode([row]).tobytes()
+        tensor: dict[str, object] = {
+            "name": "x",
+            "datatype": "FP32",
+            "shape": [1, len(ROW)],
+            "parameters": {"binary_data_size": len(raw)},
+        }
+        made.append(_binary(_asked(number, [tensor], binary_data_output=True), raw))
+    return made
 
 
-async def load(what: str, address: tuple[str, int], request: bytes, clients: int, pid: int) -> Figures:
-    """Load a server for `SECONDS` after a short warm-up."""
-    loop, process = asyncio.get_running_loop(), psutil.Process(pid)
-
-    async def burst(seconds: float) -> list[float]:
-        until = time.perf_counter() + seconds
-        made = [(await loop.create_connection(lambda: Client(request, until), *address))[1] for _ in range(clients)]
-        await asyncio.gather(*(client.done for client in made))
-        return [t for client in made for t in client.times]
-
-    await burst(0.2)
-    before, began = process.cpu_times(), time.perf_counter()
-    times = await burst(SECONDS)
-    seconds, after = time.perf_counter() - began, process.cpu_times()
-    cpu_s = after.user + after.system - before.user - before.system
-    return _figures(f"{what}, {clients} client{'s' if clients > 1 else ''}", times, seconds, cpu_s)
+def _binary(head: bytes, tail: bytes) -> bytes:
+    return _post(INFER, head + tail, f"inference-header-content-length: {len(head)}\r\n")
 
 
 # --- the peer: what an application developer writes in an afternoon
@@ -220,9 +177,9 @@ async def peer(folder: Path) -> list[Figures]:
     process = await asyncio.create_subprocess_exec(sys.executable, __file__, "--peer", str(port), str(folder))
     try:
         await _answers(port)
-        request = _post("/predict", json.dumps(ROW).encode())
-        address = ("127.0.0.1", port)
-        return [await load("FastAPI + onnxruntime, JSON", address, request, n, process.pid) for n in (1, 16)]
+        asked = [_post("/predict", json.dumps(row).encode()) for row in varied()]
+        what, address = "FastAPI + onnxruntime, JSON", ("127.0.0.1", port)
+        return [await asyncio.to_thread(load, what, address, asked, n, process.pid) for n in CLIENTS]
     finally:
         process.kill()
         await process.wait()
@@ -244,15 +201,19 @@ async def worker(folder: Path, spool: Path) -> list[Figures]:
     process = WorkerProcess(spool)
     await process.start()
     try:
-        version = Version("flight-delay", "1.0.0", "0" * 64, str(folder), Plan(batch=32))
-        await process.apply((Route("flight-delay", version),))
+        version = Version(MODEL, "1.0.0", "0" * 64, str(folder), Plan(batch=32))
+        await process.apply((Route(MODEL, version),))
         pid = (await process.status()).pid
-        cases: list[tuple[str, Callable[[], bytes]]] = [
-            ("worker, JSON", oip_json),
-            ("worker, binary columns", oip_binary),
-            ("worker, binary", lambda: oip_matrix(folder)),
+        cases = [
+            ("worker, JSON", oip_json()),
+            ("worker, binary columns", oip_binary()),
+            ("worker, binary", oip_matrix(folder)),
         ]
-        return [await load(what, process.address, make(), n, pid) for what, make in cases for n in (1, 16)]
+        return [
+            await asyncio.to_thread(load, what, process.address, asked, n, pid, model=MODEL)
+            for what, asked in cases
+            for n in CLIENTS
+        ]
     finally:
         await process.stop()
 
@@ -260,31 +221,46 @@ async def worker(folder: Path, spool: Path) -> list[Figures]:
 # --- the report
 
 
-def rows(figures: list[Figures]) -> list[dict[str, object]]:
-    """The figures as ``{what, value, unit, bar, holds}``."""
+def rows(measured: list[Figures]) -> list[dict[str, object]]:
+    """The figures as ``{what, value, unit, bar, holds}``, those with a bar or a reason last."""
     found: list[dict[str, object]] = []
-    for f in figures:
+    for f in measured:
         for name, value, unit in (
             ("requests a second", f.rps, "1/s"),
             ("p50", f.p50_us, "µs"),
             ("p99", f.p99_us, "µs"),
             ("CPU a request", f.cpu_us, "µs"),
+            ("rows a run", f.rows_a_run, ""),
         ):
-            found.append(
-                {"what": f"{f.what}: {name}", "value": round(value, 1), "unit": unit, "bar": None, "holds": None}
-            )
-    by_name = {f.what: f for f in figures}
-    for case, bar in (("JSON", JSON_BAR_US), ("binary", BINARY_BAR_US)):
+            if value:
+                found.append(_plain(f"{f.what}: {name}", value, unit))
+    return found + _bars({f.what: f for f in measured})
+
+
+def _bars(by_name: dict[str, Figures]) -> list[dict[str, object]]:
+    found = []
+    for case, bar in (("JSON", JSON_BAR_US), ("binary columns", BINARY_BAR_US), ("binary", BINARY_BAR_US)):
         found.append(
             _limit(f"worker, {case}, 16 clients: CPU", by_name[f"worker, {case}, 16 clients"].cpu_us, bar, "µs")
         )
     alone, bare_call = by_name["worker, binary, 1 client"], by_name["onnxruntime, called in process"]
-    found.append(_limit("p50 of one client by the bare call's", alone.p50_us / bare_call.p50_us, ALONE_BAR, "times"))
+    floor = by_name["echo server on uvloop, 1 client"]
+    found += [
+        _limit("p50 of one client by the bare call's", alone.p50_us / bare_call.p50_us, ALONE_BAR, "times"),
+        _plain("the same of a server that only echoes: the floor here", floor.p50_us / bare_call.p50_us, "times"),
+        _plain("p50 of one client beyond the echo, by the bare call's",
+               (alone.p50_us - floor.p50_us) / bare_call.p50_us, "times"),
+        _plain("CPU of one client's request beyond the echo", alone.cpu_us - floor.cpu_us, "µs"),
+    ]  # fmt: skip
     for clients, bar in (("1 client", 1.5), ("16 clients", CPU_BAR)):
         ours, theirs = by_name[f"worker, JSON, {clients}"], by_name[f"FastAPI + onnxruntime, JSON, {clients}"]
         found.append(_ratio(f"CPU a request, FastAPI by worker, JSON, {clients}", theirs.cpu_us / ours.cpu_us, bar))
         found.append(_ratio(f"p50, FastAPI by worker, JSON, {clients}", theirs.p50_us / ours.p50_us, P50_BAR))
     return found
+
+
+def _plain(what: str, value: float, unit: str) -> dict[str, object]:
+    return {"what": what, "value": round(value, 2), "unit": unit, "bar": None, "holds": None}
 
 
 def _limit(what: str, value: float, bar: float, unit: str) -> dict[str, object]:
@@ -298,10 +274,10 @@ def _ratio(what: str, value: float, bar: float) -> dict[str, object]:
 async def bench() -> list[Figures]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = write_release(Path(temporary) / "release")
-        figures = [bare(folder)]
-        figures += await worker(folder, Path(temporary) / "spool")
-        figures += await peer(folder)
-        return figures
+        found = [bare(folder), *echo(oip_json(), CLIENTS)]
+        found += await worker(folder, Path(temporary) / "spool")
+        found += await peer(folder)
+        return found
 
 
 def main() -> None:
@@ -313,15 +289,16 @@ def main() -> None:
         return
     import uvloop
 
-    figures = uvloop.run(bench())
-    print(f"{'':48}{'req/s':>9}{'p50 µs':>10}{'p99 µs':>10}{'CPU µs/req':>12}")
-    for f in figures:
-        print(f"{f.what:48}{f.rps:9.0f}{f.p50_us:10.1f}{f.p99_us:10.1f}{f.cpu_us:12.1f}")
-    found = rows(figures)
-    for row in found[-7:]:
-        print(
-            f"{row['what']}: {row['value']} {row['unit']} (bar {row['bar']}: {'holds' if row['holds'] else 'missed'})"
-        )
+    measured = uvloop.run(bench())
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{'':48}{'req/s':>9}{'p50 µs':>10}{'p99 µs':>10}{'CPU µs/req':>12}{'rows/run':>10}")
+    for f in measured:
+        runs = f"{f.rows_a_run:10.1f}" if f.rows_a_run else ""
+        print(f"{f.what:48}{f.rps:9.0f}{f.p50_us:10.1f}{f.p99_us:10.1f}{f.cpu_us:12.1f}{runs}")
+    for row in _bars({f.what: f for f in measured}):
+        verdict = "" if row["bar"] is None else f" (bar {row['bar']}: {'holds' if row['holds'] else 'missed'})"
+        print(f"{row['what']}: {row['value']} {row['unit']}{verdict}")
+    found = rows(measured)
     target = ROOT / "build/bench/worker.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")

@@ -10,8 +10,9 @@ from landreeve.settings import SettingsError, write_values
 
 from landreeve_agent.commands.client import connected
 from landreeve_agent.commands.options import Output, state_of
+from landreeve_agent.commands.running import changes_of, run_site
 from landreeve_agent.config import AgentSettings, load_settings
-from landreeve_agent.errors import AlreadyRunningError, OperatorError
+from landreeve_agent.errors import OperatorError
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="a setting as KEY=VALUE; may be repeated")]
 
@@ -40,7 +41,7 @@ def init(
     from landreeve_agent.console.access import ensure_tokens
 
     state = state_of(context)
-    changes = _changes(sets) | ({"site.name": site} if site else {})
+    changes = changes_of(sets or []) | ({"site.name": site} if site else {})
     try:
         state.prepare()
         if changes or not state.settings_file.exists():
@@ -57,19 +58,7 @@ def init(
 
 def run(context: typer.Context, sets: Sets = None) -> None:
     """Run this site until asked to stop: inference, intake, drift, training, updates, console."""
-    from landreeve_agent import lean
-
-    lean.share_arenas()
-    # Where they are installed sqlite-utils imports both to name their types: 50 MB of a small box for nothing we use.
-    lean.import_without("sqlite_utils", "pandas", "numpy")
-    from landreeve_agent.app import run_agent
-
-    try:
-        run_agent(state_of(context), os.environ, _changes(sets))
-    except AlreadyRunningError as error:
-        fail(Exit.CONFLICT, str(error))
-    except OperatorError as error:
-        fail(Exit.FAILURE, str(error))
+    run_site(state_of(context).root, sets or [])
 
 
 def join(
@@ -126,16 +115,6 @@ def code(context: typer.Context, output: Output = Format.TABLE) -> None:
         note(f"type it at {url} within {made['valid_s'] / 60:.0f} minutes")
     else:
         emit({"code": made["code"], "url": url, "valid_s": made["valid_s"]}, output)
-
-
-def _changes(sets: list[str] | None) -> dict[str, str]:
-    changes: dict[str, str] = {}
-    for text in sets or []:
-        key, equals, value = text.partition("=")
-        if not equals:
-            fail(Exit.USAGE, f"--set {text!r}: write KEY=VALUE, for example console.port=8411")
-        changes[key.strip()] = value
-    return changes
 
 
 def _show_status(document: dict[str, Any]) -> None:

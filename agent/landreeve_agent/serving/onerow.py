@@ -254,7 +254,12 @@ def _tensor_type(at: int, column: Input, fields: list[Any]) -> Any:
 
 def _matrix_type(width: int) -> Any:
     shape = tuple[Literal[1], Literal[width]]  # type: ignore[valid-type]
-    fields: list[Any] = [("datatype", Literal[tuple(_NUMBERS)]), ("shape", shape), ("parameters", _Size), ("data", None, None)]
+    fields: list[Any] = [
+        ("datatype", Literal[tuple(_NUMBERS)]),
+        ("shape", shape),
+        ("parameters", _Size),
+        ("data", None, None),
+    ]
     return msgspec.defstruct("Matrix", fields, tag_field="name", tag=MATRIX, gc=False)
 
 
