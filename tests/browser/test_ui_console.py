@@ -11,7 +11,7 @@ from fake_hub import FakeHub
 from fake_site import COOKIE, FakeSite
 from landreeve_agent.console import pages as site_pages
 from landreeve_hub.console import pages as hub_pages
-from landreeve_hub.console.filter import select
+from landreeve_hub.fleet.filter import select
 
 SIGNED_IN = {"cookie": f"{COOKIE}=yes"}
 

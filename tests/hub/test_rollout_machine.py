@@ -4,14 +4,17 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from landreeve_hub.rollout import commands
+from landreeve_hub.rollout.commands import Asked
 from landreeve_hub.rollout.machine import decide
-from landreeve_hub.rollout.policy import parse_plan, resolve
+from landreeve_hub.rollout.policy import parse_plan
+from landreeve_hub.rollout.resolve import resolve
+from landreeve_hub.rollout.roster import Member, Outcome, Roster
 from landreeve_hub.rollout.state import (
+    Around,
     Assign,
+    Begin,
     DeviceFact,
     Fleet,
-    Member,
-    Outcome,
     Quarantine,
     RaiseIncident,
     Refused,
@@ -36,7 +39,9 @@ def rollout(plan: dict | None = None, state: State = State.RUNNING) -> Rollout:
     parsed = parse_plan(CANARY if plan is None else plan)
     waves = resolve(parsed, SITES)
     members = tuple(Member(d, SITES[d], number) for number, wave in enumerate(waves) for d in wave)
-    return Rollout("r-000001", "delay", NEW, "v2", parsed, members, state)
+    return Rollout(
+        id="r-000001", model="delay", digest=NEW, version="v2", plan=parsed, state=state, members=Roster(members)
+    )
 
 
 def reported(seen: Fleet, device: str, state: str, **more: object) -> Fleet:
@@ -44,6 +49,17 @@ def reported(seen: Fleet, device: str, state: str, **more: object) -> Fleet:
     report = Report("r-000001", 2, NEW, state, **given)
     running = NEW if state == "COMMITTED" else seen[device].running
     return {**seen, device: replace(seen[device], report=report, running=running)}
+
+
+ANN = Asked("ann", T0)
+
+
+def ordered_back(orders: tuple, seen: Fleet) -> dict[str, str]:
+    """What the return that was begun orders, by device."""
+    (begun,) = [o.rollout for o in orders if isinstance(o, Begin)]
+    decision = decide(begun, {d: replace(f, assigned=NEW) for d, f in seen.items()}, T0)
+    assert all(o.action == "rollback" for o in decision.orders)
+    return {o.device: o.release for o in decision.orders}
 
 
 def assigned(orders: tuple, action: str = "install") -> list[str]:
@@ -94,14 +110,18 @@ def test_the_way_back_leads_to_each_devices_own_last_good_release() -> None:
         seen = reported(seen, device, "COMMITTED")
     seen = reported(seen, "d-3", "REJECTED")
     decision = decide(first.rollout, seen, T0)
-    back = {o.device: o.release for o in decision.orders if isinstance(o, Assign) and o.action == "rollback"}
-    assert back == {"d-1": OLD, "d-2": other, "d-3": OLD}
+    assert ordered_back(decision.orders, seen) == {"d-1": OLD, "d-2": other, "d-3": OLD}
 
 
 def test_rollback_ends_when_everyone_serves_the_prior_release() -> None:
     first = decide(rollout(), fleet(), T0)
     stopped = decide(first.rollout, reported(fleet(), "d-1", "ROLLED_BACK"), T0)
-    assert decide(stopped.rollout, fleet(), T0).rollout.state is State.ROLLED_BACK
+    (begun,) = [o.rollout for o in stopped.orders if isinstance(o, Begin)]
+    assert (begun.id, begun.of, begun.kind) == ("r-000001-back", "r-000001", "return")
+    assert decide(stopped.rollout, fleet(), T0, Around(child=begun)).rollout.state is State.ROLLING_BACK
+    child = decide(decide(begun, fleet(), T0).rollout, fleet(), T0).rollout
+    assert child.state is State.FINISHED
+    assert decide(stopped.rollout, fleet(), T0, Around(child=child)).rollout.state is State.ROLLED_BACK
 
 
 def test_first_version_ever_is_withdrawn_from_a_site_that_refused_it() -> None:
@@ -125,14 +145,14 @@ def test_stale_report_of_an_older_rollout_is_no_answer() -> None:
     seen = fleet()
     seen["d-1"] = replace(seen["d-1"], report=Report("r-000000", 1, NEW, "ROLLED_BACK"))
     decision = decide(first.rollout, seen, T0)
-    assert decision.rollout.members[0].outcome is Outcome.ORDERED
+    assert decision.rollout.members["d-1"].outcome is Outcome.ORDERED
 
 
 def test_late_report_never_takes_a_failure_back() -> None:
     first = decide(rollout({"gate": {"max_failures": 3}}), fleet(), T0)
     failed = decide(first.rollout, reported(fleet(), "d-1", "ROLLED_BACK"), T0)
     decision = decide(failed.rollout, reported(fleet(), "d-1", "COMMITTED"), T0)
-    assert decision.rollout.members[0].outcome is Outcome.FAILED
+    assert decision.rollout.members["d-1"].outcome is Outcome.FAILED
 
 
 def test_accepted_failure_is_told_once_and_its_site_ends_on_its_last_good_release() -> None:
@@ -166,14 +186,14 @@ def test_device_sent_back_mid_way_is_not_counted_as_failed() -> None:
     first = decide(rollout(plan), fleet(), T0)
     stopped = decide(first.rollout, reported(fleet(), "d-1", "REJECTED"), T0)
     seen = reported(reported(fleet(), "d-1", "REJECTED"), "d-2", "ROLLED_BACK", cause="superseded")
-    assert decide(stopped.rollout, seen, T0).rollout.members[1].outcome is Outcome.ORDERED
+    assert decide(stopped.rollout, seen, T0).rollout.members["d-2"].outcome is Outcome.ORDERED
 
 
 def test_resumed_in_spite_of_silence_still_asks_for_proof() -> None:
     first = decide(rollout(), fleet(), T0)
     later = T0 + timedelta(days=2)
     paused = decide(first.rollout, fleet(), later)
-    resumed = commands.resume(paused.rollout, "ann", later)
+    resumed = commands.resume(paused.rollout, ANN)
     assert not isinstance(resumed, Refused)
     decision = decide(resumed[0], fleet(), later)
     assert decision.rollout.cause == "no_proof"
@@ -219,7 +239,7 @@ def test_soak_delays_the_next_wave() -> None:
 
 def test_paused_rollout_orders_nothing_but_still_goes_back_on_failure() -> None:
     first = decide(rollout(), fleet(), T0)
-    paused = commands.pause(first.rollout, "ann", T0)
+    paused = commands.pause(first.rollout, ANN)
     assert not isinstance(paused, Refused)
     assert decide(paused[0], reported(fleet(), "d-1", "COMMITTED"), T0).orders == ()
     assert decide(paused[0], reported(fleet(), "d-1", "REJECTED"), T0).rollout.state is State.ROLLING_BACK
@@ -229,21 +249,21 @@ def test_abort_keeps_who_committed_and_returns_who_is_under_way() -> None:
     plan = {"waves": [{"devices": ["EWR", "JFK"]}, {"rest": True}]}
     first = decide(rollout(plan), fleet(), T0)
     seen = decide(first.rollout, reported(fleet(), "d-1", "COMMITTED"), T0)
-    aborted = commands.abort(seen.rollout, "ann", T0)
+    aborted = commands.abort(seen.rollout, ANN)
     assert not isinstance(aborted, Refused)
     assert aborted[0].state is State.ABORTED
-    assert assigned(aborted[1], "rollback") == ["d-2"]
+    assert ordered_back(aborted[1], fleet()) == {"d-2": OLD}
 
 
 def test_finished_rollout_can_still_be_rolled_back() -> None:
     first = decide(rollout({"waves": [{"devices": ["EWR"]}]}), fleet(), T0)
     done = decide(first.rollout, reported(fleet(), "d-1", "COMMITTED"), T0)
     assert done.rollout.state is State.FINISHED
-    back = commands.roll_back(done.rollout, "ann", T0)
+    back = commands.roll_back(done.rollout, ANN)
     assert not isinstance(back, Refused)
-    assert assigned(back[1], "rollback") == ["d-1"]
+    assert ordered_back(back[1], reported(fleet(), "d-1", "COMMITTED")) == {"d-1": OLD}
 
 
 def test_command_out_of_state_is_refused_with_the_reason() -> None:
-    refused = commands.pause(rollout(state=State.FINISHED), "ann", T0)
+    refused = commands.pause(rollout(state=State.FINISHED), ANN)
     assert refused == Refused("rollout r-000001 cannot pause: it is not running (it is FINISHED)")

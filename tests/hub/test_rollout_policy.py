@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from landreeve_hub.rollout.policy import BadPlanError, parse_plan, resolve
+from landreeve_hub.rollout.policy import BadPlanError, parse_plan
+from landreeve_hub.rollout.resolve import resolve
 from landreeve_hub.rollout.waiting import ForDevices, ForOffline, named, words
 
 SITES = {"d-1": "EWR", "d-2": "JFK", "d-3": "LGA"}
@@ -19,7 +20,7 @@ SITES = {"d-1": "EWR", "d-2": "JFK", "d-3": "LGA"}
         ({"gate": {"threshold": 3}}, "unknown field `threshold`"),
         ({"gate": {"on_failure": "ignore"}}, "Invalid enum value 'ignore'"),
         ({"waves": []}, "plan.waves: 0 waves"),
-        ({"waves": [{}]}, r"plan.waves\[0\]: give exactly one of devices, share, rest"),
+        ({"waves": [{}]}, r"plan.waves\[0\]: give exactly one of devices, share, count, query, rest"),
         ({"waves": [{"share": 1.5}]}, r"plan.waves\[0\].share: 1.5"),
         ({"waves": [{"rest": True}, {"share": 0.5}]}, "only the last wave can take the rest"),
         ({"probation": {"alpha": 2}}, "plan.probation.alpha"),

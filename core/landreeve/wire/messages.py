@@ -10,6 +10,8 @@ from typing import Any, Literal
 import msgspec
 
 from landreeve.wire.plans import BoxFacts, PlanTrial, RunPlan
+from landreeve.wire.schedule import Schedule
+from landreeve.wire.strategy import Strategy
 
 VERSION = 1
 
@@ -27,7 +29,8 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 class Birth(Body, frozen=True, kw_only=True, tag="birth"):
     """Said once per start of the supervisor: who I am, what box this is, what my metric columns mean.
 
-    ``box_class`` is shared by boxes on which the same plans win; empty where it is not known.
+    ``box_class`` is shared by boxes on which the same plans win; empty where it is not known. ``features`` are parts
+    of orders this agent keeps to that older ones ignore (``schedule/1``, ``strategy/1``).
     """
 
     agent: str
@@ -39,6 +42,7 @@ class Birth(Body, frozen=True, kw_only=True, tag="birth"):
     certificate_expires: str
     labels: dict[str, str] = {}
     box_class: str = ""
+    features: tuple[str, ...] = ()
 
 
 class Event(Body, frozen=True, kw_only=True, tag="event"):
@@ -297,6 +301,8 @@ class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
     action: Literal["install", "rollback"] = "install"
     probation: Probation = Probation()
     hints: tuple[RunPlan, ...] = ()
+    schedule: Schedule | None = None
+    strategy: Strategy | None = None
 
 
 class Desired(Wire, frozen=True, kw_only=True):

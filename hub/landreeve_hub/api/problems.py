@@ -16,8 +16,10 @@ from landreeve_hub.errors import NotFoundError
 from landreeve_hub.incidents.incidents import IncidentStateError, UnknownIncidentError
 from landreeve_hub.registry.releases import WrongStateError
 from landreeve_hub.rollout.book import UnknownRolloutError
+from landreeve_hub.rollout.conflicts import NoConflictError
 from landreeve_hub.rollout.policy import BadPlanError
-from landreeve_hub.rollout.runner import NotAllowedError, RolloutRefusedError
+from landreeve_hub.rollout.propose import RolloutRefusedError
+from landreeve_hub.rollout.runner import NotAllowedError
 
 _STATUS: dict[type[Exception], int] = {
     BadPlanError: 422,
@@ -28,6 +30,7 @@ _STATUS: dict[type[Exception], int] = {
     WrongStateError: 409,
     RolloutRefusedError: 409,
     IncidentStateError: 409,
+    NoConflictError: 409,
     NotAllowedError: 403,
     UnknownRolloutError: 404,
     NotFoundError: 404,

@@ -1,42 +1,56 @@
 """Rollouts as the API shows them."""
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection
 
 from landreeve_hub.rollout import book
-from landreeve_hub.rollout.machine import decide, failures, in_flight, silent
+from landreeve_hub.rollout.gates import by_share, failures, figures, silent
+from landreeve_hub.rollout.live import surroundings
+from landreeve_hub.rollout.machine import decide, in_flight, watch_end
+from landreeve_hub.rollout.roster import Back, Member, Outcome
 from landreeve_hub.rollout.sight import see
-from landreeve_hub.rollout.state import Back, Fleet, Member, Outcome, Rollout
+from landreeve_hub.rollout.state import FINAL, Fleet, Rollout
 from landreeve_hub.rollout.waiting import words
 
 _NOT_BEGUN = frozenset({Outcome.WAITING, Outcome.SKIPPED})
+NOBODY: Fleet = {}
 
 
 def active_rows(connection: Connection, now: datetime) -> list[dict[str, Any]]:
     """A `RolloutRow` for each rollout that has not ended."""
-    return [row(connection, kept, now) for kept in book.listed(connection, active=True)]
+    going = book.listed(connection, active=True)
+    return [_row(connection, kept, now, [other.rollout for other in going]) for kept in going]
 
 
 def rows(connection: Connection, now: datetime, model: str = "") -> list[dict[str, Any]]:
     """A `RolloutRow` for each rollout, newest first."""
     kept = book.listed(connection, model=model)
-    sights = {name: see(connection, name) for name in {k.rollout.model for k in kept}}
-    return [_row(connection, k, sights[k.rollout.model], now) for k in kept]
+    going = [k.rollout for k in book.listed(connection, active=True)]
+    return [_row(connection, k, now, going) for k in kept]
 
 
 def row(connection: Connection, kept: book.Kept, now: datetime) -> dict[str, Any]:
     """One rollout: waves, gates with their values, what it waits for, and its log."""
-    return _row(connection, kept, see(connection, kept.rollout.model), now)
+    return _row(connection, kept, now, [k.rollout for k in book.listed(connection, active=True)])
 
 
-def _row(connection: Connection, kept: book.Kept, sight: Fleet, now: datetime) -> dict[str, Any]:
+def _row(connection: Connection, kept: book.Kept, now: datetime, going: Collection[Rollout]) -> dict[str, Any]:
     rollout = kept.rollout
-    waiting = decide(rollout, sight, now).waiting
+    sight, waiting = NOBODY, list[str]()
+    if rollout.state not in FINAL or _watched(rollout, now):
+        sight = see(connection, rollout, now, rows=True)
+        others = [other for other in going if other.id != rollout.id]
+        around = surroundings(connection, rollout, others, now)
+        waiting = [words(item) for item in decide(rollout, sight, now, around).waiting]
     return {
         "id": rollout.id,
+        "kind": rollout.kind,
+        "of": rollout.of,
         "model": rollout.model,
         "version": rollout.version,
         "release": rollout.digest,
@@ -45,21 +59,30 @@ def _row(connection: Connection, kept: book.Kept, sight: Fleet, now: datetime) -
         "wave": rollout.wave,
         "waves": waves(rollout, sight),
         "gates": gates(rollout),
-        "waiting": [words(item) for item in waiting],
+        "waiting": waiting,
         "cause": rollout.cause,
         "sentence": rollout.sentence,
+        "why": rollout.why,
+        "risk": rollout.risk,
         "created": kept.created,
         "created_by": kept.created_by,
         "approved_by": kept.approved_by,
-        "log": book.log_of(connection, rollout.id),
+        "log": book.log_of(connection, rollout.id, 500),
     }
+
+
+def _watched(rollout: Rollout, now: datetime) -> bool:
+    end = watch_end(rollout)
+    return end is not None and end > now
 
 
 def waves(rollout: Rollout, sight: Fleet) -> list[dict[str, Any]]:
     """How each wave stands, and every device in it."""
+    by_wave: dict[int, list[Member]] = {number: [] for number in range(rollout.members.last_wave + 1)}
+    for member in rollout.members.values():
+        by_wave[member.wave].append(member)
     shown = []
-    for number in range(max(m.wave for m in rollout.members) + 1):
-        members = [m for m in rollout.members if m.wave == number]
+    for number, members in by_wave.items():
         name = rollout.plan.waves[number].name if number < len(rollout.plan.waves) else ""
         shown.append(
             {
@@ -67,7 +90,9 @@ def waves(rollout: Rollout, sight: Fleet) -> list[dict[str, Any]]:
                 "total": len(members),
                 "committed": sum(m.outcome is Outcome.COMMITTED and m.back is Back.NO for m in members),
                 "failed": sum(m.outcome is Outcome.FAILED for m in members),
-                "in_flight": sum(m.outcome is Outcome.ORDERED and m.back is Back.NO for m in members),
+                "silent": sum(m.outcome is Outcome.SILENT for m in members),
+                "excluded": sum(m.outcome is Outcome.EXCLUDED for m in members),
+                "in_flight": sum(m.flying for m in members),
                 "devices": [_member(m, sight) for m in members],
             }
         )
@@ -77,35 +102,67 @@ def waves(rollout: Rollout, sight: Fleet) -> list[dict[str, Any]]:
 def _member(member: Member, sight: Fleet) -> dict[str, str]:
     fact = sight.get(member.device)
     report = fact.report if fact else None
-    flying = member.outcome is Outcome.ORDERED and member.back is Back.NO
-    state = member.stage.lower() if flying and member.stage else member.back.value or member.outcome.value
-    sentence = report.sentence if flying and report and report.state == member.stage else member.sentence
+    state = member.stage.lower() if member.flying and member.stage else member.back.value or member.outcome.value
+    sentence = report.sentence if member.flying and report and report.state == member.stage else member.sentence
     return {"id": member.device, "site": member.site, "state": state, "sentence": sentence}
 
 
 def gates(rollout: Rollout) -> list[dict[str, Any]]:
     """Each gate with its limit and its value now, and whether it holds."""
-    gate = rollout.plan.gate
-    wave = [m for m in rollout.members if m.wave == rollout.wave]
-    committed = sum(m.outcome is Outcome.COMMITTED for m in wave)
-    least = min(gate.min_committed, len(wave))
+    if rollout.kind == "return":
+        return []
+    gate, members = rollout.plan.gate, rollout.members
+    size = members.size(rollout.wave)
+    committed = members.count(Outcome.COMMITTED, wave=rollout.wave)
+    least = min(gate.min_committed, size)
     limits = (
-        ("failed devices", max(gate.max_failures, rollout.accepted_failures), len(failures(rollout))),
-        ("silent devices", max(gate.max_silent, rollout.accepted_silent), len(silent(rollout))),
-        ("updating at the same time", gate.max_in_flight, len(in_flight(rollout))),
+        (
+            "failed devices",
+            max(gate.max_failures, rollout.accepted_failures),
+            len(failures(rollout)),
+            "max_failed_share",
+        ),
+        ("silent devices", max(gate.max_silent, rollout.accepted_silent), len(silent(rollout)), "max_silent_share"),
     )
-    shown: list[dict[str, Any]] = [
-        {"name": name, "limit": limit, "value": value, "holds": value <= limit} for name, limit, value in limits
+    shown: list[dict[str, Any]] = []
+    heard = members.count(Outcome.COMMITTED, Outcome.FAILED)
+    for name, limit, value, share in limits:
+        part = getattr(gate, share)
+        if part is not None and by_share(rollout, part):
+            of = heard + (len(silent(rollout)) if share == "max_silent_share" else 0)
+            rate = value / of if of else 0.0
+            shown.append({"name": f"share of {name}", "limit": part, "value": rate, "holds": rate <= part})
+        else:
+            shown.append({"name": name, "limit": limit, "value": value, "holds": value <= limit})
+    flying = len(members.flying)
+    shown += [
+        {
+            "name": "updating at the same time",
+            "limit": gate.max_in_flight,
+            "value": flying,
+            "holds": flying <= gate.max_in_flight,
+        },
+        {"name": "committed in this wave", "limit": least, "value": committed, "holds": committed >= least},
     ]
-    shown.append({"name": "committed in this wave", "limit": least, "value": committed, "holds": committed >= least})
-    return shown
+    return shown + [
+        {
+            "name": figure.name,
+            "limit": figure.limit,
+            "value": figure.bounds.estimate if figure.bounds.devices else None,
+            "low": figure.bounds.low if figure.bounds.devices else None,
+            "high": figure.bounds.high if figure.bounds.devices else None,
+            "devices": figure.bounds.devices,
+            "holds": figure.bounds.devices >= figure.need and figure.bounds.estimate <= figure.limit,
+        }
+        for figure in figures(rollout)
+    ]
 
 
 def _from_version(rollout: Rollout, sight: Fleet) -> str:
     """The version most sites come from."""
     versions = Counter(
         m.prior_version or (sight[m.device].running_version if m.outcome in _NOT_BEGUN and m.device in sight else "")
-        for m in rollout.members
+        for m in rollout.members.values()
     )
     versions.pop("", None)
     return versions.most_common(1)[0][0] if versions else ""
@@ -115,7 +172,47 @@ def waiting_by_device(connection: Connection, now: datetime) -> dict[str, str]:
     """What each device of a rollout under way does, in words."""
     found = {}
     for kept in book.listed(connection, active=True):
-        sight = see(connection, kept.rollout.model)
-        for member in in_flight(kept.rollout):
+        flying = in_flight(kept.rollout)
+        sight = see(connection, kept.rollout, now, [m.device for m in flying])
+        for member in flying:
             found[member.device] = _member(member, sight)["sentence"] or f"ordered to take {kept.rollout.version}"
     return found
+
+
+def record(connection: Connection, kept: book.Kept, audited: list[dict[str, Any]]) -> dict[str, Any]:
+    """The change record: who asked for what and why, how risky it is and how it is taken back, who approved it, what
+    happened when, and what came of it for every device."""
+    rollout = kept.rollout
+    counts = Counter(m.outcome.value for m in rollout.members.values())
+    return {
+        "format": "landreeve-change/1",
+        "id": rollout.id,
+        "kind": rollout.kind,
+        "of": rollout.of,
+        "what": {"model": rollout.model, "version": rollout.version, "release": rollout.digest},
+        "who": kept.created_by,
+        "when": kept.created,
+        "why": rollout.why,
+        "risk": rollout.risk,
+        "rollback_plan": rollout.rollback_plan or _STANDARD_WAY_BACK,
+        "approvals": [entry for entry in audited if entry["action"] == "rollout.approve"],
+        "actions": audited,
+        "plan": msgspec.to_builtins(rollout.plan),
+        "timeline": book.log_of(connection, rollout.id),
+        "outcome": {
+            "state": rollout.state.value,
+            "cause": rollout.cause,
+            "sentence": rollout.sentence,
+            "devices": dict(counts),
+        },
+        "devices": [_outcome(member) for member in rollout.members.values()],
+    }
+
+
+_STANDARD_WAY_BACK = "Every device keeps its last good version on its disk and returns to it by itself or when ordered."
+
+
+def _outcome(member: Member) -> Mapping[str, Any]:
+    names = ("device", "site", "wave", "prior_version", "cause", "sentence", "attempt")
+    found = {name: getattr(member, name) for name in names}
+    return {**found, "outcome": member.outcome.value, "back": member.back.value}

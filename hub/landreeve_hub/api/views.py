@@ -46,7 +46,6 @@ def device(connection: Connection, name: str, now: datetime) -> dict[str, Any] |
     waiting = waiting_by_device(connection, now)
     return {
         **_device(connection, row, waiting.get(row.id, ""), now),
-        "labels": row.labels,
         "enrolled": row.enrolled,
         "incarnation": row.incarnation,
         "replaces": row.replaces,
@@ -87,6 +86,7 @@ def _device(connection: Connection, row: Row[Any], waiting: str, now: datetime) 
         "certificate_days": days,
         "predictions": latest.get("predictions"),
         "generation": row.generation,
+        "labels": row.labels,
     }
 
 

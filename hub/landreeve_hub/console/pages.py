@@ -9,7 +9,7 @@ from landreeve.ui.inside import Api
 
 from landreeve_hub.console import drift, releases, wizard
 from landreeve_hub.console.answers import listed
-from landreeve_hub.console.filter import select
+from landreeve_hub.fleet.filter import select
 
 NAVIGATION = (
     Entry("fleet", "/", "Fleet", "fleet"),

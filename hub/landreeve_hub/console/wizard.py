@@ -10,7 +10,8 @@ from typing import Any
 from landreeve.ui.inside import Api
 
 from landreeve_hub.console.answers import listed, order_of
-from landreeve_hub.rollout.policy import BadPlanError, parse_plan, resolve
+from landreeve_hub.rollout.policy import BadPlanError, parse_plan
+from landreeve_hub.rollout.resolve import resolve
 
 SHARES = ("0", "0.1", "0.25", "0.5")
 
@@ -48,7 +49,7 @@ def _plan(canary: str, share: str, query: Mapping[str, str]) -> dict[str, Any]:
 def _preview(plan: dict[str, Any], devices: Sequence[dict[str, Any]], model: str, version: str) -> dict[str, Any]:
     sites = {row["id"]: row["site"] for row in devices}
     try:
-        taken = resolve(parse_plan(plan), sites)
+        taken = resolve(parse_plan(plan), sites, devices)
     except BadPlanError as error:
         return {"preview": [], "trouble": str(error), "order": ""}
     preview = [

@@ -34,10 +34,11 @@ def compose(  # noqa: PLR0917  what a document is made of
 def content_hash(assignments: Iterable[DesiredModel], rate: float | None, authorities: tuple[str, ...] = ()) -> str:
     """A digest of everything that is ordered; a new generation is due exactly when it changes.
 
-    Hints order nothing: a plan found elsewhere while a device is at work must not interrupt it.
+    Hints order nothing: a plan found elsewhere while a device is at work must not interrupt it. What is not given
+    (None) is left out, so that a field which a newer hub knows makes no new generation where it is not used.
     """
     models = [msgspec.to_builtins(model) for model in sorted(assignments, key=lambda model: model.model)]
-    ordered = [{name: value for name, value in model.items() if name != "hints"} for model in models]
+    ordered = [{name: value for name, value in m.items() if name != "hints" and value is not None} for m in models]
     # Fleets that never rolled their authority keep the digests, and so the generations, that they have.
     content = (ordered, rate, authorities) if authorities else (ordered, rate)
     return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()

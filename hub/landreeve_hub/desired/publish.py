@@ -14,6 +14,8 @@ import msgspec
 from landreeve.trust.document import document_text, parse_document
 from landreeve.wire.codec import decode, encode
 from landreeve.wire.messages import Desired, DesiredModel, Probation, SignedDesired
+from landreeve.wire.schedule import Schedule
+from landreeve.wire.strategy import Strategy
 from landreeve.wire.topics import Down, DownTopic, format_topic
 from sqlalchemy import Connection, RowMapping, select
 
@@ -36,6 +38,10 @@ _LOG = logging.getLogger(__name__)
 
 class UnknownDeviceError(NotFoundError, LookupError):
     """A document was asked for that no enrolled, unrevoked device would read."""
+
+
+class ConflictedDeviceError(SigningError):
+    """The device obeys a newer document than this hub ever made; a person must say who is right (device resolve)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +130,11 @@ class Publisher:
 
     def _renew(self, connection: Connection, device: str, now: datetime) -> tuple[str, _Stored, bool]:
         self._targets.refresh(now)
-        topic = _topic(connection, device)
+        stored = _stored(connection, device)
+        topic = _topic(connection, device, stored.generation if stored else 0)
         orders = _orders(connection, device)
         authorities = self._authorities()
         content = content_hash(orders, self._rate, authorities)
-        stored = _stored(connection, device)
         if stored is not None and stored.content_hash == content:
             if not self._is_stale(stored, now):
                 return topic, stored, False
@@ -148,7 +154,9 @@ class Publisher:
 
     def _sign(self, document: Desired, stored: _Stored | None, now: datetime) -> bytes:
         lengths = self._approved_lengths(document)
-        former = timestamp_version(decode(stored.document, SignedDesired).director) if stored else 0
+        # After a conflict was resolved there may be a number without a document.
+        kept = stored.document if stored else b""
+        former = timestamp_version(decode(kept, SignedDesired).director) if kept else 0
         director = self._director.sign(document.device, document, lengths, now, former + 1)
         return encode(
             SignedDesired(
@@ -171,11 +179,19 @@ class Publisher:
         return approved
 
 
-def _topic(connection: Connection, device: str) -> str:
-    row = connection.execute(select(devices.c.fleet, devices.c.revoked).where(devices.c.id == device)).one_or_none()
+def _topic(connection: Connection, device: str, newest: int) -> str:
+    """Where the device listens. A hub restored from an older backup must not drag it back: what it would make now is
+    older than what the device obeys."""
+    query = select(devices.c.fleet, devices.c.revoked, devices.c.generation).where(devices.c.id == device)
+    row = connection.execute(query).one_or_none()
     if row is None or row.revoked:
         what = "revoked" if row else "unknown"
         raise UnknownDeviceError(f"device {device} is {what}; nothing can be ordered for it")
+    if row.generation > newest:
+        raise ConflictedDeviceError(
+            f"device {device} obeys document {row.generation}, this hub made only {newest}: "
+            "say who is right (device resolve --adopt or --override)"
+        )
     return format_topic(DownTopic(row.fleet, device, Down.DESIRED))
 
 
@@ -200,6 +216,8 @@ def _order(row: RowMapping) -> DesiredModel:
         rollout=row["rollout"],
         action=row["action"] or "install",
         probation=msgspec.convert(row["probation"] or {}, Probation),
+        schedule=msgspec.convert(row["schedule"], Schedule) if row["schedule"] else None,
+        strategy=msgspec.convert(row["strategy"], Strategy) if row["strategy"] else None,
     )
 
 
@@ -227,7 +245,8 @@ def _documents(connection: Connection) -> list[tuple[str, bytes]]:
     rows = connection.execute(
         select(devices.c.fleet, desired.c.device, desired.c.document).select_from(joined).where(~devices.c.revoked)
     )
-    return [(format_topic(DownTopic(row.fleet, row.device, Down.DESIRED)), bytes(row.document)) for row in rows]
+    found = [(format_topic(DownTopic(row.fleet, row.device, Down.DESIRED)), bytes(row.document)) for row in rows]
+    return [(topic, document) for topic, document in found if document]
 
 
 def _with_document(connection: Connection) -> list[str]:

@@ -48,6 +48,12 @@ class Incidents:
         self._move(connection, incident, {OPEN, ACKNOWLEDGED}, CLOSED, rfc3339(now))
         _log(connection, incident, now, (actor, "closed"), note or f"{actor} closed it.")
 
+    def close_key_in(self, connection: Connection, now: datetime, key: str, actor: str, note: str) -> None:
+        """The incident with that key is over, if there is one that is not closed."""
+        query = select(tables.incidents.c.id).where(tables.incidents.c.key == key, tables.incidents.c.state != CLOSED)
+        if (incident := connection.execute(query).scalar()) is not None:
+            self.close_in(connection, now, incident, actor, note)
+
     def _insert(self, connection: Connection, now: datetime, raised: Raise) -> str:
         count = connection.execute(select(func.count()).select_from(tables.incidents)).scalar_one()
         incident = f"i-{count + 1:05d}"

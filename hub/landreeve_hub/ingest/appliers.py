@@ -31,6 +31,7 @@ from landreeve_hub.store.upsert import upsert
 Applier = Callable[[Connection, str, Fact], None]
 K = TypeVar("K", bound=Body)
 MAX_DEPTH = 32
+MOST_FEATURES = 400
 _FAILED = {"REJECTED", "ROLLED_BACK", "ROLLBACK_FAILED", "ROLLING_BACK"}
 _HARDWARE = {"hardware.changed", "hardware.proven"}
 _ANSWERS = {"command.done", "command.refused"}
@@ -83,6 +84,7 @@ def apply_birth(connection: Connection, device: str, fact: Fact) -> None:
         "certificate_expires": body.certificate_expires,
         "labels": {**body.labels, **row.labels},
         "box_class": body.box_class[: known_plans.MOST_CLASS],
+        "features": " ".join(body.features)[:MOST_FEATURES],
     }
     connection.execute(update(tables.devices).where(tables.devices.c.id == device).values(changes))
     names = {"device": device, "set": body.metric_set, "names": list(body.metric_names)}
@@ -113,10 +115,22 @@ def apply_update(connection: Connection, device: str, fact: Fact) -> None:
     body = _of(fact, UpdateReport)
     table = tables.updates
     own = (table.c.device == device) & (table.c.model == body.model)
-    newest = connection.execute(select(table.c.epoch, table.c.seq).where(own)).first()
+    newest = connection.execute(select(table).where(own)).first()
     if newest is None or (newest.epoch, newest.seq) < (fact.epoch, fact.seq):
-        upsert(connection, table, {"device": device, **_update_row(fact, body)})
+        told = _told(body, newest)
+        upsert(connection, table, {"device": device, **_update_row(fact, body), "told": told})
+    elif not newest.told and (told := _told(body, None)) and newest.generation == body.generation:
+        connection.execute(update(table).where(own).values(told=told))  # an earlier report that came late
     _keep_event(connection, device, fact.at, _transition(body))
+
+
+def _told(body: UpdateReport, before: Any) -> dict[str, Any]:
+    """What probation showed; the reports that follow the verdict no longer carry it."""
+    shown = body.data.get("probation")
+    if isinstance(shown, dict):
+        return shown
+    same = before is not None and (before.generation, before.release) == (body.generation, body.release)
+    return dict(before.told) if same else {}
 
 
 def _transition(body: UpdateReport) -> Event:

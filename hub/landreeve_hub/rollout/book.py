@@ -6,18 +6,35 @@ from datetime import datetime
 from typing import Any, assert_never
 
 import msgspec
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.incidents.rules import Raise
-from landreeve_hub.rollout.state import FINAL, Assign, Order, Quarantine, RaiseIncident, Rollout, State, Withdraw
+from landreeve_hub.rollout.machine import watch_end
+from landreeve_hub.rollout.roster import Member, Roster
+from landreeve_hub.rollout.state import (
+    FINAL,
+    Assign,
+    Begin,
+    Head,
+    Order,
+    Quarantine,
+    RaiseIncident,
+    Rollout,
+    State,
+    Withdraw,
+)
 from landreeve_hub.store import tables
 from landreeve_hub.store.moment import rfc3339
 from landreeve_hub.store.upsert import upsert
 
 FLEET_ALIAS = "fleet"
 """The alias of the release every later joiner gets: that of the newest finished rollout."""
-
+HUB = "hub"
+"""Who begins what nobody asked for."""
+TIMELINE = 20
+MOST_LOST = 1000
+"""So many rollouts at most a restored hub may have forgotten."""
 
 Line = tuple[str, str, dict[str, Any]]
 """A cause, a sentence, and what else there is to say."""
@@ -39,81 +56,173 @@ class Kept:
 
 def load(connection: Connection, rollout: str) -> Kept:
     """The rollout of that id; `UnknownRolloutError`."""
-    row = connection.execute(select(tables.rollouts).where(tables.rollouts.c.id == rollout)).first()
-    if row is None:
+    found = find(connection, rollout)
+    if found is None:
         raise UnknownRolloutError(f"rollout: {rollout[:40]!r} is unknown")
-    return _kept(row)
+    return found
 
 
-def listed(connection: Connection, *, model: str = "", active: bool = False) -> list[Kept]:
-    """Rollouts, newest first."""
-    query = select(tables.rollouts).order_by(tables.rollouts.c.id.desc())
+def find(connection: Connection, rollout: str) -> Kept | None:
+    """The rollout of that id, if there is one."""
+    row = connection.execute(select(tables.rollouts).where(tables.rollouts.c.id == rollout)).first()
+    return None if row is None else _kept(connection, row)
+
+
+def listed(
+    connection: Connection, *, model: str = "", active: bool = False, kind: str = "", watched: datetime | None = None
+) -> list[Kept]:
+    """Rollouts, newest first. ``active`` ones have not ended, or are ``watched`` at that moment."""
+    rollouts = tables.rollouts
+    query = select(rollouts).order_by(rollouts.c.id.desc())
     if model:
-        query = query.where(tables.rollouts.c.model == model)
+        query = query.where(rollouts.c.model == model)
+    if kind:
+        query = query.where(rollouts.c.kind == kind)
     if active:
-        query = query.where(tables.rollouts.c.state.not_in([state.value for state in FINAL]))
-    return [_kept(row) for row in connection.execute(query)]
+        going = rollouts.c.state.not_in([state.value for state in FINAL])
+        query = query.where(or_(going, rollouts.c.watch_until > rfc3339(watched)) if watched else going)
+    return [_kept(connection, row) for row in connection.execute(query).all()]
 
 
-def _kept(row: Any) -> Kept:
-    return Kept(msgspec.convert(row.doc, Rollout), row.created, row.created_by, row.approved_by)
+def heads(connection: Connection, model: str) -> list[Head]:
+    """The rollouts of a model without their members, newest first."""
+    rollouts = tables.rollouts
+    query = select(rollouts.c.doc).where(rollouts.c.model == model).order_by(rollouts.c.id.desc())
+    return [msgspec.convert(doc, Head) for doc in connection.execute(query).scalars()]
+
+
+def _kept(connection: Connection, row: Any) -> Kept:
+    members = tables.rollout_members
+    query = select(members.c.doc).where(members.c.rollout == row.id).order_by(members.c.place)
+    roster = Roster(msgspec.convert(doc, Member) for doc in connection.execute(query).scalars())
+    head = msgspec.convert(row.doc, Head)
+    whole = Rollout(**{name: getattr(head, name) for name in Head.__struct_fields__}, members=roster)
+    return Kept(whole, row.created, row.created_by, row.approved_by)
 
 
 def next_id(connection: Connection) -> str:
-    """Numbers that sort as they were made; a device tells a newer rollout by it."""
-    return f"r-{connection.execute(select(func.count()).select_from(tables.rollouts)).scalar_one() + 1:06d}"
+    """Numbers that sort as they were made; a device tells a newer rollout by it.
+
+    What devices reported counts too: a hub restored from a backup must not give a number again. No device can push the
+    numbers far, whatever it reports.
+    """
+    rollouts, told = tables.rollouts.c.id, tables.updates.c.rollout
+    newest = _number(connection.execute(select(func.max(rollouts))).scalar())
+    near = told.between(f"r-{newest:06d}", f"r-{newest + MOST_LOST:06d}~")
+    newest = max(newest, _number(connection.execute(select(func.max(told)).where(near)).scalar()))
+    return f"r-{newest + 1:06d}"
 
 
-def insert_new(connection: Connection, rollout: Rollout, actor: str, now: datetime) -> None:
-    row = {**_row(rollout), "id": rollout.id, "created": rfc3339(now), "created_by": actor}
+def _number(rollout: str | None) -> int:
+    """The number in a rollout's id, 0 where there is none."""
+    digits = (rollout or "")[2:8]
+    return int(digits) if digits.isdigit() else 0
+
+
+def insert_new(connection: Connection, rollout: Rollout, actor: str, now: datetime, approved: str = "") -> None:
+    row = {**_row(rollout), "id": rollout.id, "created": rfc3339(now), "created_by": actor, "approved_by": approved}
     connection.execute(insert(tables.rollouts).values(row))
+    places = {device: place for place, device in enumerate(rollout.members)}
+    rows = [_member_row(rollout, member, now) | {"place": places[d]} for d, member in rollout.members.items()]
+    if rows:
+        connection.execute(insert(tables.rollout_members), rows)
 
 
-def save(connection: Connection, before: Rollout, after: Rollout, now: datetime) -> None:
-    """Write the rollout, and a line in its log for each thing that changed."""
+def save(connection: Connection, before: Rollout, after: Rollout, now: datetime) -> Rollout:
+    """Write what changed of the rollout and of its members, and a line in its log for each thing that did; the
+    rollout with nothing left to write."""
     if before == after:
-        return
-    connection.execute(update(tables.rollouts).where(tables.rollouts.c.id == after.id).values(_row(after)))
-    for line in _changes(before, after):
-        log(connection, after.id, now, line)
+        return after
+    if _head(before) != _head(after):
+        connection.execute(update(tables.rollouts).where(tables.rollouts.c.id == after.id).values(_row(after)))
+    moved = sorted(after.members.delta)
+    for device in moved:
+        place = {} if device in before.members else {"place": len(before.members) + moved.index(device)}
+        upsert(connection, tables.rollout_members, _member_row(after, after.members[device], now) | place)
+    lines = [_line(after.id, now, line) for line in _changes(before, after)]
+    if lines:
+        connection.execute(insert(tables.rollout_log), lines)
+    return msgspec.structs.replace(after, members=after.members.saved())
+
+
+def _head(rollout: Rollout) -> tuple[Any, ...]:
+    return tuple(getattr(rollout, name) for name in Head.__struct_fields__)
 
 
 def _row(rollout: Rollout) -> dict[str, Any]:
-    doc = msgspec.to_builtins(rollout)
+    doc = msgspec.to_builtins({name: getattr(rollout, name) for name in Head.__struct_fields__})
+    end = watch_end(rollout)
     return {
         "model": rollout.model,
         "digest": rollout.digest,
         "version": rollout.version,
         "state": rollout.state.value,
+        "kind": rollout.kind,
+        "watch_until": rfc3339(end) if end is not None else "",
         "doc": doc,
     }
 
 
+def _member_row(rollout: Rollout, member: Member, now: datetime) -> dict[str, Any]:
+    return {
+        "rollout": rollout.id,
+        "device": member.device,
+        "outcome": member.outcome.value,
+        "back": member.back.value,
+        "changed": rfc3339(now),
+        "doc": msgspec.to_builtins(member),
+    }
+
+
 def _changes(before: Rollout, after: Rollout) -> Iterable[Line]:
-    for old, new in zip(before.members, after.members, strict=True):
-        if (old.outcome, old.back) != (new.outcome, new.back):
-            data = {"device": new.device, "site": new.site, "outcome": new.outcome.value, "back": new.back.value}
-            yield new.cause or new.outcome.value, new.sentence or f"{new.site}: {new.outcome.value}.", data
+    for device in sorted(after.members.delta):
+        old, new = before.members.get(device), after.members[device]
+        if old is None or (old.outcome, old.back, old.attempt) != (new.outcome, new.back, new.attempt):
+            yield _moved(after, new)
     if after.wave != before.wave:
         yield "wave", f"Wave {after.wave + 1} began.", {"wave": after.wave}
-    if after.state is not before.state:
+    if after.state is not before.state or (after.cause, after.sentence) != (before.cause, before.sentence):
         yield after.cause, after.sentence, {"state": after.state.value}
 
 
+def _moved(rollout: Rollout, new: Member) -> Line:
+    data = {"device": new.device, "site": new.site, "outcome": new.outcome.value, "back": new.back.value}
+    said = f"{new.site}: {new.outcome.value}." if not new.sentence else new.sentence
+    if new.outcome.value == "ordered":
+        to = f"back to {new.target_version}" if new.target else rollout.version
+        said = f"{new.site} was ordered {'to go ' if new.target else 'to take '}{to}."
+    return new.cause or new.outcome.value, said, data
+
+
 def log(connection: Connection, rollout: str, now: datetime, line: Line) -> None:
+    connection.execute(insert(tables.rollout_log).values(_line(rollout, now, line)))
+
+
+def _line(rollout: str, now: datetime, line: Line) -> dict[str, Any]:
     cause, sentence, data = line
     row = {"rollout": rollout, "at": rfc3339(now), "cause": cause, "sentence": sentence, "data": data}
-    connection.execute(insert(tables.rollout_log).values(row))
+    return {**row, "device": str(data.get("device", ""))}
 
 
-def log_of(connection: Connection, rollout: str) -> list[dict[str, Any]]:
+def log_of(connection: Connection, rollout: str, limit: int = 0) -> list[dict[str, Any]]:
+    """The log of a rollout, oldest first; with ``limit`` its newest lines."""
     lines = tables.rollout_log
-    query = select(lines.c.at, lines.c.cause, lines.c.sentence).where(lines.c.rollout == rollout).order_by(lines.c.n)
-    return [dict(row) for row in connection.execute(query).mappings()]
+    query = select(lines.c.at, lines.c.cause, lines.c.sentence).where(lines.c.rollout == rollout)
+    if limit:
+        rows = connection.execute(query.order_by(lines.c.n.desc()).limit(limit)).mappings().all()[::-1]
+    else:
+        rows = connection.execute(query.order_by(lines.c.n)).mappings().all()
+    return [dict(row) for row in rows]
 
 
 def carry_out(
-    connection: Connection, rollout: Rollout, orders: Iterable[Order], incidents: Incidents, now: datetime
+    connection: Connection,
+    rollout: Rollout,
+    orders: Iterable[Order],
+    incidents: Incidents,
+    now: datetime,
+    *,
+    actor: str = HUB,
 ) -> set[str]:
     """Bring orders into the tables; the devices whose desired document must be published again."""
     touched: set[str] = set()
@@ -130,15 +239,27 @@ def carry_out(
                 releases = tables.releases
                 connection.execute(update(releases).where(releases.c.digest == digest).values(state="quarantined"))
             case RaiseIncident():
-                subject = {"rollout": rollout.id, "model": rollout.model, "version": rollout.version}
-                raised = Raise(order.key, order.kind, order.severity, order.cause, order.sentence, subject)
-                incidents.open_in(connection, now, raised)
+                incidents.open_in(connection, now, _raised(connection, rollout, order))
+            case Begin(begun):
+                if find(connection, begun.id) is None:
+                    insert_new(connection, begun, actor, now, approved=actor)
+                    log(connection, begun.id, now, ("begun", begun.why, {"state": begun.state.value, "of": begun.of}))
             case _:
                 assert_never(order)
-    if rollout.state is State.FINISHED:
+    if rollout.state is State.FINISHED and rollout.kind == "update":
         row = {"model": rollout.model, "alias": FLEET_ALIAS, "digest": rollout.digest}
         upsert(connection, tables.aliases, row)
     return touched
+
+
+def _raised(connection: Connection, rollout: Rollout, order: RaiseIncident) -> Raise:
+    """The incident with what led to it and what it did."""
+    subject: dict[str, Any] = {"rollout": rollout.id, "model": rollout.model, "version": rollout.version}
+    if order.device:
+        subject["device"] = order.device
+    if order.effect:
+        subject |= {"effect": order.effect, "timeline": log_of(connection, rollout.id, TIMELINE)}
+    return Raise(order.key, order.kind, order.severity, order.cause, order.sentence, subject)
 
 
 def assign(connection: Connection, model: str, order: Assign) -> None:
@@ -150,5 +271,7 @@ def assign(connection: Connection, model: str, order: Assign) -> None:
         "rollout": order.rollout,
         "action": order.action,
         "probation": msgspec.to_builtins(order.probation),
+        "schedule": msgspec.to_builtins(order.schedule) if order.schedule else {},
+        "strategy": msgspec.to_builtins(order.strategy) if order.strategy else {},
     }
     upsert(connection, tables.assignments, row)

@@ -1,72 +1,87 @@
-"""The rollout machine: `decide(rollout, fleet, now)` and what people may command.
+"""The rollout machine: `decide(rollout, fleet, now)` is what happens next, and what is waited for.
 
 Pure. Orders derive from members, and a member's outcome only moves one way, so calling `decide` again after a
-crash, with repeated or stale reports, changes nothing that was concluded.
+crash, with repeated or stale reports, changes nothing that was concluded. What it costs goes with what changed
+(``changed``) and with the devices under way, not with the size of the fleet.
 """
 
 from collections import defaultdict
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from typing import assert_never
 
+from landreeve.wire.schedule import FEATURE, next_open
 from msgspec.structs import replace
 
+from landreeve_hub.rollout.back import correct, obey, pause, returning
+from landreeve_hub.rollout.gates import Missing, counted, ended_by, judge_wave, too_many_failures, watched
+from landreeve_hub.rollout.holds import Excluded, Held, Why, hold, schedule_of, waiting_of
+from landreeve_hub.rollout.roster import SETTLED, TOUCHED, Back, Member, Outcome
 from landreeve_hub.rollout.state import (
     FINAL,
+    Around,
     Assign,
-    Back,
     Decision,
     DeviceFact,
     Fleet,
-    Member,
     Order,
-    Outcome,
-    Quarantine,
     RaiseIncident,
     Report,
     Rollout,
     State,
-    Withdraw,
 )
 from landreeve_hub.rollout.waiting import (
     ForApproval,
+    ForConflict,
     ForDevices,
+    ForEarlier,
+    ForFigures,
     ForOffline,
     ForPerson,
-    ForReturn,
     ForSlot,
     ForSoak,
+    ForWatch,
     Waiting,
-    named,
 )
 
 FAILED_STAGES = frozenset({"ROLLED_BACK", "ROLLING_BACK", "ROLLBACK_FAILED", "REJECTED"})
-_IN_FLIGHT = frozenset({Outcome.ORDERED})
-_TOUCHED = frozenset({Outcome.ORDERED, Outcome.SILENT, Outcome.COMMITTED, Outcome.FAILED})
-_SETTLED = frozenset({Outcome.COMMITTED, Outcome.FAILED, Outcome.SILENT, Outcome.REMOVED, Outcome.SKIPPED})
+_NOT_YET_ACTIVE = frozenset({"", "RECEIVED", "VERIFIED", "DOWNLOADING", "STAGED", "PREFLIGHT"})
+ALONE = Around()
 
 
-def decide(rollout: Rollout, fleet: Fleet, now: datetime) -> Decision:
-    """What the rollout is now, what to order, and what it waits for."""
-    if rollout.state in FINAL:
+def decide(
+    rollout: Rollout, fleet: Fleet, now: datetime, around: Around = ALONE, changed: Collection[str] | None = None
+) -> Decision:
+    """What the rollout is now, what to order, and what it waits for.
+
+    ``changed`` are the devices of which anything new is known since the last decision; None when that is not known.
+    """
+    watching = watch_end(rollout)
+    if rollout.state in FINAL and (watching is None or watching <= now):
         return Decision(rollout)
-    seen = observe(rollout, fleet, now)
-    decision = _decide(seen, fleet, now)
+    seen = observe(rollout, fleet, now, changed)
+    decision = _decide(seen, fleet, now, around)
     if decision.rollout.state is State.ROLLING_BACK:
         return decision
-    return _with_orders(decision, (*_accepted_failures(rollout, seen), *decision.orders))
+    told = _accepted_failures(rollout, seen)
+    return Decision(decision.rollout, (*told, *decision.orders), decision.waiting, decision.wake)
 
 
-def _decide(seen: Rollout, fleet: Fleet, now: datetime) -> Decision:
+def _decide(seen: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decision:
     match seen.state:
         case State.DRAFT | State.AWAITING_APPROVAL:
             return Decision(seen, (), (ForApproval(seen.version),))
+        case State.RUNNING if around.earlier:
+            return Decision(seen, (), (ForEarlier(around.earlier),))
         case State.RUNNING:
-            return _run(seen, fleet, now)
+            return _run(seen, fleet, now, around)
         case State.PAUSED:
-            return _paused(seen, now)
+            return _paused(seen, fleet, now, around)
         case State.ROLLING_BACK:
-            return _roll_back(seen, fleet, now)
-        case State.FINISHED | State.ROLLED_BACK | State.ABORTED:
+            return returning(seen, around, now)
+        case State.FINISHED:
+            return _watch(seen, around, now)
+        case State.ROLLED_BACK | State.ABORTED:
             return Decision(seen)
         case _:
             assert_never(seen.state)
@@ -75,33 +90,70 @@ def _decide(seen: Rollout, fleet: Fleet, now: datetime) -> Decision:
 # --- what is seen ---
 
 
-def observe(rollout: Rollout, fleet: Fleet, now: datetime) -> Rollout:
+def observe(rollout: Rollout, fleet: Fleet, now: datetime, changed: Collection[str] | None = None) -> Rollout:
     """The rollout with its members brought up to what the fleet reports."""
-    return replace(rollout, members=tuple(_observe(rollout, m, fleet.get(m.device), now) for m in rollout.members))
+    members = rollout.members
+    names: Iterable[str] = members if changed is None else (device for device in changed if device in members)
+    news = [new for d in names if (new := _observe(rollout, members[d], fleet.get(d), now)) is not members[d]]
+    members = members.put(news)
+    late = [
+        new
+        for device in members.flying
+        if (new := _overdue(rollout, members[device], fleet.get(device), now)) is not members[device]
+    ]
+    members = members.put(late)
+    return rollout if members is rollout.members else replace(rollout, members=members)
 
 
 def _observe(rollout: Rollout, member: Member, fact: DeviceFact | None, now: datetime) -> Member:
     if fact is None:
         return _outcome(member, Outcome.REMOVED, "removed", f"{member.site} no longer belongs to the fleet.")
-    report = fact.report
     if member.back is not Back.NO:  # sent back: what it reports of this release now is our doing, not its failure
         return member
-    if member.outcome not in _TOUCHED or report is None or not _concerns(report, rollout):
-        return _overdue(rollout, member, now)
+    member = _arrived(member, fact) if rollout.kind == "return" else _judged(rollout, member, fact)
+    report = fact.report
+    if member.outcome not in TOUCHED or report is None or not concerns(report, rollout, member):
+        return member
+    if report.told is not None and report.told != member.told:
+        member = replace(member, told=report.told)
     if report.state != member.stage:
         member = replace(member, stage=report.state, heard=now)
+    return _reported(rollout, member, report)
+
+
+def _reported(rollout: Rollout, member: Member, report: Report) -> Member:
     if report.state in FAILED_STAGES:
         return _outcome(member, Outcome.FAILED, report.cause, report.sentence)
     if report.state == "CANCELLED":  # someone on the site would not have it now: no evidence against the release
         return _outcome(member, Outcome.SILENT, report.cause, report.sentence)
     if report.state == "COMMITTED":
         return _outcome(member, Outcome.COMMITTED, report.cause, report.sentence)
-    return _overdue(rollout, member, now)
+    return member
 
 
-def _concerns(report: Report, rollout: Rollout) -> bool:
+def _arrived(member: Member, fact: DeviceFact) -> Member:
+    """On the way back it is enough that the device obeys the newest document and serves what it should."""
+    back = fact.running == member.target and fact.assigned == member.target and fact.generation == fact.desired
+    if member.outcome not in {Outcome.ORDERED, Outcome.SILENT} or not back:
+        return member
+    return _outcome(member, Outcome.COMMITTED, "returned", f"{member.site} serves {member.target_version} again.")
+
+
+def _judged(rollout: Rollout, member: Member, fact: DeviceFact) -> Member:
+    quality = fact.quality
+    if quality is None or quality.release != rollout.digest or member.outcome is not Outcome.COMMITTED:
+        return member
+    return member if quality.verdict == member.verdict else replace(member, verdict=quality.verdict)
+
+
+def order_id(rollout: Rollout, member: Member) -> str:
+    """The rollout id in the device's order: a retry is a new order, which a device that refused the first may take."""
+    return f"{rollout.id}.{member.attempt}" if member.attempt else rollout.id
+
+
+def concerns(report: Report, rollout: Rollout, member: Member) -> bool:
     """A report of an older rollout, or of the way back, says nothing about this release."""
-    return report.rollout == rollout.id and report.release == rollout.digest
+    return report.rollout == order_id(rollout, member) and report.release == (member.target or rollout.digest)
 
 
 _RANK = {outcome: rank for rank, outcome in enumerate(Outcome)}
@@ -113,298 +165,305 @@ def _outcome(member: Member, outcome: Outcome, cause: str, sentence: str) -> Mem
     return replace(member, outcome=outcome, cause=cause, sentence=sentence)
 
 
-def _overdue(rollout: Rollout, member: Member, now: datetime) -> Member:
+def silent_from(rollout: Rollout, member: Member, fact: DeviceFact | None) -> datetime | None:
+    """When an ordered device counts as silent; None while that is not its own doing."""
     since = member.heard or member.ordered_at
-    if member.outcome is not Outcome.ORDERED or since is None:
-        return member
+    if member.outcome is not Outcome.ORDERED or since is None or (fact is not None and fact.conflict):
+        return None
     allowed = rollout.plan.gate.deadline_s
     if member.stage == "PROBATION":  # the device itself bounds its probation; silence begins after that
         allowed += rollout.plan.probation.max_s
-    if (now - since).total_seconds() <= allowed:
+    return _held_on_site(rollout, member, fact, since) + timedelta(seconds=allowed)
+
+
+def _held_on_site(rollout: Rollout, member: Member, fact: DeviceFact | None, since: datetime) -> datetime:
+    """A device that keeps to its windows makes no progress outside them: its time begins when the next one opens."""
+    windows = rollout.plan.windows
+    if fact is None or FEATURE not in fact.features or member.stage not in _NOT_YET_ACTIVE:
+        return since
+    schedule = schedule_of(windows, fact)
+    return since if schedule is None else next_open(schedule.activate, schedule.zone, since)
+
+
+def _overdue(rollout: Rollout, member: Member, fact: DeviceFact | None, now: datetime) -> Member:
+    due = silent_from(rollout, member, fact)
+    if due is None or now <= due:
         return member
+    since = member.heard or member.ordered_at or due
     text = f"{member.site} has made no progress since {since:%Y-%m-%d %H:%M} UTC."
     return _outcome(member, Outcome.SILENT, "silent", text)
-
-
-def _with_orders(decision: Decision, orders: tuple[Order, ...]) -> Decision:
-    return Decision(decision.rollout, orders, decision.waiting)
 
 
 def _accepted_failures(before: Rollout, seen: Rollout) -> tuple[RaiseIncident, ...]:
     """A device that failed within what the gate accepts is still something a person must know, once."""
     return tuple(
-        RaiseIncident(
-            f"rollout:{seen.id}:device:{new.device}",
-            "update_failed",
-            "warning",
-            new.cause,
-            f"{seen.version} of {seen.model} failed on {new.site}: {_ended(new.sentence)} The rollout goes on: "
-            f"it accepts {seen.plan.gate.max_failures} failures. {new.site} serves its last good version.",
-        )
-        for old, new in zip(before.members, seen.members, strict=True)
-        if new.outcome is Outcome.FAILED and old.outcome is not Outcome.FAILED
+        _could_not(seen, new)
+        for device in seen.members.delta
+        if (new := seen.members[device]).outcome is Outcome.FAILED
+        and before.members[device].outcome is not Outcome.FAILED
     )
+
+
+def _could_not(seen: Rollout, new: Member) -> RaiseIncident:
+    key = f"rollout:{seen.id}:device:{new.device}{f':{new.attempt}' if new.attempt else ''}"
+    if seen.kind == "return":
+        text = (
+            f"{new.site} could not go back to {new.target_version}: {ended_by(new.sentence)} Someone must look at it."
+        )
+        return RaiseIncident(key, "update_failed", "error", new.cause, text, device=new.device)
+    effect = (
+        f"The rollout goes on: it accepts {seen.plan.gate.max_failures} failures. "
+        f"{new.site} serves its last good version."
+    )
+    text = f"{seen.version} of {seen.model} failed on {new.site}: {ended_by(new.sentence)} {effect}"
+    return RaiseIncident(key, "update_failed", "warning", new.cause, text, effect, new.device)
 
 
 # --- running ---
 
 
-def failures(rollout: Rollout) -> tuple[Member, ...]:
-    return tuple(m for m in rollout.members if m.outcome is Outcome.FAILED)
-
-
-def silent(rollout: Rollout) -> tuple[Member, ...]:
-    return tuple(m for m in rollout.members if m.outcome is Outcome.SILENT)
-
-
 def in_flight(rollout: Rollout) -> tuple[Member, ...]:
     """Ordered, not yet at an outcome, and not given up as silent."""
-    return tuple(m for m in rollout.members if m.outcome in _IN_FLIGHT and m.back is Back.NO)
+    return tuple(rollout.members[device] for device in rollout.members.flying)
 
 
-def _too_many_failures(rollout: Rollout) -> bool:
-    return len(failures(rollout)) > max(rollout.plan.gate.max_failures, rollout.accepted_failures)
-
-
-def _run(rollout: Rollout, fleet: Fleet, now: datetime) -> Decision:
-    if _too_many_failures(rollout):
-        return _stop_for_failures(rollout, now)
-    gone = silent(rollout)
-    if len(gone) > max(rollout.plan.gate.max_silent, rollout.accepted_silent):
-        return _pause(rollout, "silent", " ".join(_ended(m.sentence) for m in gone))
+def _run(rollout: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decision:
     orders: list[Order] = []
     while True:
-        rollout = _order_due(rollout, fleet, now, orders)
-        step = _next_wave(rollout, now)
-        if step is None:
-            return Decision(rollout, tuple(orders), _waiting(rollout, fleet, now))
-        if step.state is not State.RUNNING:
-            if step.state is not State.FINISHED:
-                return Decision(step, tuple(orders), (ForPerson(step.sentence),))
-            members = tuple(send_back(m) if m.outcome is Outcome.FAILED else m for m in step.members)
-            back = (order for m in members if (order := _return_order(step, m)) is not None)
-            return Decision(replace(step, members=tuple(settled(m) for m in members)), (*orders, *back))
-        rollout = step
+        if trigger := counted(rollout):
+            stopped = obey(rollout, trigger, around, now)
+            return Decision(stopped.rollout, (*orders, *stopped.orders), stopped.waiting)
+        rollout, held = _order_due(rollout, fleet, now, around, orders)
+        if not _wave_done(rollout):
+            return _waits(rollout, fleet, now, held, orders)
+        step = _wave_over(rollout, fleet, now, around, held)
+        if step.rollout.state is not State.RUNNING or step.rollout.wave == rollout.wave:
+            return Decision(step.rollout, (*orders, *step.orders), step.waiting, step.wake)
+        rollout = step.rollout
 
 
-def _order_due(rollout: Rollout, fleet: Fleet, now: datetime, orders: list[Order]) -> Rollout:
-    """Orders devices of the waves reached, as far as the limit in flight allows."""
-    free = rollout.plan.gate.max_in_flight - len(in_flight(rollout))
-    members = list(rollout.members)
-    for place, member in enumerate(members):
-        if member.outcome is not Outcome.WAITING or member.wave > rollout.wave:
-            continue
-        fact = fleet[member.device]
-        if fact.running == rollout.digest and fact.assigned == rollout.digest:
+def _order_due(
+    rollout: Rollout, fleet: Fleet, now: datetime, around: Around, orders: list[Order]
+) -> tuple[Rollout, list[Held]]:
+    """Orders devices of the waves reached, as far as the limit in flight allows and nothing holds them."""
+    free = rollout.plan.gate.max_in_flight - len(rollout.members.flying)
+    places = {rollout.members[device].where for device in rollout.members.flying}
+    held: list[Held] = []
+    changed: list[Member] = []
+    due = (d for wave in range(rollout.wave + 1) for d in rollout.members.group(wave, Outcome.WAITING))
+    for device in due:
+        if free <= 0:
+            break
+        member, fact = rollout.members[device], fleet[device]
+        if _there_already(rollout, fact):
             text = f"{member.site} already runs {rollout.version}."
-            members[place] = replace(member, outcome=Outcome.COMMITTED, cause="already_there", sentence=text)
-        elif free > 0:
-            free -= 1
-            members[place] = _ordered(member, fact, rollout.digest, now)
-            orders.append(_assign(rollout, member.device))
-    return replace(rollout, members=tuple(members))
+            changed.append(replace(member, outcome=Outcome.COMMITTED, cause="already_there", sentence=text))
+            continue
+        if member.where in places:
+            held.append(Held(member, Why.SITE))
+            continue
+        match hold(rollout, member, fact, around, now):
+            case Held() as one:
+                held.append(one)
+            case Excluded(cause, sentence):
+                changed.append(replace(member, outcome=Outcome.EXCLUDED, cause=cause, sentence=sentence))
+                if cause == "ping_pong":
+                    orders.append(_left_alone(rollout, member, sentence))
+            case None:
+                free -= 1
+                places.add(member.where)
+                changed.append(_ordered(rollout, member, fact, now))
+                orders.append(_assign(rollout, changed[-1], fact))
+    if changed:
+        rollout = replace(rollout, members=rollout.members.put(changed))
+    return rollout, held
 
 
-def _ordered(member: Member, fact: DeviceFact, digest: str, now: datetime) -> Member:
+def _there_already(rollout: Rollout, fact: DeviceFact) -> bool:
+    # Never on the way back: who is in a return was ordered away, whatever has been heard of that so far.
+    return rollout.kind == "update" and fact.running == fact.assigned == rollout.digest
+
+
+def _left_alone(rollout: Rollout, member: Member, sentence: str) -> RaiseIncident:
+    key = f"ping-pong:{member.device}:{rollout.model}:{rollout.id}"
+    return RaiseIncident(key, "ping_pong", "warning", "ping_pong", sentence, device=member.device)
+
+
+def _ordered(rollout: Rollout, member: Member, fact: DeviceFact, now: datetime) -> Member:
     prior, version = fact.running, fact.running_version
-    if not prior or prior == digest:
+    if not prior or prior == rollout.digest:
         prior, version = fact.assigned, fact.assigned_version
-    if prior == digest:
+    if prior == rollout.digest:
         prior, version = "", ""
+    if member.attempt and member.prior:  # a retry: it returned to what it had before the first try
+        prior, version = member.prior, member.prior_version
     return replace(member, outcome=Outcome.ORDERED, ordered_at=now, heard=now, prior=prior, prior_version=version)
 
 
-def _assign(rollout: Rollout, device: str) -> Assign:
-    return Assign(device, rollout.digest, rollout.version, rollout.id, "install", rollout.plan.probation)
+def _assign(rollout: Rollout, member: Member, fact: DeviceFact) -> Assign:
+    plan, name = rollout.plan, order_id(rollout, member)
+    if rollout.kind == "return":
+        return Assign(member.device, member.target, member.target_version, name, "rollback", plan.probation)
+    windows = plan.windows
+    schedule = schedule_of(windows, fact) if windows.download or windows.activate else None
+    return Assign(
+        member.device, rollout.digest, rollout.version, name, "install", plan.probation, schedule, plan.strategy
+    )
 
 
-def _next_wave(rollout: Rollout, now: datetime) -> Rollout | None:
-    """The rollout one wave on, finished, or paused for want of proof; None while the wave is not done."""
-    wave = [m for m in rollout.members if m.wave == rollout.wave]
-    if any(m.outcome not in _SETTLED for m in wave):
-        return None
-    committed = sum(m.outcome is Outcome.COMMITTED for m in wave)
-    if committed < min(rollout.plan.gate.min_committed, len(wave)) and rollout.wave >= rollout.accepted_waves:
-        text = f"Wave {rollout.wave + 1} ended with {committed} of {len(wave)} committed: too little proof to go on."
-        return replace(rollout, state=State.PAUSED, cause="no_proof", sentence=text)
-    last = max(m.wave for m in rollout.members)
-    if rollout.wave >= last:
-        return _finish(rollout)
-    if _soaking(rollout, now):
-        return None
-    return replace(rollout, wave=rollout.wave + 1, wave_since=now)
+def _wave_done(rollout: Rollout) -> bool:
+    return not rollout.members.count(Outcome.WAITING, Outcome.ORDERED, wave=rollout.wave)
 
 
-def _finish(rollout: Rollout) -> Rollout | None:
-    """Finished once nobody is left in flight, in whatever wave."""
-    if any(m.outcome in {Outcome.ORDERED, Outcome.WAITING} for m in rollout.members):
-        return None
-    count = sum(m.outcome is Outcome.COMMITTED for m in rollout.members)
-    text = f"{rollout.version} runs on {count} of {len(rollout.members)} sites."
-    return replace(rollout, state=State.FINISHED, cause="finished", sentence=text)
+def _wave_over(rollout: Rollout, fleet: Fleet, now: datetime, around: Around, held: list[Held]) -> Decision:
+    """Every device of the wave has come to an outcome: the next one, the end, a soak, or what a gate demands."""
+    last = rollout.wave >= rollout.members.last_wave
+    soak_end = _soak_end(rollout, now)
+    if rollout.kind == "update" and now < soak_end and (not last or rollout.plan.gate.figures.max_drifted_share):
+        return Decision(rollout, (), (ForSoak(rollout.wave, soak_end),), soak_end)
+    match judge_wave(rollout):
+        case Missing(sentence):
+            until = soak_end + timedelta(seconds=rollout.plan.gate.deadline_s)
+            if now >= until:
+                return pause(rollout, "no_figures", f"Wave {rollout.wave + 1} has no proof: {sentence}.")
+            return Decision(rollout, (), (ForFigures(rollout.wave, sentence, until),), until)
+        case None:
+            pass
+        case trigger:
+            return obey(rollout, trigger, around, now)
+    if not last:
+        return Decision(replace(rollout, wave=rollout.wave + 1, wave_since=now))
+    if rollout.members.count(Outcome.ORDERED, Outcome.WAITING):  # a retry or a late joiner of an earlier wave
+        return _waits(rollout, fleet, now, held, [])
+    return _finish(rollout, now)
 
 
-def _soaking(rollout: Rollout, now: datetime) -> bool:
-    return now < _soak_end(rollout, now)
+def _finish(rollout: Rollout, now: datetime) -> Decision:
+    """Everyone has come to an outcome. Who failed within what was accepted keeps its last good release for good."""
+    count = rollout.members.count(Outcome.COMMITTED)
+    version = rollout.version if rollout.kind == "update" else "its last good version"
+    text = f"{version} runs on {count} of {len(rollout.members)} sites."
+    orders: list[Order] = []
+    corrected: list[Member] = []
+    for member in rollout.members.of(Outcome.FAILED) if rollout.kind == "update" else ():
+        sent, order = correct(rollout, member)
+        corrected.append(sent)
+        orders += [order] if order is not None else []
+    done = replace(
+        rollout,
+        state=State.FINISHED,
+        cause="finished",
+        sentence=text[0].upper() + text[1:],
+        finished=now,
+        members=rollout.members.put(corrected),
+    )
+    end = watch_end(done)
+    waiting = (ForWatch(end),) if end is not None and end > now else ()
+    return Decision(done, tuple(orders), waiting, end)
 
 
 def _soak_end(rollout: Rollout, now: datetime) -> datetime:
-    heard = [m.heard for m in rollout.members if m.wave == rollout.wave and m.heard]
-    return max(heard, default=rollout.wave_since or now) + timedelta(seconds=rollout.plan.gate.soak_s)
+    heard = rollout.members.heard.get(rollout.wave) or rollout.wave_since or now
+    return heard + timedelta(seconds=rollout.plan.gate.soak_s)
 
 
-def _waiting(rollout: Rollout, fleet: Fleet, now: datetime) -> tuple[Waiting, ...]:
+def _waits(rollout: Rollout, fleet: Fleet, now: datetime, held: list[Held], orders: list[Order]) -> Decision:
+    """Devices are under way, or due and held: until when, and why."""
+    over = _wave_end(rollout)
+    if over is not None and now >= over and rollout.wave >= rollout.accepted_waves:
+        left = rollout.members.count(Outcome.WAITING, Outcome.ORDERED, wave=rollout.wave)
+        text = f"Wave {rollout.wave + 1} is not done by its deadline: {left} devices have come to no outcome."
+        stopped = pause(rollout, "wave_late", text)
+        return Decision(stopped.rollout, (*orders, *stopped.orders), stopped.waiting)
+    waiting = _waiting(rollout, fleet, held)
+    late = (silent_from(rollout, m, fleet.get(m.device)) for m in in_flight(rollout))
+    moments = [over, *late, *(one.until for one in held)]
+    wake = min((moment for moment in moments if moment is not None and moment >= now), default=None)
+    return Decision(rollout, tuple(orders), waiting, wake)
+
+
+def _wave_end(rollout: Rollout) -> datetime | None:
+    allowed = rollout.plan.gate.wave_deadline_s
+    if not allowed or rollout.wave_since is None or rollout.kind == "return":
+        return None
+    return rollout.wave_since + timedelta(seconds=allowed)
+
+
+def _waiting(rollout: Rollout, fleet: Fleet, held: list[Held]) -> tuple[Waiting, ...]:
     found: list[Waiting] = []
-    flying = in_flight(rollout)
-    offline = [m for m in flying if not fleet[m.device].online]
+    offline: list[Member] = []
+    conflict: list[str] = []
     stages: dict[str, list[Member]] = defaultdict(list)
-    for member in flying:
-        if fleet[member.device].online:
+    for member in in_flight(rollout):
+        fact = fleet[member.device]
+        if fact.conflict:
+            conflict.append(member.site)
+        elif fact.online:
             stages[member.stage].append(member)
+        else:
+            offline.append(member)
     found.extend(_at_stage(rollout, stage, members, fleet) for stage, members in stages.items())
     if offline:
         seen = [fact.last_seen for m in offline if (fact := fleet[m.device]).last_seen]
         found.append(ForOffline(tuple(m.site for m in offline), min(seen, default=None)))
-    due = sum(m.outcome is Outcome.WAITING and m.wave <= rollout.wave for m in rollout.members)
-    if due:
+    if conflict:
+        found.append(ForConflict(tuple(conflict)))
+    found.extend(waiting_of(held))
+    due = sum(len(rollout.members.group(wave, Outcome.WAITING)) for wave in range(rollout.wave + 1)) - len(held)
+    if due > 0:
         found.append(ForSlot(due, rollout.plan.gate.max_in_flight))
-    if not found and _soaking(rollout, now):
-        found.append(ForSoak(rollout.wave, _soak_end(rollout, now)))
     return tuple(found)
 
 
 def _at_stage(rollout: Rollout, stage: str, members: list[Member], fleet: Fleet) -> ForDevices:
     sites = tuple(m.site for m in members)
-    reports = [fleet[m.device].report for m in members]
-    rows = [r.rows for r in reports if r and r.rows is not None and _concerns(r, rollout)]
+    version = rollout.version if rollout.kind == "update" else "the last good version"
+    reports = [(m, fleet[m.device].report) for m in members]
+    rows = [r.rows for m, r in reports if r and r.rows is not None and concerns(r, rollout, m)]
     if stage != "PROBATION" or not rows:
-        return ForDevices(stage, sites, rollout.version)
-    return ForDevices(stage, sites, rollout.version, min(rows), rollout.plan.probation.min_rows)
+        return ForDevices(stage, sites, version)
+    return ForDevices(stage, sites, version, min(rows), rollout.plan.probation.min_rows)
 
 
-# --- stopping ---
+# --- not running ---
 
 
-def _pause(rollout: Rollout, cause: str, sentence: str) -> Decision:
-    paused = replace(rollout, state=State.PAUSED, cause=cause, sentence=sentence)
-    incident = RaiseIncident(
-        f"rollout:{rollout.id}:{cause}",
-        "rollout_paused",
-        "warning",
-        cause,
-        f"{sentence} The rollout of {rollout.version} is paused; no further site gets it.",
+def _paused(rollout: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decision:
+    """A paused rollout orders nothing; one that fails meanwhile still goes back. Its devices may still fall silent."""
+    trigger = too_many_failures(rollout)
+    if trigger is not None and trigger.action != "pause":
+        stopped = obey(rollout, trigger, around, now)
+        if stopped.rollout.state is not State.PAUSED:
+            return stopped
+    late = (silent_from(rollout, m, fleet.get(m.device)) for m in in_flight(rollout))
+    return Decision(rollout, (), (ForPerson(rollout.sentence),), min((t for t in late if t is not None), default=None))
+
+
+def watch_end(rollout: Rollout) -> datetime | None:
+    """Until when a finished rollout is watched; None when it is not."""
+    watch = rollout.plan.watch
+    if rollout.state is not State.FINISHED or rollout.kind == "return" or rollout.finished is None or not watch.for_s:
+        return None
+    return rollout.finished + timedelta(seconds=watch.for_s)
+
+
+def _watch(rollout: Rollout, around: Around, now: datetime) -> Decision:
+    """Drift or lost accuracy after the end: back again, or a person is asked, once for each."""
+    end = watch_end(rollout)
+    waiting = (ForWatch(end),) if end is not None else ()
+    trigger = too_many_failures(rollout) or watched(rollout)
+    if trigger is None or trigger.cause in rollout.asked:
+        return Decision(rollout, (), waiting, end)
+    if trigger.action == "rollback" and around.returns < rollout.plan.ping_pong.max_returns:
+        return obey(rollout, trigger, around, now)
+    asked = replace(rollout, asked=(*rollout.asked, trigger.cause))
+    key = f"rollout:{rollout.id}:watch:{trigger.cause}"
+    text = f"{trigger.sentence} It keeps serving; decide whether to roll it back (rollout rollback {rollout.id})."
+    return Decision(asked, (RaiseIncident(key, "rollout_watch", "warning", trigger.cause, text),), waiting, end)
+
+
+def uncovered(rollout: Rollout) -> tuple[Member, ...]:
+    """Members of waves reached that have come to no outcome: each must stand in what is waited for."""
+    return tuple(
+        m for m in rollout.members.of(*(set(Outcome) - SETTLED)) if m.wave <= rollout.wave and m.back is Back.NO
     )
-    return Decision(paused, (incident,), (ForPerson(sentence),))
-
-
-def _paused(rollout: Rollout, now: datetime) -> Decision:
-    """A paused rollout orders nothing; one that fails meanwhile still goes back."""
-    if _too_many_failures(rollout) and rollout.plan.gate.on_failure == "rollback":
-        return _stop_for_failures(rollout, now)
-    return Decision(rollout, (), (ForPerson(rollout.sentence),))
-
-
-def _stop_for_failures(rollout: Rollout, now: datetime) -> Decision:
-    bad = failures(rollout)
-    why = " ".join(dict.fromkeys(_ended(m.sentence) for m in bad if m.sentence)) or "No reason was reported."
-    first = f"{rollout.version} of {rollout.model} failed on {named([m.site for m in bad])}: {why}"
-    if rollout.plan.gate.on_failure == "pause":
-        return _pause(rollout, bad[0].cause or "failed", first)
-    stopped, orders = start_return(rollout, bad[0].cause or "failed", first)
-    raised = RaiseIncident(
-        f"rollout:{rollout.id}:failed",
-        "rollout_failed",
-        "error",
-        stopped.cause,
-        f"{first} {_effect(rollout)} {_done(stopped)}",
-    )
-    quarantine = Quarantine(rollout.digest, stopped.cause, first)
-    return Decision(stopped, (*orders, quarantine, raised), _return_waiting(stopped))
-
-
-def _ended(sentence: str) -> str:
-    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
-
-
-def _effect(rollout: Rollout) -> str:
-    spared = [m.site for m in rollout.members if m.outcome is Outcome.WAITING]
-    return (
-        f"{named(spared)} never got it." if spared else "Every site of the rollout had already been ordered to take it."
-    )
-
-
-def _done(stopped: Rollout) -> str:
-    sent = [m for m in stopped.members if m.back is Back.RETURNING and m.outcome is Outcome.COMMITTED]
-    kept = [m.site for m in stopped.members if m.back is Back.KEPT]
-    text = "The rollout was stopped and the release quarantined."
-    if sent:
-        text += f" {named([m.site for m in sent])} had already taken it and go back, each to its own last good version."
-    if kept:
-        text += f" {named(kept)} had no earlier version to return to and keep serving it."
-    return text
-
-
-def start_return(
-    rollout: Rollout, cause: str, sentence: str, *, keep_committed: bool = False
-) -> tuple[Rollout, tuple[Order, ...]]:
-    """Every device that was ordered goes back to its own last good release; nobody else is ordered."""
-    members = tuple(m if keep_committed and m.outcome is Outcome.COMMITTED else send_back(m) for m in rollout.members)
-    stopped = replace(rollout, state=State.ROLLING_BACK, cause=cause, sentence=sentence, members=members)
-    return stopped, tuple(order for m in members if (order := _return_order(stopped, m)) is not None)
-
-
-def settled(member: Member) -> Member:
-    """The same with its return ordered and not waited for: the rollout has ended."""
-    return replace(member, back=Back.RETURNED) if member.back is Back.RETURNING else member
-
-
-def send_back(member: Member) -> Member:
-    """The member on its way back, as far as it was touched and has somewhere to return to."""
-    if member.outcome is Outcome.WAITING:
-        return replace(member, outcome=Outcome.SKIPPED)
-    if member.outcome not in _TOUCHED or member.cause == "already_there":
-        return member
-    if member.prior:
-        return replace(member, back=Back.RETURNING)
-    # Something always serves: a site that committed its first version ever keeps it rather than nothing.
-    return replace(member, back=Back.KEPT if member.outcome is Outcome.COMMITTED else Back.WITHDRAWN)
-
-
-def _return_order(rollout: Rollout, member: Member) -> Order | None:
-    if member.back is Back.RETURNING:
-        version, probation = member.prior_version, rollout.plan.probation
-        return Assign(member.device, member.prior, version, rollout.back_id, "rollback", probation)
-    return Withdraw(member.device) if member.back is Back.WITHDRAWN else None
-
-
-def _roll_back(rollout: Rollout, fleet: Fleet, now: datetime) -> Decision:
-    members = tuple(_returned(rollout, m, fleet.get(m.device)) for m in rollout.members)
-    rollout = replace(rollout, members=members, wave_since=rollout.wave_since or now)
-    left = [m for m in members if m.back is Back.RETURNING]
-    if left and not _given_up(rollout, left, now):
-        return Decision(rollout, (), _return_waiting(rollout))
-    late = f" {named([m.site for m in left])} did not answer yet; the order stands." if left else ""
-    text = rollout.sentence + late
-    return Decision(replace(rollout, state=State.ROLLED_BACK, sentence=text))
-
-
-def _returned(rollout: Rollout, member: Member, fact: DeviceFact | None) -> Member:
-    if member.back is not Back.RETURNING:
-        return member
-    if fact is None:
-        return replace(member, back=Back.NO)
-    settled = fact.running == member.prior and fact.generation >= fact.desired
-    report = fact.report
-    said = report is not None and report.rollout == rollout.back_id and report.state == "COMMITTED"
-    return replace(member, back=Back.RETURNED) if settled or said else member
-
-
-def _given_up(rollout: Rollout, left: list[Member], now: datetime) -> bool:
-    """Past the deadline the rollout ends; the retained order still reaches a device that comes back later."""
-    since = max((m.heard for m in left if m.heard), default=now)
-    return (now - since).total_seconds() > rollout.plan.gate.deadline_s
-
-
-def _return_waiting(rollout: Rollout) -> tuple[Waiting, ...]:
-    sites = tuple(m.site for m in rollout.members if m.back is Back.RETURNING)
-    return (ForReturn(sites),) if sites else ()

@@ -1,6 +1,7 @@
-"""A rollout's plan: waves, gate and probation, parsed and checked once, when the rollout is created.
+"""A rollout's plan, parsed and checked once, when the rollout is created.
 
-Nothing is parsed later, so evaluation cannot fail open: hawkBit logs a malformed threshold and never fires it.
+Nothing is parsed later, so evaluation cannot fail open: hawkBit logs a malformed threshold and never fires it. A field
+is only ever added here, with a default: plans are kept with their rollouts.
 """
 
 import math
@@ -8,8 +9,13 @@ from typing import Any, Literal
 
 import msgspec
 from landreeve.wire.messages import Probation
+from landreeve.wire.schedule import DayWindow, fault_of_windows, fault_of_zone
+from landreeve.wire.strategy import Strategy, fault_of
 
 MAX_WAVES = 50
+MOST_S = 400 * 86_400.0
+
+Action = Literal["pause", "abort", "rollback"]
 
 
 class BadPlanError(ValueError):
@@ -17,23 +23,49 @@ class BadPlanError(ValueError):
 
 
 class Wave(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which devices a wave takes: exactly one of the three.
+    """Which devices a wave takes: exactly one of the five.
 
-    ``devices`` are device ids or site names; ``share`` is the part (0 to 1) of the whole fleet; ``rest`` is
-    everyone not taken by an earlier wave.
+    ``devices`` are device ids or site names; ``share`` is the part (0 to 1) of the whole fleet, ``count`` a number of
+    devices, both in the order of site names; ``query`` is the console's filter language; ``rest`` is everyone not taken
+    by an earlier wave.
     """
 
     devices: tuple[str, ...] = ()
     share: float | None = None
     rest: bool = False
     name: str = ""
+    count: int | None = None
+    query: str = ""
+
+
+class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits on figures pooled over devices; None asks for nothing. They are judged once, at the end of each wave.
+
+    ``max_log_loss_increase`` is the rise (nats) against the last good version on the same rows; ``max_drifted_share``
+    the part of devices whose newest window under the release has drifted. A figure that is asked for must have been
+    told by ``min_devices`` (and ``min_rows`` answered rows), else the wave waits and in the end is held.
+    Between the bounds of ``confidence`` the estimate decides, or with ``strict`` nothing passes.
+    """
+
+    max_error_rate: float | None = None
+    max_latency_ratio: float | None = None
+    max_log_loss_increase: float | None = None
+    max_drifted_share: float | None = None
+    min_devices: int = 1
+    min_rows: int = 0
+    confidence: float = 0.95
+    strict: bool = False
 
 
 class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a wave is good enough for the next, and what stops the rollout.
 
-    ``max_failures`` and ``max_silent`` are absolute counts over the whole rollout: a percentage of three sites
-    means nothing. ``deadline_s`` bounds the time without progress of a device before it counts as silent.
+    ``max_failures`` and ``max_silent`` are absolute counts over the whole rollout: a percentage of three sites means
+    nothing. In a rollout of ``large_from`` devices or more ``max_failed_share`` and ``max_silent_share`` count instead
+    where given: they stop it as soon as the evidence is beyond ``confidence`` whenever one looks, and hold it at the
+    end of a wave when the share is above the limit. ``min_committed`` devices of each wave must have taken the release,
+    and ``min_sample`` come to an outcome. ``deadline_s`` bounds the time without progress of a device before it counts
+    as silent, ``wave_deadline_s`` a whole wave (0 is never).
     """
 
     max_failures: int = 0
@@ -42,15 +74,90 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_in_flight: int = 20
     deadline_s: float = 86_400.0
     soak_s: float = 0.0
-    on_failure: Literal["rollback", "pause"] = "rollback"
+    on_failure: Action = "rollback"
+    max_failed_share: float | None = None
+    max_silent_share: float | None = None
+    large_from: int = 30
+    confidence: float = 0.95
+    min_sample: int = 0
+    wave_deadline_s: float = 0.0
+    figures: Figures = Figures()
+
+
+class Actions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What each trigger does. For failures it is ``gate.on_failure``."""
+
+    silence: Action = "pause"
+    latency: Action = "rollback"
+    error_rate: Action = "rollback"
+    drift: Action = "pause"
+    accuracy: Action = "rollback"
+
+
+class Offline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Devices that are not connected when their wave begins: ``order`` leaves them a retained order (and counts them
+    silent past the deadline), ``wait`` orders them once they are back, ``exclude`` leaves them out after
+    ``after_s``."""
+
+    policy: Literal["order", "wait", "exclude"] = "order"
+    after_s: float = 0.0
+
+
+class Windows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Maintenance windows in the time zone of each site: its label ``zone_label``, else ``zone``."""
+
+    download: tuple[DayWindow, ...] = ()
+    activate: tuple[DayWindow, ...] = ()
+    zone: str = "UTC"
+    zone_label: str = "timezone"
+
+
+class Watch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a finished rollout is still watched, and how many devices may meanwhile drift or lose accuracy (None:
+    any number). What happens then is ``actions.drift`` and ``actions.accuracy``; pause means that a person is asked."""
+
+    for_s: float = 0.0
+    max_drifted: int | None = None
+    max_quality_lost: int | None = None
+
+
+class PingPong(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A device whose model went back ``max_returns`` times within ``window_s`` is left alone and a person asked; so is
+    a model that went back by itself so often: then the rollout is paused instead."""
+
+    max_returns: int = 3
+    window_s: float = 7 * 86_400.0
+
+
+class Return(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the fleet goes back: by default everyone at once."""
+
+    waves: tuple[Wave, ...] = (Wave(rest=True),)
+    max_in_flight: int = 1_000_000
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a person asks for when starting a rollout."""
+    """What a person asks for when starting a rollout.
+
+    ``late`` is what becomes of a device that joins the fleet meanwhile: it joins the ``last`` wave or the ``current``
+    one, or ``wait``s for the end of the rollout, or is ``leave`` left out for good. ``site_label`` names the label that
+    says at which site a device stands, where several stand at one: they never update at the same time. Orders of a wave
+    are spread over ``jitter_s``, each device always at the same place.
+    """
 
     waves: tuple[Wave, ...] = (Wave(rest=True),)
     gate: Gate = Gate()
     probation: Probation = Probation()
+    actions: Actions = Actions()
+    offline: Offline = Offline()
+    windows: Windows = Windows()
+    watch: Watch = Watch()
+    ping_pong: PingPong = PingPong()
+    back: Return = Return()
+    late: Literal["last", "current", "wait", "leave"] = "wait"
+    site_label: str = "site"
+    jitter_s: float = 0.0
+    strategy: Strategy | None = None
 
 
 def parse_plan(raw: Any) -> Plan:
@@ -63,34 +170,50 @@ def parse_plan(raw: Any) -> Plan:
         plan = msgspec.convert({} if raw is None else raw, Plan)
     except msgspec.ValidationError as error:
         raise BadPlanError(f"plan: {error}") from error
-    _check_waves(plan.waves)
+    _check_waves("plan.waves", plan.waves)
+    _check_waves("plan.back.waves", plan.back.waves)
     _check_gate(plan.gate)
+    _check_figures(plan.gate.figures)
     _check_probation(plan.probation)
+    _check_windows(raw, plan.windows)
+    _check_strategy(raw, plan.strategy)
+    _check_rest(plan)
     return plan
 
 
-def _check_waves(waves: tuple[Wave, ...]) -> None:
+def _check_waves(place: str, waves: tuple[Wave, ...]) -> None:
     if not 1 <= len(waves) <= MAX_WAVES:
-        raise BadPlanError(f"plan.waves: {len(waves)} waves; give 1 to {MAX_WAVES}")
+        raise BadPlanError(f"{place}: {len(waves)} waves; give 1 to {MAX_WAVES}")
     for number, wave in enumerate(waves):
-        where = f"plan.waves[{number}]"
-        if sum((bool(wave.devices), wave.share is not None, wave.rest)) != 1:
-            raise BadPlanError(f"{where}: give exactly one of devices, share, rest")
+        where = f"{place}[{number}]"
+        given = (bool(wave.devices), wave.share is not None, wave.count is not None, bool(wave.query), wave.rest)
+        if sum(given) != 1:
+            raise BadPlanError(f"{where}: give exactly one of devices, share, count, query, rest")
         if wave.share is not None and not 0 < wave.share <= 1:
             raise BadPlanError(f"{where}.share: {wave.share} must be above 0 and at most 1")
+        if wave.count is not None and wave.count < 1:
+            raise BadPlanError(f"{where}.count: {wave.count} must be at least 1")
         if wave.rest and number != len(waves) - 1:
             raise BadPlanError(f"{where}.rest: only the last wave can take the rest")
 
 
 def _check_gate(gate: Gate) -> None:
-    counts = {"max_failures": 0, "max_silent": 0, "min_committed": 0, "max_in_flight": 1}
-    for name, least in counts.items():
-        if getattr(gate, name) < least:
-            raise BadPlanError(f"plan.gate.{name}: {getattr(gate, name)} must be at least {least}")
-    for name, floor in {"deadline_s": 1.0, "soak_s": 0.0}.items():
-        value = getattr(gate, name)
-        if not math.isfinite(value) or value < floor:
-            raise BadPlanError(f"plan.gate.{name}: {value} must be a number of seconds, at least {floor:g}")
+    _counts("plan.gate", gate, max_failures=0, max_silent=0, min_committed=0, max_in_flight=1, large_from=2)
+    _counts("plan.gate", gate, min_sample=0)
+    _seconds("plan.gate", gate, deadline_s=1.0, soak_s=0.0, wave_deadline_s=0.0)
+    _shares("plan.gate", gate, "max_failed_share", "max_silent_share")
+    _confidence("plan.gate", gate.confidence)
+
+
+def _check_figures(figures: Figures) -> None:
+    place = "plan.gate.figures"
+    _counts(place, figures, min_devices=1, min_rows=0)
+    _shares(place, figures, "max_error_rate", "max_drifted_share")
+    _confidence(place, figures.confidence)
+    for name in ("max_latency_ratio", "max_log_loss_increase"):
+        value = getattr(figures, name)
+        if value is not None and (not math.isfinite(value) or value <= 0):
+            raise BadPlanError(f"{place}.{name}: {value} must be a number above 0")
 
 
 def _check_probation(probation: Probation) -> None:
@@ -108,39 +231,65 @@ def _check_probation(probation: Probation) -> None:
             raise BadPlanError(f"plan.probation.{name}: {value} must be a number above 0")
 
 
-def resolve(plan: Plan, sites: dict[str, str]) -> tuple[tuple[str, ...], ...]:
-    """The device ids of each wave; ``sites`` maps device id to site name. `BadPlanError` names who is unknown.
-
-    A device is taken by the first wave that names it. Shares are taken in the order of site names, so the
-    preview a person saw is what runs.
-
-    >>> resolve(parse_plan({"waves": [{"devices": ["EWR"]}, {"rest": True}]}), {"d-2": "JFK", "d-1": "EWR"})
-    (('d-1',), ('d-2',))
-    """
-    if not sites:
-        raise BadPlanError("plan: the fleet has no device; enrol one first (device token SITE)")
-    free = sorted(sites, key=lambda device: (sites[device], device))
-    by_site = {site: device for device, site in sites.items()}
-    waves: list[tuple[str, ...]] = []
-    for number, wave in enumerate(plan.waves):
-        taken = _take(wave, number, free, sites, by_site)
-        free = [device for device in free if device not in taken]
-        waves.append(taken)
-    if not any(waves):
-        raise BadPlanError("plan.waves: no device is in any wave")
-    return tuple(waves)
+def _check_windows(raw: Any, windows: Windows) -> None:
+    given = raw.get("windows") or {} if isinstance(raw, dict) else {}
+    for kind in ("download", "activate"):
+        # The struct is the wire's, which ignores what it does not know; a person's slip must not be ignored.
+        for number, one in enumerate(given.get(kind) or ()):
+            unknown = next((name for name in one if name not in DayWindow.__struct_fields__), None)
+            if unknown is not None:
+                raise BadPlanError(f"plan.windows.{kind}[{number}]: unknown field {str(unknown)[:40]!r}")
+        if fault := fault_of_windows(getattr(windows, kind)):
+            raise BadPlanError(f"plan.windows.{kind}{'' if fault.startswith('[') else ': '}{fault}")
+    if fault := fault_of_zone(windows.zone):
+        raise BadPlanError(f"plan.windows.zone: {fault}")
 
 
-def _take(wave: Wave, number: int, free: list[str], sites: dict[str, str], by_site: dict[str, str]) -> tuple[str, ...]:
-    if wave.rest:
-        return tuple(free)
-    if wave.share is not None:
-        return tuple(free[: max(1, math.floor(wave.share * len(sites) + 0.5))])
-    named = []
-    for name in wave.devices:
-        device = name if name in sites else by_site.get(name)
-        if device is None:
-            raise BadPlanError(f"plan.waves[{number}].devices: {name!r} is no device or site of this fleet")
-        if device in free and device not in named:
-            named.append(device)
-    return tuple(named)
+def _check_strategy(raw: Any, strategy: Strategy | None) -> None:
+    if strategy is None:
+        return
+    given = raw.get("strategy") or {}
+    unknown = next((name for name in given if name not in Strategy.__struct_fields__), None)
+    if unknown is not None:
+        raise BadPlanError(f"plan.strategy: unknown field {str(unknown)[:40]!r}")
+    if fault := fault_of(strategy):
+        raise BadPlanError(f"plan.strategy.{fault}")
+
+
+def _check_rest(plan: Plan) -> None:
+    _seconds("plan.offline", plan.offline, after_s=0.0)
+    _seconds("plan.watch", plan.watch, for_s=0.0)
+    _seconds("plan.ping_pong", plan.ping_pong, window_s=1.0)
+    _seconds("plan", plan, jitter_s=0.0)
+    _counts("plan.ping_pong", plan.ping_pong, max_returns=1)
+    _counts("plan.back", plan.back, max_in_flight=1)
+    for name in ("max_drifted", "max_quality_lost"):
+        if getattr(plan.watch, name) is not None:
+            _counts("plan.watch", plan.watch, **{name: 0})
+            if plan.watch.for_s <= 0:
+                raise BadPlanError(f"plan.watch.for_s: {name} asks for a time to watch; give seconds above 0")
+
+
+def _counts(place: str, values: Any, **least: int) -> None:
+    for name, floor in least.items():
+        if getattr(values, name) < floor:
+            raise BadPlanError(f"{place}.{name}: {getattr(values, name)} must be at least {floor}")
+
+
+def _seconds(place: str, values: Any, **least: float) -> None:
+    for name, floor in least.items():
+        value = getattr(values, name)
+        if not math.isfinite(value) or not floor <= value <= MOST_S:
+            raise BadPlanError(f"{place}.{name}: {value} must be a number of seconds, {floor:g} to {MOST_S:g}")
+
+
+def _shares(place: str, values: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
+        if value is not None and not 0 < value < 1:
+            raise BadPlanError(f"{place}.{name}: {value} must lie between 0 and 1")
+
+
+def _confidence(place: str, value: float) -> None:
+    if not 0.5 < value < 1:
+        raise BadPlanError(f"{place}.confidence: {value} must lie between 0.5 and 1")

@@ -7,24 +7,25 @@ repeat, since a document that did not change keeps its generation.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, update
 
 from landreeve_hub.access.identity import Person
 from landreeve_hub.access.separation import Approved, Denied, judge
 from landreeve_hub.audit.entry import Act
 from landreeve_hub.audit.log import AuditLog
+from landreeve_hub.desired.publish import ConflictedDeviceError
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.incidents.rules import Raise
-from landreeve_hub.rollout import book
-from landreeve_hub.rollout.commands import COMMANDS
-from landreeve_hub.rollout.machine import decide
-from landreeve_hub.rollout.policy import Plan, resolve
-from landreeve_hub.rollout.sight import fleet_sites, see
-from landreeve_hub.rollout.state import Assign, Member, Refused, Rollout, State
+from landreeve_hub.rollout import book, commands, conflicts
+from landreeve_hub.rollout.commands import Asked
+from landreeve_hub.rollout.joiners import Joiners, catch_up
+from landreeve_hub.rollout.live import Live
+from landreeve_hub.rollout.propose import Proposal, RolloutRefusedError, propose
+from landreeve_hub.rollout.sight import fleet_sites
+from landreeve_hub.rollout.state import Head, Refused, Rollout, State
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from landreeve_hub.store.moment import rfc3339
@@ -32,7 +33,7 @@ from landreeve_hub.store.moment import rfc3339
 _LOG = logging.getLogger(__name__)
 
 RETRY = timedelta(seconds=30)
-BORN_WITHIN = timedelta(minutes=2)
+T = TypeVar("T")
 
 Changed = Callable[[str], None]
 
@@ -43,22 +44,8 @@ class Publisher(Protocol):
     async def publish_device(self, device: str) -> Any: ...
 
 
-class RolloutRefusedError(ValueError):
-    """The rollout cannot be made or moved like that; the text says why. Nothing was changed."""
-
-
 class NotAllowedError(PermissionError):
     """The person may not do that; the text says who may."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """What someone wants rolled out. ``force`` is the reason to take a quarantined release in spite of it."""
-
-    model: str
-    digest: str
-    plan: Plan
-    force: str = ""
 
 
 class RolloutRunner:
@@ -77,6 +64,8 @@ class RolloutRunner:
         self._incidents = incidents
         self._audit = audit
         self._changed = changed
+        self._live = Live(incidents)
+        self._joiners = Joiners()
         self._unpublished: set[str] | None = None
         self._not_before: dict[str, datetime] = {}
         self._lock = asyncio.Lock()
@@ -84,34 +73,93 @@ class RolloutRunner:
     async def tick(self, now: datetime) -> None:
         """Move every rollout that can move, look after late joiners, publish what changed."""
         async with self._lock:
-            if self._unpublished is None:
-                self._unpublished = set(await self._store.read(fleet_sites))
-            moved, touched = await self._store.write(lambda c: self._step(c, now))
-            self._unpublished |= touched
-            await self._publish(now)
-        if moved or touched:
+            moved = await self._tick(now)
+        if moved:
             self._changed("rollouts")
 
     async def create(self, proposal: Proposal, actor: str, now: datetime) -> Rollout:
         """A rollout that waits for approval; `RolloutRefusedError` or `BadPlanError` say why there is none."""
-        rollout = await self._store.write(lambda c: self._create(c, proposal, actor, now))
+
+        def make(connection: Connection) -> Rollout:
+            rollout = propose(connection, proposal, actor, now)
+            data = {"model": rollout.model, "digest": rollout.digest, "version": rollout.version}
+            more = {"force": proposal.force, "why": proposal.why, "risk": proposal.risk}
+            self._audit.record_in(connection, now, Act(actor, "rollout.create", rollout.id, data=data | more))
+            self._live.take(connection, rollout, now)
+            return rollout
+
+        async with self._lock:
+            rollout = await self._kept(make)
         self._changed("rollouts")
         return rollout
 
-    async def command(self, rollout: str, verb: str, person: Person, now: datetime, emergency: str = "") -> Rollout:
-        """Do what a person asks; `RolloutRefusedError`, `NotAllowedError`, `book.UnknownRolloutError`."""
-        after, touched = await self._store.write(lambda c: self._command(c, rollout, verb, (person, emergency), now))
-        if self._unpublished is not None:
-            self._unpublished |= touched
-        await self.tick(now)
+    async def command(  # noqa: PLR0917  what a person asks
+        self, rollout: str, verb: str, person: Person, now: datetime, emergency: str = "", asked: Asked | None = None
+    ) -> Rollout:
+        """Do what a person asks; `RolloutRefusedError`, `NotAllowedError`, `book.UnknownRolloutError`.
+
+        ``asked`` is the command with its key and what it names; the same key again does nothing again.
+        """
+        wish = asked or Asked(person.name, now)
+        async with self._lock:
+            after, touched = await self._kept(lambda c: self._command(c, rollout, verb, (person, emergency), wish))
+            if self._unpublished is not None:
+                self._unpublished |= touched
+            await self._tick(now)
+        self._changed("rollouts")
         return after
+
+    async def resolve(self, device: str, adopt: bool, person: Person, now: datetime) -> str:
+        """Say who is right about a device in conflict; what was done. `conflicts.NoConflictError` says why not."""
+
+        def settle(connection: Connection) -> str:
+            said = conflicts.resolve(connection, device, adopt=adopt)
+            verb = "adopt" if adopt else "override"
+            self._audit.record_in(connection, now, Act(person.name, "device.resolve", device, data={"who": verb}))
+            self._incidents.close_key_in(connection, now, conflicts.key_of(device), person.name, said)
+            return said
+
+        async with self._lock:
+            said = await self._kept(settle)
+            self._unpublished = (self._unpublished or set(await self._store.read(fleet_sites))) | {device}
+            await self._tick(now)
+        self._changed("fleet")
+        return said
+
+    async def _kept(self, work: Callable[[Connection], T]) -> T:
+        """Write; what is in memory is thrown away when it could not be kept."""
+        try:
+            return await self._store.write(work)
+        except BaseException:
+            self._live.forget()
+            raise
+
+    async def _tick(self, now: datetime) -> bool:
+        if self._unpublished is None:
+            self._unpublished = set(await self._store.read(fleet_sites))
+        if self._joiners.idle(now) and await self._store.read(lambda c: self._live.idle(c, now)):
+            await self._publish(now)
+            return False
+        moved, touched = await self._kept(lambda c: self._step(c, now))
+        self._unpublished |= touched
+        await self._publish(now)
+        return moved or bool(touched)
+
+    def _step(self, connection: Connection, now: datetime) -> tuple[bool, set[str]]:
+        first = self._live.number is None
+        looked = self._live.look(connection, now)
+        conflicts.tell(connection, None if first else looked.changed, self._incidents, now)
+        touched = looked.touched | self._joiners.look(connection, self._live, looked.changed, now)
+        for rollout in looked.finished:
+            touched |= catch_up(connection, rollout)
+        return looked.moved, touched
 
     async def _publish(self, now: datetime) -> None:
         left = self._unpublished or set()
         for device in sorted(d for d in left if self._not_before.get(d, now) <= now):
             try:
                 await self._publisher.publish_device(device)
-            except LookupError:  # revoked meanwhile: nobody would read it
+            except (LookupError, ConflictedDeviceError):  # revoked meanwhile, or it obeys what we never made
                 left.discard(device)
             except Exception:  # noqa: BLE001  judged below
                 # One device's trouble must not keep the others from their orders.
@@ -119,67 +167,28 @@ class RolloutRunner:
                 self._not_before[device] = now + RETRY
             else:
                 left.discard(device)
-
-    def _step(self, connection: Connection, now: datetime) -> tuple[bool, set[str]]:
-        touched: set[str] = set()
-        moved = False
-        for kept in book.listed(connection, active=True):
-            decision = decide(kept.rollout, see(connection, kept.rollout.model), now)
-            book.save(connection, kept.rollout, decision.rollout, now)
-            moved = moved or decision.rollout != kept.rollout
-            if decision.rollout != kept.rollout or decision.orders:
-                touched |= book.carry_out(connection, decision.rollout, decision.orders, self._incidents, now)
-        return moved, touched | late_joiners(connection, now)
-
-    def _create(self, connection: Connection, proposal: Proposal, actor: str, now: datetime) -> Rollout:
-        release = connection.execute(select(tables.releases).where(tables.releases.c.digest == proposal.digest)).first()
-        if release is None or release.model != proposal.model:
-            raise RolloutRefusedError(f"release: {proposal.model} has no release {proposal.digest[:12]!r}")
-        _check_release(release, proposal.force)
-        running = [k.rollout for k in book.listed(connection, model=proposal.model, active=True)]
-        if running:
-            raise RolloutRefusedError(
-                f"model: rollout {running[0].id} of {proposal.model} is {running[0].state.value}; "
-                "finish, abort or roll it back first"
-            )
-        sites = fleet_sites(connection)
-        members = tuple(
-            Member(device, sites[device], number)
-            for number, wave in enumerate(resolve(proposal.plan, sites))
-            for device in wave
-        )
-        rollout = Rollout(
-            id=book.next_id(connection),
-            model=proposal.model,
-            digest=proposal.digest,
-            version=release.version,
-            plan=proposal.plan,
-            members=members,
-            state=State.AWAITING_APPROVAL,
-            cause="proposed",
-            sentence=f"Proposed by {actor}.",
-        )
-        book.insert_new(connection, rollout, actor, now)
-        data = {"model": rollout.model, "digest": rollout.digest, "version": rollout.version, "force": proposal.force}
-        book.log(connection, rollout.id, now, ("proposed", rollout.sentence, data))
-        self._audit.record_in(connection, now, Act(actor, "rollout.create", rollout.id, data=data))
-        return rollout
+                self._not_before.pop(device, None)
 
     def _command(
-        self, connection: Connection, rollout: str, verb: str, asked: tuple[Person, str], now: datetime
+        self, connection: Connection, rollout: str, verb: str, by: tuple[Person, str], asked: Asked
     ) -> tuple[Rollout, set[str]]:
-        person, emergency = asked
-        kept = book.load(connection, rollout)
-        if verb == "approve":
+        person, emergency = by
+        kept, now = book.load(connection, rollout), asked.now
+        again = asked.key in kept.rollout.keys or (verb == "approve" and kept.rollout.state is State.RUNNING)
+        if verb == "approve" and not again:
             self._check_approval(connection, kept, person, emergency, now)
-        if verb == "rollback":
-            _check_newest(connection, kept.rollout)
-        answer = COMMANDS[verb](kept.rollout, person.name, now)
+        if verb in {"rollback", "retry"} and not again:
+            _check_newest(connection, kept.rollout, verb)
+        answer = commands.obey(kept.rollout, verb, asked)
         if isinstance(answer, Refused):
             raise RolloutRefusedError(answer.sentence)
         after, orders = answer
-        book.save(connection, kept.rollout, after, now)
-        touched = book.carry_out(connection, after, orders, self._incidents, now)
+        if after is kept.rollout:
+            return after, set()
+        if verb == "retry":
+            _check_standing(connection, after)
+        after = book.save(connection, kept.rollout, after, now)
+        touched = book.carry_out(connection, after, orders, self._incidents, now, actor=person.name)
         if verb == "approve":
             approved = update(tables.rollouts).where(tables.rollouts.c.id == rollout).values(approved_by=person.name)
             connection.execute(approved)
@@ -187,6 +196,8 @@ class RolloutRunner:
             _unset_fleet_release(connection, after)
         act = Act(person.name, f"rollout.{verb}", rollout, data={"emergency": emergency} if emergency else {})
         self._audit.record_in(connection, now, act)
+        if self._live.number is not None:
+            self._live.take(connection, after, now)
         return after, touched
 
     def _check_approval(
@@ -214,36 +225,34 @@ def review_later(
     incidents.open_in(connection, now, raised)
 
 
-def _check_release(release: Any, force: str) -> None:
-    if release.state == "quarantined" and not force.strip():
-        raise RolloutRefusedError(
-            f"release: {release.version} is quarantined because it failed before; "
-            "give a reason to force it (--force REASON)"
-        )
-    if release.state not in {"approved", "quarantined"}:
-        raise RolloutRefusedError(
-            f"release: {release.version} is {release.state}; only an approved release can be rolled out (model approve)"
-        )
+def _begun(heads: Iterable[Head]) -> list[Head]:
+    """Rollouts under which something may have been ordered, newest first."""
+    waiting = {State.DRAFT, State.AWAITING_APPROVAL}
+    return [head for head in heads if head.kind == "update" and head.state not in waiting]
 
 
-def _check_newest(connection: Connection, rollout: Rollout) -> None:
-    newest = book.listed(connection, model=rollout.model)[0].rollout
-    if newest.id != rollout.id:
+def _check_newest(connection: Connection, rollout: Rollout, verb: str) -> None:
+    begun = _begun(book.heads(connection, rollout.model))
+    if begun and begun[0].id > rollout.id and rollout.kind == "update":
         raise RolloutRefusedError(
-            f"rollout {rollout.id} was followed by {newest.id}: roll that one back, "
+            f"rollout {rollout.id} cannot {verb}: it was followed by {begun[0].id}; act on that one, "
             "or start a rollout of the version wanted"
         )
 
 
+def _check_standing(connection: Connection, rollout: Rollout) -> None:
+    """A release found bad for the whole fleet is not tried again by the side door."""
+    table = tables.releases
+    row = connection.execute(table.select().where(table.c.digest == rollout.digest)).first()
+    if rollout.kind == "update" and (row is None or row.state not in {"approved", "quarantined"}):
+        raise RolloutRefusedError(f"rollout {rollout.id} cannot retry: {rollout.version} is no longer approved")
+
+
 def _unset_fleet_release(connection: Connection, rollout: Rollout) -> None:
     """After a rollback of a finished rollout late joiners get the release before it, if there was one."""
+    heads = book.heads(connection, rollout.model)
     before = next(
-        (
-            kept.rollout.digest
-            for kept in book.listed(connection, model=rollout.model)
-            if kept.rollout.state is State.FINISHED and kept.rollout.id != rollout.id
-        ),
-        None,
+        (h.digest for h in heads if h.kind == "update" and h.state is State.FINISHED and h.id != rollout.id), None
     )
     aliases = tables.aliases
     where = (aliases.c.model == rollout.model) & (aliases.c.alias == book.FLEET_ALIAS)
@@ -251,54 +260,3 @@ def _unset_fleet_release(connection: Connection, rollout: Rollout) -> None:
         connection.execute(aliases.delete().where(where))
     else:
         connection.execute(update(aliases).where(where).values(digest=before))
-
-
-def late_joiners(connection: Connection, now: datetime) -> set[str]:
-    """Devices without an assignment get the fleet's release of each model; those assigned now.
-
-    One that has just joined is given time to tell what box it is: its first order then carries the plans that won on
-    boxes of its class.
-    """
-    touched: set[str] = set()
-    unknown = _not_born_yet(connection, now)
-    for digest in _fleet_releases(connection):
-        release = connection.execute(select(tables.releases).where(tables.releases.c.digest == digest)).first()
-        if release is None or release.state != "approved":
-            continue
-        for device in set(_unassigned(connection, release.model)) - unknown:
-            rollout = _finished(connection, digest)
-            order = Assign(device, digest, release.version, rollout.id, "install", rollout.plan.probation)
-            book.assign(connection, release.model, order)
-            touched.add(device)
-    return touched
-
-
-def _not_born_yet(connection: Connection, now: datetime) -> set[str]:
-    devices = tables.devices
-    young = (devices.c.agent == "") & (devices.c.enrolled > rfc3339(now - BORN_WITHIN))
-    return set(connection.execute(select(devices.c.id).where(young)).scalars())
-
-
-def _fleet_releases(connection: Connection) -> Iterable[str]:
-    aliases = tables.aliases
-    return connection.execute(select(aliases.c.digest).where(aliases.c.alias == book.FLEET_ALIAS)).scalars().all()
-
-
-def _finished(connection: Connection, digest: str) -> Rollout:
-    rollouts = tables.rollouts
-    where = (rollouts.c.digest == digest) & (rollouts.c.state == State.FINISHED.value)
-    newest = connection.execute(select(rollouts.c.id).where(where).order_by(rollouts.c.id.desc()).limit(1)).scalar_one()
-    return book.load(connection, newest).rollout
-
-
-def _unassigned(connection: Connection, model: str) -> list[str]:
-    """Devices of the fleet that neither have the model nor were part of a rollout of it.
-
-    A member without an assignment failed its first version and had nothing to go back to: ordering the release
-    again by the side door would be wrong.
-    """
-    held = select(tables.assignments.c.device).where(tables.assignments.c.model == model)
-    have = set(connection.execute(held).scalars())
-    for kept in book.listed(connection, model=model):
-        have |= {m.device for m in kept.rollout.members}
-    return [device for device in fleet_sites(connection) if device not in have]

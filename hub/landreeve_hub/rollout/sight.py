@@ -1,14 +1,23 @@
-"""The fleet as the rollout machine sees it, read from the store."""
+"""The fleet as the rollout machine sees it, read from the store: all of it once, then the devices that changed."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+import msgspec
+from sqlalchemy import Connection, Row, Table, func, or_, select
 
+from landreeve_hub.fleet import health
+from landreeve_hub.fleet.filter import Row as Filtered
 from landreeve_hub.ingest.minutes import read_rows
-from landreeve_hub.rollout.state import DeviceFact, Fleet, Report
+from landreeve_hub.rollout.roster import Outcome, Told
+from landreeve_hub.rollout.state import DeviceFact, Quality, Report, Rollout
 from landreeve_hub.store import tables
-from landreeve_hub.store.moment import parse_rfc3339
+from landreeve_hub.store.moment import parse_rfc3339, rfc3339
+
+PIECE = 400
+# States of a device, set elsewhere, in which nothing new is ordered for it.
+SUSPECT = {"cloned": "another box has used its identity", "suspect": "someone marked it as not to be trusted"}
 
 
 def fleet_sites(connection: Connection) -> dict[str, str]:
@@ -18,40 +27,98 @@ def fleet_sites(connection: Connection) -> dict[str, str]:
     return {row.id: row.site for row in rows}
 
 
-def see(connection: Connection, model: str) -> Fleet:
-    """What is known of every device with regard to one model."""
-    devices = tables.devices
-    rows = connection.execute(select(devices).where(~devices.c.revoked)).all()
-    assigned = _by_device(connection.execute(select(tables.assignments).where(tables.assignments.c.model == model)))
-    reports = _by_device(connection.execute(select(tables.updates).where(tables.updates.c.model == model)))
-    desired = dict(connection.execute(select(tables.desired.c.device, tables.desired.c.generation)).all())
-    return {
-        row.id: _fact(
-            row, model, assigned.get(row.id), _report(connection, row, reports.get(row.id)), desired.get(row.id, 0)
+def see(
+    connection: Connection,
+    rollout: Rollout,
+    now: datetime,
+    devices: Collection[str] | None = None,
+    *,
+    rows: bool = False,
+) -> dict[str, DeviceFact]:
+    """What is known of the rollout's devices, or of those among ``devices``; one that was removed is absent.
+
+    ``rows`` also reads how far probations have come, which only people ask for.
+    """
+    wanted = [d for d in (rollout.members if devices is None else devices) if d in rollout.members]
+    found: dict[str, DeviceFact] = {}
+    for piece in _pieces(wanted):
+        found |= _see(connection, rollout, piece, now, rows=rows)
+    return found
+
+
+def _pieces(devices: list[str]) -> Iterator[list[str]]:
+    return (devices[i : i + PIECE] for i in range(0, len(devices), PIECE))
+
+
+def _see(
+    connection: Connection, rollout: Rollout, devices: list[str], now: datetime, *, rows: bool
+) -> dict[str, DeviceFact]:
+    model, table = rollout.model, tables.devices
+    found = connection.execute(select(table).where(table.c.id.in_(devices), ~table.c.revoked)).all()
+    assigned = _of(connection, tables.assignments, model, devices)
+    reports = _of(connection, tables.updates, model, devices)
+    generations = select(tables.desired.c.device, tables.desired.c.generation)
+    desired = dict(connection.execute(generations.where(tables.desired.c.device.in_(devices))).all())
+    quality = _quality(connection, rollout, devices)
+    returns = _returns(connection, rollout, devices, now)
+    facts = {}
+    for row in found:
+        report = _report(connection, row, reports.get(row.id), rows=rows)
+        held, served = assigned.get(row.id), serving(row.doc, model)
+        facts[row.id] = DeviceFact(
+            id=row.id,
+            site=row.site,
+            online=row.online,
+            last_seen=parse_rfc3339(row.last_seen) if row.last_seen else None,
+            running=str(served.get("release", "")),
+            running_version=str(served.get("version", "")),
+            assigned=held.digest if held else "",
+            assigned_version=held.version if held else "",
+            generation=int(row.doc.get("generation", 0)),
+            desired=desired.get(row.id, 0),
+            report=report,
+            labels=row.labels,
+            features=tuple(row.features.split()),
+            suspect=SUSPECT.get(row.state, ""),
+            quality=quality.get(row.id),
+            returns=returns.get(row.id, 0),
         )
-        for row in rows
-    }
+    return facts
 
 
-def _by_device(rows: Iterable[Row[Any]]) -> dict[str, Row[Any]]:
+def _of(connection: Connection, table: Table, model: str, devices: list[str]) -> dict[str, Row[Any]]:
+    rows = connection.execute(select(table).where(table.c.model == model, table.c.device.in_(devices)))
     return {row.device: row for row in rows}
 
 
-def _fact(device: Row[Any], model: str, assigned: Row[Any] | None, report: Report | None, desired: int) -> DeviceFact:
-    served = serving(device.doc, model)
-    return DeviceFact(
-        id=device.id,
-        site=device.site,
-        online=device.online,
-        last_seen=parse_rfc3339(device.last_seen) if device.last_seen else None,
-        running=str(served.get("release", "")),
-        running_version=str(served.get("version", "")),
-        assigned=assigned.digest if assigned else "",
-        assigned_version=assigned.version if assigned else "",
-        generation=int(device.doc.get("generation", 0)),
-        desired=desired,
-        report=report,
+def _quality(connection: Connection, rollout: Rollout, devices: list[str]) -> dict[str, Quality]:
+    """The newest window of the release on each device."""
+    windows = tables.windows
+    own = (windows.c.model == rollout.model) & (windows.c.release == rollout.digest) & windows.c.device.in_(devices)
+    newest = (
+        select(windows.c.device, func.max(windows.c.window).label("window")).where(own).group_by(windows.c.device)
+    ).subquery()
+    on = (windows.c.device == newest.c.device) & (windows.c.window == newest.c.window)
+    query = select(windows.c.device, windows.c.report).join(newest, on).where(own)
+    return {
+        row.device: Quality(rollout.digest, str(row.report.get("verdict", "")), str(row.report.get("sentence", "")))
+        for row in connection.execute(query)
+    }
+
+
+def _returns(connection: Connection, rollout: Rollout, devices: list[str], now: datetime) -> dict[str, int]:
+    """How often the model went back on each device within the ping-pong window."""
+    members, rollouts = tables.rollout_members, tables.rollouts
+    since = rfc3339(now - timedelta(seconds=rollout.plan.ping_pong.window_s))
+    query = (
+        select(members.c.device, func.count())
+        .join(rollouts, rollouts.c.id == members.c.rollout)
+        .where(rollouts.c.model == rollout.model, rollouts.c.kind == "update", rollouts.c.id != rollout.id)
+        .where(or_(members.c.outcome == Outcome.FAILED.value, members.c.back.in_(["returning", "returned"])))
+        .where(members.c.device.in_(devices), members.c.changed >= since)
+        .group_by(members.c.device)
     )
+    return {device: count for device, count in connection.execute(query)}  # noqa: C416  mypy cannot type dict(rows)
 
 
 def serving(doc: dict[str, Any], model: str) -> dict[str, Any]:
@@ -59,11 +126,55 @@ def serving(doc: dict[str, Any], model: str) -> dict[str, Any]:
     return next((m for m in doc.get("models") or () if m.get("model") == model), {})
 
 
-def _report(connection: Connection, device: Row[Any], row: Row[Any] | None) -> Report | None:
+def _report(connection: Connection, device: Row[Any], row: Row[Any] | None, *, rows: bool) -> Report | None:
     if row is None:
         return None
-    rows = _answered_since(connection, device, row.at) if row.state == "PROBATION" and row.at else None
-    return Report(row.rollout, row.generation, row.release, row.state, row.cause, row.sentence, rows)
+    asked = rows and row.state == "PROBATION" and row.at
+    answered = _answered_since(connection, device, row.at) if asked else None
+    return Report(
+        row.rollout, row.generation, row.release, row.state, row.cause, row.sentence, answered, told_of(row.told)
+    )
+
+
+class _Moments(msgspec.Struct, frozen=True):
+    n: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+
+class _Shown(msgspec.Struct, frozen=True):
+    rows: int = 0
+    errors: int = 0
+    p95_ratio: float | None = None
+    difference: _Moments = _Moments()
+    reference: str = "last_good"
+
+
+def told_of(shown: dict[str, Any]) -> Told | None:
+    """The figures in what a device showed of its probation; None when it showed none, or nonsense: figures that are
+    missing pass no gate.
+
+    >>> told_of({"rows": 500, "errors": 2, "p95_ratio": 1.1}).errors
+    2
+    >>> told_of({"rows": -5}), told_of({})
+    (None, None)
+    """
+    try:
+        seen = msgspec.convert(shown, _Shown)
+    except msgspec.ValidationError:
+        return None
+    loss = seen.difference
+    if not shown or min(seen.rows, seen.errors, loss.n) < 0 or loss.m2 < 0 or (seen.p95_ratio or 1.0) <= 0:
+        return None
+    compared = loss.n if seen.reference == "last_good" else 0
+    return Told(
+        rows=seen.rows,
+        errors=seen.errors,
+        latency_ratio=seen.p95_ratio,
+        labelled=compared,
+        loss_mean=loss.mean if compared else 0.0,
+        loss_m2=loss.m2 if compared else 0.0,
+    )
 
 
 def _answered_since(connection: Connection, device: Row[Any], at: str) -> int | None:
@@ -82,3 +193,47 @@ def _answered_since(connection: Connection, device: Row[Any], at: str) -> int | 
     points = [row[place] for row in read_rows(connection, device.id, newest.set, since_s) if len(row) > place]
     known = [value for value in points if value is not None]
     return int(known[-1] - known[0]) if len(known) > 1 else None
+
+
+def filter_rows(connection: Connection, now: datetime) -> list[Filtered]:
+    """The fleet as the filter language looks at it."""
+    devices, windows = tables.devices, tables.windows
+    verdicts: dict[tuple[str, str, str], str] = {}
+    for row in connection.execute(select(windows.c.device, windows.c.model, windows.c.release, windows.c.report)):
+        verdicts[row.device, row.model, row.release] = str(row.report.get("verdict", ""))
+    errors = set(_in_error(connection))
+    found = connection.execute(select(devices).where(~devices.c.revoked).order_by(devices.c.site)).all()
+    return [_filtered(row, verdicts, row.id in errors, now) for row in found]
+
+
+def _in_error(connection: Connection) -> Iterable[str]:
+    incidents = tables.incidents
+    query = select(incidents.c.subject).where(incidents.c.state != "closed", incidents.c.severity == "error")
+    return (str(subject.get("device", "")) for subject in connection.execute(query).scalars())
+
+
+def _filtered(row: Row[Any], verdicts: dict[tuple[str, str, str], str], bad: bool, now: datetime) -> Filtered:
+    models = list(row.doc.get("models") or ())
+    served = tuple(
+        health.Serving(
+            str(m.get("model", "")),
+            str(m.get("version", "")),
+            str(m.get("state", "")),
+            window=verdicts.get((row.id, str(m.get("model")), str(m.get("release"))), ""),
+        )
+        for m in models
+    )
+    seen = parse_rfc3339(row.last_seen) if row.last_seen else None
+    verdict = health.judge(health.Signs(row.online, seen, served, "trouble" if bad else ""), now)
+    cpu = row.hardware.get("cpu")
+    model = cpu.get("model", "") if isinstance(cpu, dict) else cpu or row.hardware.get("cpu_model", "")
+    return {
+        "id": row.id,
+        "site": row.site,
+        "state": verdict.level.value,
+        "online": row.online,
+        "agent": row.agent,
+        "labels": row.labels,
+        "models": models,
+        "hardware": {"kind": row.hardware.get("kind") or "CPU", "text": str(row.hardware.get("text") or model)},
+    }

@@ -1,13 +1,18 @@
 """The values of a rollout: what is stored, what is seen of the fleet, and what is ordered."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 
 import msgspec
 from landreeve.wire.messages import Probation
+from landreeve.wire.schedule import Schedule
+from landreeve.wire.strategy import Strategy
 
 from landreeve_hub.rollout.policy import Plan
+from landreeve_hub.rollout.roster import EMPTY, Roster, Told
 from landreeve_hub.rollout.waiting import Waiting
 
 
@@ -27,54 +32,12 @@ class State(StrEnum):
 FINAL = frozenset({State.FINISHED, State.ROLLED_BACK, State.ABORTED})
 
 
-class Outcome(StrEnum):
-    """What is known of a device in this rollout. It only ever moves down this list, so repeats, reordering and
-    stale reports of a device cannot change what was concluded from better ones."""
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """A rollout without its members; stored as JSON, so a restart resumes exactly here.
 
-    WAITING = "waiting"
-    SKIPPED = "skipped"
-    ORDERED = "ordered"
-    SILENT = "silent"
-    COMMITTED = "committed"
-    FAILED = "failed"
-    REMOVED = "removed"
-
-
-class Back(StrEnum):
-    """The way back of a device, apart from its outcome."""
-
-    NO = ""
-    RETURNING = "returning"
-    RETURNED = "returned"
-    WITHDRAWN = "withdrawn"
-    KEPT = "kept"
-
-
-class Member(msgspec.Struct, frozen=True):
-    """One device in a rollout. ``prior`` is what it served when it was ordered: its own last good release.
-
-    ``stage`` is the state its update machine last reported and ``heard`` the hub's time of that change: a
-    device's own clock decides nothing here.
-    """
-
-    device: str
-    site: str
-    wave: int
-    outcome: Outcome = Outcome.WAITING
-    back: Back = Back.NO
-    prior: str = ""
-    prior_version: str = ""
-    ordered_at: datetime | None = None
-    stage: str = ""
-    heard: datetime | None = None
-    cause: str = ""
-    sentence: str = ""
-
-
-class Rollout(msgspec.Struct, frozen=True):
-    """The whole of a rollout; stored as JSON, so a restart resumes exactly here.
-
-    ``accepted_failures`` and ``accepted_silent`` grow when a person resumes in spite of them.
+    A ``return`` brings devices back, each to its own last good release, and is begun by the rollout ``of``.
+    ``accepted_failures`` and ``accepted_silent`` grow when a person resumes in spite of them. ``asked`` names what a
+    person was asked about a finished rollout, ``keys`` the commands already obeyed.
     """
 
     id: str
@@ -82,7 +45,6 @@ class Rollout(msgspec.Struct, frozen=True):
     digest: str
     version: str
     plan: Plan
-    members: tuple[Member, ...]
     state: State = State.DRAFT
     wave: int = 0
     wave_since: datetime | None = None
@@ -91,11 +53,25 @@ class Rollout(msgspec.Struct, frozen=True):
     accepted_failures: int = 0
     accepted_silent: int = 0
     accepted_waves: int = 0
+    kind: Literal["update", "return"] = "update"
+    of: str = ""
+    finished: datetime | None = None
+    asked: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    why: str = ""
+    risk: str = ""
+    rollback_plan: str = ""
 
     @property
     def back_id(self) -> str:
-        """The rollout id under which devices are sent back; sorts after this one and before the next."""
+        """The id of the return that this rollout begins; sorts after this one and before the next."""
         return f"{self.id}-back"
+
+
+class Rollout(Head, frozen=True, kw_only=True):
+    """The whole of a rollout."""
+
+    members: Roster = EMPTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +86,27 @@ class Report:
     cause: str = ""
     sentence: str = ""
     rows: int | None = None
+    told: Told | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """The verdict on the newest closed window of a release on a device."""
+
+    release: str
+    verdict: str
+    sentence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceFact:
     """What the hub knows of a device: ``running`` is the release digest it serves, ``assigned`` the one its
-    desired document names, ``generation`` the document it has taken, ``desired`` the newest one."""
+    desired document names, ``generation`` the document it has taken, ``desired`` the newest one.
+
+    ``place`` is the site it stands at where that is not its own name, ``features`` the parts of orders its agent keeps
+    to, ``suspect`` why it is not to be trusted now (a clone, say), ``returns`` how often the model went back on it
+    within the plan's ping-pong window.
+    """
 
     id: str
     site: str
@@ -128,10 +119,32 @@ class DeviceFact:
     generation: int = 0
     desired: int = 0
     report: Report | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
+    suspect: str = ""
+    quality: Quality | None = None
+    returns: int = 0
+
+    @property
+    def conflict(self) -> bool:
+        """The device obeys a document this hub has never made: the hub was restored from an older backup."""
+        return self.generation > self.desired
 
 
-Fleet = dict[str, DeviceFact]
+Fleet = Mapping[str, DeviceFact]
 """Devices that belong to the fleet now; a removed one is absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What else goes on. ``busy`` maps sites where another rollout has a device under way to that rollout; ``earlier``
+    is an older rollout of the same model that has not ended; ``child`` the return this rollout began; ``returns`` how
+    often this model went back by itself within the ping-pong window."""
+
+    busy: Mapping[str, str] = field(default_factory=dict)
+    earlier: str = ""
+    child: Rollout | None = None
+    returns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +157,8 @@ class Assign:
     rollout: str
     action: str
     probation: Probation
+    schedule: Schedule | None = None
+    strategy: Strategy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,18 +186,31 @@ class RaiseIncident:
     severity: str
     cause: str
     sentence: str
+    effect: str = ""
+    device: str = ""
 
 
-Order = Assign | Withdraw | Quarantine | RaiseIncident
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Another rollout begins: the way back."""
+
+    rollout: Rollout
+
+
+Order = Assign | Withdraw | Quarantine | RaiseIncident | Begin
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The rollout as it is from now on, what must be carried out with it, and what it waits for."""
+    """The rollout as it is from now on, what must be carried out with it, and what it waits for.
+
+    Until ``wake`` nothing changes by time alone; None when time alone changes nothing.
+    """
 
     rollout: Rollout
     orders: tuple[Order, ...] = ()
     waiting: tuple[Waiting, ...] = ()
+    wake: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,88 @@ class ForReturn:
     sites: tuple[str, ...]
 
 
-Waiting = ForApproval | ForPerson | ForDevices | ForOffline | ForSoak | ForSlot | ForReturn
+@dataclass(frozen=True, slots=True)
+class ForConnection:
+    """Devices not ordered because they are not connected; from ``until`` on they are left out, None is never."""
+
+    sites: tuple[str, ...]
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForWindow:
+    """Devices outside their maintenance windows; ``until`` is when the first one opens, None when none ever does."""
+
+    sites: tuple[str, ...]
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ForZone:
+    """Devices whose label names no time zone: their windows are unknown."""
+
+    sites: tuple[str, ...]
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForStagger:
+    """Devices whose place in the spread of their wave has not come yet."""
+
+    sites: tuple[str, ...]
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ForSite:
+    """Devices at a site where another one is under way; ``rollouts`` are the other rollouts, if it is not this one."""
+
+    sites: tuple[str, ...]
+    rollouts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ForConflict:
+    """Devices that obey a newer document than this hub ever made."""
+
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForTrust:
+    """Devices that someone must look at first, with the reason of the first."""
+
+    sites: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForEarlier:
+    """An older rollout of the same model goes first."""
+
+    rollout: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForFigures:
+    """A gate asks for figures that have not been told; without them nothing passes."""
+
+    wave: int
+    missing: str
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ForWatch:
+    """Finished, and still watched."""
+
+    until: datetime
+
+
+Waiting = (
+    ForApproval | ForPerson | ForDevices | ForOffline | ForSoak | ForSlot | ForReturn | ForConnection | ForWindow
+    | ForZone | ForStagger | ForSite | ForConflict | ForTrust | ForEarlier | ForFigures | ForWatch
+)  # fmt: skip
 
 _DOING = {
     "": "been told of {v} and not answered yet",
@@ -83,19 +164,56 @@ def words(waiting: Waiting) -> str:
             return f"someone other than the proposer must approve {version}"
         case ForPerson(sentence):
             return f"a person must decide: {sentence}"
-        case ForDevices():
-            return _devices(waiting)
-        case ForOffline(sites, since):
-            seen = f" since {since:%Y-%m-%d %H:%M} UTC" if since else ""
-            return f"{_are(sites)} offline{seen}"
+        case ForEarlier(rollout):
+            return f"rollout {rollout} of the same model goes first"
         case ForSoak(wave, until):
-            return f"wave {wave + 1} is watched until {until:%Y-%m-%d %H:%M} UTC"
+            return f"wave {wave + 1} is watched until {_at(until)}"
+        case ForWatch(until):
+            return f"the fleet is watched for drift and lost accuracy until {_at(until)}"
+        case ForFigures(wave, missing, until):
+            return f"wave {wave + 1} has no proof yet: {missing}; without it the rollout is held at {_at(until)}"
         case ForSlot(count, limit):
             return f"{count} more {'is' if count == 1 else 'are'} due, at most {limit} update at the same time"
+        case ForDevices():
+            return _devices(waiting)
+        case _:
+            return _held(waiting)
+
+
+_Held = ForOffline | ForReturn | ForConnection | ForWindow | ForZone | ForStagger | ForSite | ForConflict | ForTrust
+
+
+def _held(waiting: _Held) -> str:
+    match waiting:
+        case ForOffline(sites, since):
+            return f"{_are(sites)} offline{f' since {_at(since)}' if since else ''}"
         case ForReturn(sites):
             return f"{_are(sites)} going back to the last good version"
+        case ForConnection(sites, until):
+            return (
+                f"{_are(sites)} not connected{f' and left out at {_at(until)}' if until else ' and ordered once back'}"
+            )
+        case ForWindow(sites, None):
+            return f"{named(sites)}: no window for downloads meets one for activation, and the agent there needs both"
+        case ForWindow(sites, until):
+            return f"{_are(sites)} outside the maintenance windows; the next opens at {_at(until)}"
+        case ForZone(sites, label):
+            return f"{named(sites)}: the label {label} names no IANA time zone, so the maintenance window is unknown"
+        case ForStagger(sites, until):
+            return f"{_are(sites)} spread over the wave; the next is due at {_at(until)}"
+        case ForSite(sites, rollouts):
+            other = f" (rollout {named(rollouts)})" if rollouts else ""
+            return f"{named(sites)}: another device of the site is updating{other}, never two at once"
+        case ForConflict(sites):
+            return f"{_have(sites)} newer orders than this hub ever gave; resolve it (device resolve)"
+        case ForTrust(sites, reason):
+            return f"{_are(sites)} left alone: {reason}"
         case _:
             assert_never(waiting)
+
+
+def _at(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "never"
 
 
 def _devices(waiting: ForDevices) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from sqlalchemy import Connection, Engine, create_engine, event
 
+from landreeve_hub.store import changes
 from landreeve_hub.store.migrate import migrate
 
 T = TypeVar("T")
@@ -46,6 +47,7 @@ class Store:
         self._writer = _engine(url, begin="BEGIN IMMEDIATE", query_only=False)
         self._reader = _engine(url, begin="BEGIN", query_only=True)
         migrate(self._writer)
+        changes.install(self._writer)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False

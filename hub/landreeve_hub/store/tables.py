@@ -73,6 +73,8 @@ devices = Table(
     _text("ended_reason"),
     # Which processes have spoken under this name (`landreeve_hub.fleet.doubles`).
     _document("runs"),
+    # Parts of orders its agent keeps to that older ones ignore, joined by spaces.
+    _text("features"),
 )
 
 # Every certificate a device was ever given: who holds which serial number, and which of them are revoked.
@@ -262,6 +264,22 @@ rollouts = Table(
     _text("created"),
     _text("created_by"),
     _text("approved_by"),
+    Column("kind", Text, nullable=False, server_default=text("'update'")),
+    _text("watch_until"),
+)
+
+# A rollout's devices, one row each: a tick writes those that moved. `place` is the order within the rollout.
+rollout_members = Table(
+    "rollout_members",
+    metadata,
+    Column("rollout", Text, primary_key=True),
+    Column("device", Text, primary_key=True),
+    _count("place"),
+    _text("outcome"),
+    _text("back"),
+    _text("changed"),
+    _document("doc"),
+    Index("rollout_members_device", "device"),
 )
 
 rollout_log = Table(
@@ -273,6 +291,19 @@ rollout_log = Table(
     _text("cause"),
     _text("sentence"),
     _document("data"),
+    _text("device"),
+    Index("rollout_log_device", "device"),
+)
+
+# The devices of which anything a rollout looks at changed, numbered as it happened; triggers write it
+# (`landreeve_hub.store.changes`), so that no writer can forget it.
+device_changes = Table(
+    "device_changes",
+    metadata,
+    _numbered(),
+    Column("device", Text, nullable=False),
+    UniqueConstraint("device", name="device_changes_device"),
+    sqlite_autoincrement=True,  # a number is never given twice, even when the newest row goes
 )
 
 assignments = Table(
@@ -285,6 +316,8 @@ assignments = Table(
     _text("rollout"),
     _text("action"),
     _document("probation"),
+    _document("schedule"),
+    _document("strategy"),
 )
 
 desired = Table(
@@ -312,6 +345,7 @@ updates = Table(
     _text("at"),
     _count("epoch"),
     _count("seq"),
+    _document("told"),
 )
 
 # The newest report of each device on how a release runs best there.

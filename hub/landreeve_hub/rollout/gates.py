@@ -1,0 +1,222 @@
+"""Whether a rollout may go on: counts and shares of outcomes, and figures pooled over devices. Pure.
+
+Nothing passes for want of a figure that is asked for. What is looked at at every tick holds at every look; what is
+looked at once a wave shares its chance of a false alarm among the waves (Bonferroni).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from landreeve_hub.rollout.policy import Action
+from landreeve_hub.rollout.pooling import Bounds, evidence, pooled_mean, pooled_rate, pooled_ratio, wilson
+from landreeve_hub.rollout.roster import Member, Outcome
+from landreeve_hub.rollout.state import Rollout
+from landreeve_hub.rollout.waiting import named
+
+SHOWN_REASONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A gate does not hold: what is to be done, and why."""
+
+    action: Action
+    cause: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A figure that is asked for is not known (well enough)."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One pooled figure beside its limit. ``need`` devices must have told it."""
+
+    name: str
+    cause: str
+    limit: float
+    bounds: Bounds
+    need: int
+    action: Action
+
+    @property
+    def words(self) -> str:
+        """The figure with its bounds.
+
+        >>> Figure("error rate", "error_rate", 0.02, Bounds(0.01, 0.004, 0.03, 7), 1, "pause").words
+        'error rate 0.01 (0.004 to 0.03) over 7 devices, at most 0.02'
+        """
+        b = self.bounds
+        over = f"{b.devices} device{'' if b.devices == 1 else 's'}"
+        return f"{self.name} {b.estimate:.3g} ({b.low:.3g} to {b.high:.3g}) over {over}, at most {self.limit:g}"
+
+
+def failures(rollout: Rollout) -> tuple[Member, ...]:
+    return rollout.members.of(Outcome.FAILED)
+
+
+def silent(rollout: Rollout) -> tuple[Member, ...]:
+    return rollout.members.of(Outcome.SILENT)
+
+
+def counted(rollout: Rollout) -> Trigger | None:
+    """What failures and silence so far demand."""
+    if rollout.kind == "return":
+        return None
+    return too_many_failures(rollout) or _too_many_silent(rollout)
+
+
+def too_many_failures(rollout: Rollout) -> Trigger | None:
+    """What the failures so far demand."""
+    gate, failed = rollout.plan.gate, rollout.members.count(Outcome.FAILED)
+    ended = failed + rollout.members.count(Outcome.COMMITTED)
+    if not _beyond(rollout, (failed, ended), (gate.max_failures, rollout.accepted_failures), gate.max_failed_share):
+        return None
+    bad = failures(rollout)
+    why = " ".join(list(dict.fromkeys(ended_by(m.sentence) for m in bad if m.sentence))[:SHOWN_REASONS])
+    first = f"{rollout.version} of {rollout.model} failed on {named([m.site for m in bad])}: "
+    return Trigger(gate.on_failure, bad[0].cause or "failed", first + (why or "No reason was reported."))
+
+
+def _too_many_silent(rollout: Rollout) -> Trigger | None:
+    gate, quiet = rollout.plan.gate, rollout.members.count(Outcome.SILENT)
+    heard = quiet + rollout.members.count(Outcome.FAILED, Outcome.COMMITTED)
+    if not _beyond(rollout, (quiet, heard), (gate.max_silent, rollout.accepted_silent), gate.max_silent_share):
+        return None
+    gone = silent(rollout)
+    text = " ".join(ended_by(m.sentence) for m in gone[:SHOWN_REASONS])
+    more = f" {len(gone) - SHOWN_REASONS} more are silent." if len(gone) > SHOWN_REASONS else ""
+    return Trigger(rollout.plan.actions.silence, "silent", text + more)
+
+
+def by_share(rollout: Rollout, share: float | None) -> bool:
+    """Whether a share counts instead of an absolute number: asked for, and the rollout is large enough."""
+    return share is not None and len(rollout.members) >= rollout.plan.gate.large_from
+
+
+def _beyond(rollout: Rollout, seen: tuple[int, int], counts: tuple[int, int], share: float | None) -> bool:
+    (events, trials), (limit, accepted) = seen, counts
+    if share is not None and by_share(rollout, share):
+        surely = 1 / (1 - rollout.plan.gate.confidence)
+        return events > accepted and evidence(events, trials, share) >= surely
+    return events > max(limit, accepted)
+
+
+def judge_wave(rollout: Rollout) -> Trigger | Missing | None:
+    """Whether the wave, all of whose devices have come to an outcome, lets the next one begin."""
+    if rollout.kind == "return" or rollout.wave < rollout.accepted_waves:
+        return None
+    return _sample(rollout) or _shares(rollout) or _figures(rollout)
+
+
+def _sample(rollout: Rollout) -> Trigger | None:
+    gate, wave = rollout.plan.gate, rollout.wave
+    size = rollout.members.size(wave)
+    committed = rollout.members.count(Outcome.COMMITTED, wave=wave)
+    ended = committed + rollout.members.count(Outcome.FAILED, wave=wave)
+    if committed < min(gate.min_committed, size):
+        text = f"Wave {wave + 1} ended with {committed} of {size} committed: too little proof to go on."
+        return Trigger("pause", "no_proof", text)
+    if ended < min(gate.min_sample, size):
+        text = f"Wave {wave + 1} ended with {ended} outcomes of {size} devices; {gate.min_sample} are asked for."
+        return Trigger("pause", "no_proof", text)
+    return None
+
+
+def _shares(rollout: Rollout) -> Trigger | None:
+    gate, members = rollout.plan.gate, rollout.members
+    failed, quiet = members.count(Outcome.FAILED), members.count(Outcome.SILENT)
+    heard = failed + members.count(Outcome.COMMITTED)
+    for what, events, trials, accepted, limit, action in (
+        ("failed", failed, heard, rollout.accepted_failures, gate.max_failed_share, gate.on_failure),
+        ("silent", quiet, heard + quiet, rollout.accepted_silent, gate.max_silent_share, rollout.plan.actions.silence),
+    ):
+        if limit is None or not by_share(rollout, limit) or events <= accepted or events <= limit * trials:
+            continue
+        low, high = wilson(events, trials, gate.confidence)
+        text = (
+            f"After wave {rollout.wave + 1} {events} of {trials} devices are {what} "
+            f"({events / trials:.1%}, surely {low:.1%} to {high:.1%}; at most {limit:.1%})."
+        )
+        return Trigger(action, what, text)
+    return None
+
+
+def _figures(rollout: Rollout) -> Trigger | Missing | None:
+    asked = rollout.plan.gate.figures
+    missing: list[str] = []
+    for figure in figures(rollout):
+        told = figure.bounds.devices
+        if told < figure.need:
+            missing.append(f"{figure.name} was told by {told} of {figure.need} devices")
+        elif figure.bounds.low > figure.limit or (figure.bounds.estimate > figure.limit and not asked.strict):
+            text = f"After wave {rollout.wave + 1}: {figure.words}."
+            return Trigger(figure.action, figure.cause, text)
+        elif figure.bounds.high > figure.limit and asked.strict:
+            missing.append(f"{figure.words} is not decided")
+    rows = sum(m.told.rows for m in rollout.members.of(Outcome.COMMITTED, Outcome.FAILED) if m.told)
+    if asked.min_rows and rows < asked.min_rows:
+        missing.append(f"{rows} of {asked.min_rows} rows were answered on probation")
+    return Missing("; ".join(missing)) if missing else None
+
+
+def figures(rollout: Rollout) -> list[Figure]:
+    """Every figure that is asked for, as far as devices told it."""
+    asked, actions = rollout.plan.gate.figures, rollout.plan.actions
+    if (asked.max_error_rate, asked.max_latency_ratio, asked.max_log_loss_increase, asked.max_drifted_share) == (
+        None, None, None, None,
+    ):  # fmt: skip
+        return []
+    ended = rollout.members.of(Outcome.COMMITTED, Outcome.FAILED)
+    told = [m.told for m in ended if m.told is not None]
+    level = 1 - (1 - asked.confidence) / max(1, rollout.members.last_wave + 1)
+    need = min(asked.min_devices, max(1, len(ended)))
+    found: list[Figure] = []
+    if asked.max_error_rate is not None:
+        rates = pooled_rate([(t.errors, t.rows + t.errors) for t in told], level)
+        found.append(Figure("error rate", "error_rate", asked.max_error_rate, rates, need, actions.error_rate))
+    if asked.max_latency_ratio is not None:
+        ratio = pooled_ratio([t.latency_ratio for t in told if t.latency_ratio is not None], level)
+        found.append(Figure("latency ratio", "latency", asked.max_latency_ratio, ratio, need, actions.latency))
+    if asked.max_log_loss_increase is not None:
+        rise = pooled_mean([(t.labelled, t.loss_mean, t.loss_m2) for t in told], level)
+        found.append(Figure("log loss rise", "accuracy", asked.max_log_loss_increase, rise, need, actions.accuracy))
+    if asked.max_drifted_share is not None:
+        drifted = _drifted(rollout.members.of(Outcome.COMMITTED), level)
+        found.append(Figure("share of drifted devices", "drift", asked.max_drifted_share, drifted, need, actions.drift))
+    return found
+
+
+def _drifted(committed: Sequence[Member], level: float) -> Bounds:
+    """The share of devices whose window says that the data have drifted; too little data says nothing."""
+    verdicts = [m.verdict for m in committed if m.verdict in {"stable", "drifted", "quality_lost"}]
+    events = sum(verdict == "drifted" for verdict in verdicts)
+    low, high = wilson(events, len(verdicts), level)
+    return Bounds(events / len(verdicts) if verdicts else 0.0, low, high, len(verdicts))
+
+
+def watched(rollout: Rollout) -> Trigger | None:
+    """What a finished rollout that is still watched demands."""
+    watch, members = rollout.plan.watch, rollout.members
+    for verdict, limit, action, what in (
+        ("quality_lost", watch.max_quality_lost, rollout.plan.actions.accuracy, "lost accuracy"),
+        ("drifted", watch.max_drifted, rollout.plan.actions.drift, "drifted"),
+    ):
+        devices = members.judged(verdict)
+        if limit is None or len(devices) <= limit:
+            continue
+        sites = named([members[d].site for d in devices])
+        text = (
+            f"{rollout.version} of {rollout.model} has {what} on {sites} since it was rolled out (accepted: {limit})."
+        )
+        return Trigger(action, "accuracy" if verdict == "quality_lost" else "drift", text)
+    return None
+
+
+def ended_by(sentence: str) -> str:
+    """The sentence with its full stop."""
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."

@@ -1,0 +1,186 @@
+"""The rollouts under way, in memory beside the tables: what a look at an unchanged fleet need not read again.
+
+Everything here can be thrown away and read anew; the tables alone are the truth. A look (`look`) reads the devices that
+changed since the last one and decides for the rollouts they are in, and for those whose time has come.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, func, select
+
+from landreeve_hub.incidents.incidents import Incidents
+from landreeve_hub.rollout import book
+from landreeve_hub.rollout.machine import decide, watch_end
+from landreeve_hub.rollout.sight import see
+from landreeve_hub.rollout.state import FINAL, Around, DeviceFact, Rollout, State
+from landreeve_hub.store import changes, tables
+from landreeve_hub.store.moment import rfc3339
+
+
+@dataclass(slots=True)
+class Running:
+    """A rollout under way with what is known of its devices. ``wake`` is when time alone may move it; ``due`` that it
+    is to be decided at the next look whatever happens."""
+
+    rollout: Rollout
+    facts: dict[str, DeviceFact]
+    around: Around = field(default_factory=Around)
+    wake: datetime | None = None
+    due: bool = True
+
+
+@dataclass(slots=True)
+class Looked:
+    """What a look found: whether a rollout moved, whose document is due, which devices changed, who finished."""
+
+    moved: bool = False
+    touched: set[str] = field(default_factory=set)
+    changed: frozenset[str] = frozenset()
+    finished: list[Rollout] = field(default_factory=list)
+
+
+class Live:
+    """``number`` is the change up to which everything has been seen; None before the first look."""
+
+    def __init__(self, incidents: Incidents) -> None:
+        self._incidents = incidents
+        self.running: dict[str, Running] = {}
+        self.number: int | None = None
+
+    def forget(self) -> None:
+        """Read everything anew at the next look: what was decided was not kept."""
+        self.running, self.number = {}, None
+
+    def idle(self, connection: Connection, now: datetime) -> bool:
+        """Whether nothing has changed and no time has come: then there is nothing to look at."""
+        if self.number is None or any(r.due or (r.wake is not None and r.wake <= now) for r in self.running.values()):
+            return False
+        return changes.newest(connection) == self.number
+
+    def take(self, connection: Connection, rollout: Rollout, now: datetime) -> None:
+        """This is the rollout from now on: a person has made or moved it."""
+        known = self.running.get(rollout.id)
+        facts = known.facts if known is not None else see(connection, rollout, now)
+        self.running[rollout.id] = Running(rollout, facts)
+
+    def look(self, connection: Connection, now: datetime) -> Looked:
+        """Decide what is to be decided, and carry it into the tables."""
+        changed = self._open(connection, now) if self.number is None else self._renew(connection, now)
+        looked = Looked(changed=changed)
+        for name in sorted(self.running):
+            self._decide(connection, self.running[name], looked, now)
+        self._begun(connection, now)
+        self.running = {name: run for name, run in self.running.items() if self._goes_on(run.rollout, now)}
+        return looked
+
+    def _open(self, connection: Connection, now: datetime) -> frozenset[str]:
+        self.number = changes.newest(connection)
+        for kept in book.listed(connection, active=True, watched=now):
+            self.running[kept.rollout.id] = Running(kept.rollout, see(connection, kept.rollout, now))
+        return frozenset()
+
+    def _renew(self, connection: Connection, now: datetime) -> frozenset[str]:
+        found = changes.since(connection, self.number or 0)
+        self.number = found.number
+        for run in self.running.values():
+            ours = [device for device in found.devices if device in run.rollout.members]
+            if ours:
+                renew(run.facts, ours, see(connection, run.rollout, now, ours))
+        return found.devices
+
+    def _decide(self, connection: Connection, run: Running, looked: Looked, now: datetime) -> None:
+        around = self.around(connection, run.rollout, now)
+        ours = None if run.due else [d for d in looked.changed if d in run.rollout.members]
+        late = run.wake is not None and run.wake <= now
+        if not (run.due or ours or late or _news(around) != _news(run.around)):
+            return
+        before = run.rollout
+        decision = decide(before, run.facts, now, around, ours)
+        run.rollout = book.save(connection, before, decision.rollout, now)
+        run.wake, run.around, run.due = decision.wake, around, False
+        if decision.rollout is not before or decision.orders:
+            looked.touched |= book.carry_out(connection, decision.rollout, decision.orders, self._incidents, now)
+            looked.moved = looked.moved or decision.rollout != before or bool(decision.orders)
+        if run.rollout.state is State.FINISHED and before.state is not State.FINISHED:
+            looked.finished.append(run.rollout)
+
+    def _begun(self, connection: Connection, now: datetime) -> None:
+        """A return that was begun is looked after from the next look on."""
+        for run in list(self.running.values()):
+            child = run.rollout.back_id
+            if run.rollout.state in {State.ROLLING_BACK, State.ABORTED} and child not in self.running:
+                kept = book.find(connection, child)
+                if kept is not None and kept.rollout.state not in FINAL:
+                    self.running[child] = Running(kept.rollout, see(connection, kept.rollout, now))
+
+    def _goes_on(self, rollout: Rollout, now: datetime) -> bool:
+        """Under way, watched, or waited for by what began it."""
+        if rollout.state not in FINAL:
+            return True
+        end = watch_end(rollout)
+        parent = self.running.get(rollout.of) if rollout.of else None
+        waited = parent is not None and parent.rollout.state is State.ROLLING_BACK
+        return waited or (end is not None and end > now)
+
+    def around(self, connection: Connection, rollout: Rollout, now: datetime) -> Around:
+        """What else goes on, as far as it matters to the rollout."""
+        others = [run.rollout for run in self.running.values() if run.rollout.id != rollout.id]
+        child = self.running.get(rollout.back_id)
+        return surroundings(connection, rollout, others, now, child.rollout if child is not None else None)
+
+
+def _news(around: Around) -> tuple[object, ...]:
+    """Of a child only its state matters."""
+    return around.busy, around.earlier, around.child and around.child.state, around.returns
+
+
+def surroundings(
+    connection: Connection, rollout: Rollout, others: Collection[Rollout], now: datetime, child: Rollout | None = None
+) -> Around:
+    """What goes on beside a rollout, ``others`` being those under way."""
+    if child is None and rollout.state is State.ROLLING_BACK:
+        kept = book.find(connection, rollout.back_id)
+        child = kept.rollout if kept is not None else None
+    return Around(busy(others), earlier(rollout, others), child, automatic_returns(connection, rollout, now))
+
+
+def renew(facts: dict[str, DeviceFact], devices: Iterable[str], seen: Mapping[str, DeviceFact]) -> None:
+    """Bring facts up to what was seen; a device that was not seen is gone."""
+    for device in devices:
+        if device in seen:
+            facts[device] = seen[device]
+        else:
+            facts.pop(device, None)
+
+
+def busy(others: Iterable[Rollout]) -> dict[str, str]:
+    """Sites at which another rollout has a device under way."""
+    return {o.members[device].where: o.id for o in others if o.state not in FINAL for device in o.members.flying}
+
+
+def earlier(rollout: Rollout, others: Collection[Rollout]) -> str:
+    """The older rollout of the same model that goes first; empty when there is none."""
+    ids = [
+        other.id
+        for other in others
+        if other.model == rollout.model
+        and other.id < rollout.id
+        and other.state not in FINAL
+        and other.kind == "update"
+    ]
+    return min(ids, default="") if rollout.kind == "update" else ""
+
+
+def automatic_returns(connection: Connection, rollout: Rollout, now: datetime) -> int:
+    """How often the model went back by itself within the ping-pong window."""
+    rollouts = tables.rollouts
+    since = rfc3339(now - timedelta(seconds=rollout.plan.ping_pong.window_s))
+    query = select(func.count()).where(
+        rollouts.c.model == rollout.model,
+        rollouts.c.kind == "return",
+        rollouts.c.created_by == book.HUB,
+        rollouts.c.created >= since,
+    )
+    return connection.execute(query).scalar_one()
