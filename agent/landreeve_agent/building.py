@@ -50,10 +50,10 @@ from landreeve_agent.training.manager import Trainings
 from landreeve_agent.tuning.preflight import Preflight
 from landreeve_agent.tuning.report import Limits
 from landreeve_agent.update.evidence import Evidence
-from landreeve_agent.update.machine import Phase
 from landreeve_agent.update.plans import facts_of
 from landreeve_agent.update.runner import Options as UpdateOptions
 from landreeve_agent.update.runner import Runner
+from landreeve_agent.update.standing import Phase
 from landreeve_agent.version import agent_version
 
 logger = logging.getLogger(__name__)

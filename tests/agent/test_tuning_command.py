@@ -9,8 +9,8 @@ from landreeve_agent.commands.cli import app
 from landreeve_agent.serving.control import Plan
 from landreeve_agent.tuning.cache import Kept, write_kept
 from landreeve_agent.tuning.report import PreflightReport, Trial
-from landreeve_agent.update.machine import Installed
 from landreeve_agent.update.pointer import release_folder, write_pointer
+from landreeve_agent.update.standing import Installed
 from typer.testing import CliRunner
 
 RELEASE = "ab" * 32

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import stamp
+from landreeve_agent.update.directing import Role
 from landreeve_agent.update.evidence import Evidence
 from landreeve_agent.update.probation import ProbationStats, log_loss
 
@@ -107,3 +108,44 @@ async def test_few_rows_say_nothing_about_latency(database: Database) -> None:
     await add(database, 1)
     stats = await look(database)
     assert (stats.p95_ms, stats.p95_ratio) == (None, None)
+
+
+async def roles(database: Database, role: Role) -> ProbationStats:
+    return await Evidence(database)("demo", NEW, stamp(START), good=OLD, claimed_loss=None, now=NOW, role=role)
+
+
+async def test_version_that_only_listens_is_judged_by_what_it_would_have_answered(database: Database) -> None:
+    heard = {"release": OLD, "version": "1", "shadow_release": NEW}
+    await add(database, 1, **heard, p=0.6, shadow=0.2, label=1.0)
+    await add(database, 2, **heard, p=0.3, shadow=0.1, label=0.0)
+    await add(database, 3, **heard, p=0.3, shadow=None)
+    await add(database, 4, release=OLD, version="1", shadow=None, shadow_release=None)
+    stats = await roles(database, Role.LISTENS)
+    assert (stats.rows, stats.errors, stats.compared) == (2, 1, 2)
+    expected = [log_loss(0.2, 1) - log_loss(0.6, 1), log_loss(0.1, 0) - log_loss(0.3, 0)]
+    assert stats.difference.mean == pytest.approx(sum(expected) / 2)
+    assert await Evidence(database).rows_since("demo", NEW, stamp(START), Role.LISTENS) == 3
+
+
+async def test_versions_that_share_the_traffic_are_compared_on_as_many_rows_of_each(database: Database) -> None:
+    for number, (p, label) in enumerate(((0.9, 1.0), (0.2, 0.0)), start=1):
+        await add(database, number, p=p, label=label, shadow=None, shadow_release=None)
+    for number, (p, label) in enumerate(((0.5, 1.0), (0.4, 0.0), (0.1, 0.0)), start=11):
+        await add(database, number, release=OLD, version="1", p=p, label=label, shadow=None, shadow_release=None)
+    stats = await roles(database, Role.SHARES)
+    assert (stats.rows, stats.compared, stats.difference.n) == (2, 2, 2)
+    expected = [log_loss(0.9, 1) - log_loss(0.5, 1), log_loss(0.2, 0) - log_loss(0.4, 0)]
+    assert stats.difference.mean == pytest.approx(sum(expected) / 2)
+
+
+async def test_version_that_stands_by_has_shown_nothing(database: Database) -> None:
+    await add(database, 1, label=1.0)
+    assert await roles(database, Role.STANDS_BY) == ProbationStats(elapsed_s=3600)
+
+
+async def test_answers_that_moved_and_lost_confidence_are_seen_on_the_same_rows(database: Database) -> None:
+    for number in range(10):
+        await add(database, number, p=0.5, shadow=0.1)
+    stats = await look(database)
+    assert (stats.shift, stats.compared) == (1.0, 10)
+    assert stats.confidence.mean == pytest.approx(-0.8)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from landreeve.wire.strategy import Strategy
 from landreeve_agent.update import machine
+from landreeve_agent.update.directing import is_last, pinned, serving, to_activate
 from landreeve_agent.update.journal import decode_state, encode_state
 from landreeve_agent.update.machine import (
     ATTEMPTS,
-    BEFORE_ACTIVATION,
-    TERMINAL,
     Accepted,
     Activated,
     Attempted,
@@ -20,28 +20,32 @@ from landreeve_agent.update.machine import (
     Effect,
     Event,
     Failed,
-    Installed,
     NextTaken,
-    Order,
     Ordered,
     Passed,
-    Phase,
     Proceeded,
     Proven,
     Restored,
     RollbackAsked,
     Staged,
-    State,
+    Stepped,
     Unordered,
     decide,
     effect_of,
-    pinned,
     quarantines,
-    serving,
-    to_activate,
 )
+from landreeve_agent.update.standing import BEFORE_ACTIVATION, TERMINAL, Installed, Order, Phase, State
 
 RELEASES = "abcd"
+STRATEGIES = (
+    Strategy(),
+    Strategy(kind="shadow"),
+    Strategy(kind="canary", shares=(0.1, 0.5)),
+    Strategy(kind="canary", shares=(0.1, 1.0)),
+    Strategy(kind="ab", shares=(0.5,), key="carrier"),
+    Strategy(kind="blue_green"),
+)
+NOON = "2026-11-23T12:00:00.000000Z"
 
 
 def order(release: str, generation: int, rollout: str = "", **changes: Any) -> Order:
@@ -72,6 +76,8 @@ def onwards(state: State, until: Phase) -> State:
             return state
         assert state.order is not None
         event = NextTaken() if effect_of(state) is Effect.TAKE_NEXT else HAPPY[state.phase](state.order.generation)
+        if state.phase is Phase.PROBATION and not is_last(state):
+            event = Stepped(state.order.generation, NOON, "On.")
         state = decide(state, event)
     raise AssertionError(f"{until} is not reached, only {state.phase}")
 
@@ -114,6 +120,7 @@ LEGAL = {
     Proven: {Phase.PREFLIGHT},
     Activated: {Phase.ACTIVATING},
     Passed: {Phase.PROBATION},
+    Stepped: set(),
     Crashed: {Phase.PROBATION},
     Restored: {Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED},
     Failed: BEFORE_ACTIVATION | {Phase.ACTIVATING, Phase.PROBATION, Phase.ROLLING_BACK},
@@ -156,8 +163,9 @@ def test_same_order_again_only_raises_the_generation(phase: Phase) -> None:
     assert decide(state, Ordered(order("b", 9))) == replace(state, generation=9)
 
 
-@pytest.mark.parametrize("phase", sorted(BEFORE_ACTIVATION))
+@pytest.mark.parametrize("phase", sorted(BEFORE_ACTIVATION | {Phase.ACTIVATING}))
 def test_newer_order_before_activation_cancels_and_follows(phase: Phase) -> None:
+    """Also while an activation only waits for the site's window."""
     state = decide(at(phase), Ordered(order("c", 9)))
     assert (state.phase, state.cause) == (Phase.CANCELLED, "superseded")
     assert serving(state).active == good("a")
@@ -166,7 +174,7 @@ def test_newer_order_before_activation_cancels_and_follows(phase: Phase) -> None
 
 @pytest.mark.parametrize("phase", [Phase.ACTIVATING, Phase.PROBATION, Phase.ROLLING_BACK])
 def test_newer_order_after_activation_waits_for_the_return(phase: Phase) -> None:
-    state = decide(at(phase), Ordered(order("c", 9)))
+    state = decide(decide(at(phase), Attempted(2)), Ordered(order("c", 9)))
     assert state.queued == order("c", 9)
     back = onwards(state, Phase.ROLLED_BACK)
     assert back.good == good("a")
@@ -183,7 +191,8 @@ def test_of_several_waiting_orders_only_the_newest_applies() -> None:
 
 @pytest.mark.parametrize("phase", sorted(BEFORE_ACTIVATION | {Phase.ACTIVATING, Phase.PROBATION}))
 def test_order_withdrawn_midway_ends_at_the_last_good_version(phase: Phase) -> None:
-    state = decide(at(phase), Unordered(9))
+    begun = at(phase) if phase in BEFORE_ACTIVATION else decide(at(phase), Attempted(2))
+    state = decide(begun, Unordered(9))
     ends = Phase.CANCELLED if phase in BEFORE_ACTIVATION else Phase.ROLLED_BACK
     ended = onwards(state, ends)
     assert serving(ended).active == good("a")
@@ -230,6 +239,74 @@ def test_failed_rollback_is_tried_until_it_works() -> None:
     assert decide(state, Restored(2)).phase is Phase.ROLLED_BACK
 
 
+def shares_of(strategy: Strategy) -> list[tuple[str, str | None, str | None, float]]:
+    """Who answers, listens and shares in each stage of a strategy: releases and the share."""
+    state = decide(at(Phase.IDLE), Ordered(order("b", 2, strategy=strategy)))
+    state = onwards(state, Phase.PROBATION)
+    found = []
+    while state.phase is Phase.PROBATION:
+        now = serving(decode_state(encode_state(state)))
+        assert now.active is not None
+        shadow, other = now.shadow, now.other
+        found.append(
+            (now.active.release, shadow.release if shadow else None, other.release if other else None, now.share)
+        )
+        assert state.order is not None
+        event = Passed if is_last(state) else Stepped
+        state = decide(state, event(state.order.generation, *((NOON, "On.") if event is Stepped else ("Fine.",))))
+    assert state.phase is Phase.COMMITTED
+    assert serving(state).active == good("b")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("strategy", "stages"),
+    [
+        *zip(
+            STRATEGIES,
+            [
+                [("b", "a", None, 0.0)],
+                [("a", "b", None, 0.0), ("b", "a", None, 0.0)],
+                [("a", None, "b", 0.1), ("a", None, "b", 0.5)],
+                [("a", None, "b", 0.1), ("b", "a", None, 0.0)],
+                [("a", None, "b", 0.5)],
+                [("a", None, "b", 0.0), ("b", "a", None, 0.0)],
+            ],
+            strict=True,
+        )
+    ],
+    ids=lambda value: value.kind if isinstance(value, Strategy) else "",
+)
+def test_each_strategy_takes_over_by_its_stages_also_across_power_cuts(
+    strategy: Strategy, stages: list[tuple[str, str | None, str | None, float]]
+) -> None:
+    assert shares_of(strategy) == stages
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.kind}{s.shares}")
+def test_first_model_ever_has_nobody_to_share_with(strategy: Strategy) -> None:
+    state = decide(at(Phase.IDLE, has_good=False), Ordered(order("b", 2, strategy=strategy)))
+    on_probation = onwards(state, Phase.PROBATION)
+    assert serving(on_probation).active == good("b")
+    assert is_last(on_probation)
+
+
+def test_no_stage_is_skipped_and_none_is_committed_early() -> None:
+    state = decide(at(Phase.IDLE), Ordered(order("b", 2, strategy=STRATEGIES[2])))
+    state = onwards(state, Phase.PROBATION)
+    assert decide(state, Passed(2, "Fine.")) is state
+    stepped = decide(state, Stepped(2, NOON, "On."))
+    assert decide(stepped, Stepped(2, NOON, "On.")) is stepped
+
+
+def test_first_good_version_stays_on_the_disk_for_ever() -> None:
+    state = at(Phase.COMMITTED)
+    for generation, release in ((5, "c"), (6, "d")):
+        state = onwards(decide(state, Ordered(order(release, generation))), Phase.COMMITTED)
+    assert state.factory == good("a")
+    assert pinned(state) == {"a", "c", "d"}
+
+
 @pytest.mark.parametrize("phase", list(ATTEMPTS))
 def test_attempts_are_bounded_across_crashes(phase: Phase) -> None:
     state = at(phase)
@@ -273,10 +350,16 @@ class Histories(RuleBasedStateMachine):
         self.ever_good = self.ever_good or after.good is not None
         self.state = after
 
-    @rule(release=st.sampled_from(RELEASES), step=st.integers(-2, 3), rollback=st.booleans(), rollout=st.integers(0, 2))
-    def hub_orders(self, release: str, step: int, rollback: bool, rollout: int) -> None:
+    @rule(
+        release=st.sampled_from(RELEASES),
+        step=st.integers(-2, 3),
+        rollback=st.booleans(),
+        rollout=st.integers(0, 2),
+        strategy=st.sampled_from(STRATEGIES),
+    )
+    def hub_orders(self, release: str, step: int, rollback: bool, rollout: int, strategy: Strategy) -> None:
         generation = max(0, self.state.generation + step)
-        self.feed(Ordered(order(release, generation, f"r{rollout}", rollback=rollback)))
+        self.feed(Ordered(order(release, generation, f"r{rollout}", rollback=rollback, strategy=strategy)))
 
     @rule(step=st.integers(-2, 2))
     def hub_drops_the_model(self, step: int) -> None:
@@ -292,7 +375,9 @@ class Histories(RuleBasedStateMachine):
             self.feed(NextTaken())
         elif self.state.order is not None and self.state.phase in HAPPY:
             self.feed(Attempted(self.state.order.generation))
-            if self.state.phase in HAPPY:
+            if self.state.phase is Phase.PROBATION and not is_last(self.state):
+                self.feed(Stepped(self.state.order.generation, NOON, "On."))
+            elif self.state.phase in HAPPY:
                 self.feed(HAPPY[self.state.phase](self.state.order.generation))
 
     @rule()
@@ -317,7 +402,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def only_verified_artifacts_ever_serve(self) -> None:
         now = serving(self.state)
-        for item in (now.active, now.shadow):
+        for item in (now.active, now.shadow, now.other):
             assert item is None or item.release in self.activatable
 
     @invariant()
@@ -328,8 +413,14 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def what_serves_is_pinned(self) -> None:
         now = serving(self.state)
-        for item in (now.active, now.shadow, self.state.good):
+        for item in (now.active, now.shadow, now.other, self.state.good, self.state.factory):
             assert item is None or item.release in pinned(self.state)
+
+    @invariant()
+    def nothing_unproven_answers_everything_before_its_strategy_says_so(self) -> None:
+        now = serving(self.state)
+        if self.state.phase is Phase.PROBATION and self.state.good is not None and not is_last(self.state):
+            assert now.active == self.state.good
 
     @invariant()
     def attempts_are_bounded(self) -> None:

@@ -12,8 +12,8 @@ from landreeve_agent.serving.control import Plan
 from landreeve_agent.store.database import Database
 from landreeve_agent.tuning.report import PreflightReport, Trial
 from landreeve_agent.update import plans
-from landreeve_agent.update.machine import Order
 from landreeve_agent.update.plans import Hints, facts_of, report_of, taken
+from landreeve_agent.update.standing import Order
 
 NOW = datetime(2026, 11, 23, 6, tzinfo=UTC)
 HINT = RunPlan(backend="openvino", device="cpu", precision="int8", threads=2, batch=32, recipe="nncf")

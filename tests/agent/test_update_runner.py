@@ -13,11 +13,14 @@ from landreeve.blobs.store import BlobStore
 from landreeve.wire.codec import decode
 from landreeve.wire.messages import Audit, Event, Fact, PlanReport, UpdateReport
 from landreeve.wire.plans import RunPlan
+from landreeve.wire.schedule import DayWindow, Schedule
+from landreeve.wire.strategy import Strategy
 from landreeve_agent.link.outbox import Outbox
-from landreeve_agent.update.machine import ATTEMPTS, TERMINAL, Phase, State, effect_of
+from landreeve_agent.update.machine import ATTEMPTS, effect_of
 from landreeve_agent.update.pointer import read_pointers
 from landreeve_agent.update.probation import ProbationStats
 from landreeve_agent.update.runner import Options, Runner
+from landreeve_agent.update.standing import TERMINAL, Phase, State
 from sqlite_utils import Database as SqliteDatabase
 
 from tests.fakes.update_ports import (
@@ -344,13 +347,13 @@ async def test_damaged_version_is_replaced_by_the_one_before(box: Box) -> None:
     assert await box.settled_after_start() == {"demo": ("A", None)}
 
 
-async def test_files_of_releases_nobody_needs_are_removed(box: Box) -> None:
-    for generation, (packed, version) in enumerate(((A, "A"), (B, "B"), (C, "C")), start=1):
+async def test_files_of_releases_nobody_needs_are_removed_and_the_first_one_stays(box: Box) -> None:
+    for generation, (packed, version) in enumerate(((A, "A"), (B, "B"), (C, "C"), (D, "D")), start=1):
         await box.order(generation, wanted(packed, version, f"r{generation}"))
         await box.until(Phase.COMMITTED)
         await box.settled()
     folders = {path.name for path in (box.root / "models" / "demo").iterdir() if path.is_dir()}
-    assert folders == {B.digest[:12], C.digest[:12]}
+    assert folders == {A.digest[:12], C.digest[:12], D.digest[:12]}
 
 
 STORY = ((A, "A", "r1"), (B, "B", "r2"), (C, "C", "r3"), (D, "D", "r4"))
@@ -501,3 +504,71 @@ async def test_hints_survive_a_kill_before_preflight(tmp_path: Path) -> None:
     assert [plan.precision for plan in box.preflight.hints[0]] == ["bf16"]
     assert len(plan_reports(await box.facts())) == 1
     await box.kill()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "seen"),
+    [
+        (Strategy(kind="shadow"), [("A", "B", ()), ("B", "A", ()), ("B", None, ())]),
+        (
+            Strategy(kind="canary", shares=(0.1, 0.5)),
+            [("A", None, (("B", 0.1),)), ("A", None, (("B", 0.5),)), ("B", None, ())],
+        ),
+        (Strategy(kind="blue_green"), [("A", None, (("B", 0.0),)), ("B", "A", ()), ("B", None, ())]),
+    ],
+    ids=["shadow", "canary", "blue-green"],
+)
+async def test_new_version_takes_over_stage_by_stage_and_each_is_reported(
+    box: Box, strategy: Strategy, seen: list[Any]
+) -> None:
+    await box.order(1, wanted(A, "A", "r1"))
+    await box.until(Phase.COMMITTED)
+    await box.settled()
+    before = len(box.worker.history)
+    await box.order(2, wanted(B, "B", "r2", strategy=strategy))
+    await box.until(Phase.COMMITTED)
+    await box.settled()
+    routes = [route for (route,) in box.worker.history[before:]]
+    told = [
+        (
+            r.active.version,
+            r.shadow.version if r.shadow else None,
+            tuple((s.version.version, s.share) for s in r.shares),
+        )
+        for r in routes
+    ]
+    assert told == seen
+    steps = [cause for rollout, _, cause in await box.transitions() if rollout == "r2" and cause == "step"]
+    assert len(steps) == len(seen) - 2
+
+
+async def test_fault_in_a_canary_ends_it_with_everyone_back_at_the_good_version(box: Box) -> None:
+    await box.order(1, wanted(A, "A", "r1"))
+    await box.until(Phase.COMMITTED)
+    box.hub.stats[B.digest] = WORSE
+    await box.order(2, wanted(B, "B", "r2", strategy=Strategy(kind="canary", shares=(0.1, 0.5))))
+    await box.until(Phase.ROLLED_BACK)
+    await box.settled()
+    assert box.worker.serves == {"demo": ("A", None)}
+    assert box.worker.shares == {"demo": ()}
+
+
+async def test_strategy_nobody_could_mean_is_refused_with_its_field(box: Box) -> None:
+    await box.order(1, wanted(A, "A", "r1", strategy=Strategy(kind="ab")))
+    state = await box.until(Phase.REJECTED)
+    assert state.cause == "bad_strategy"
+    assert "shares" in state.sentence
+
+
+async def test_site_is_not_disturbed_outside_its_windows_but_may_always_go_back(box: Box) -> None:
+    await box.order(1, wanted(A, "A", "r1"))
+    await box.until(Phase.COMMITTED)
+    later = Schedule(zone="Asia/Dubai", activate=(DayWindow(start="22:00", end="04:00"),))  # NOW is 10:00 there
+    await box.order(2, wanted(B, "B", "r2", schedule=later))
+    state = await box.until(Phase.ACTIVATING)
+    assert "22:00" in box.runner.views["demo"].waiting
+    assert "Asia/Dubai" in box.runner.views["demo"].waiting
+    assert state.attempt == 0
+    assert box.worker.serves == {"demo": ("A", None)}
+    await box.order(3, wanted(A, "A", "r3", action="rollback", schedule=later))
+    await box.until(Phase.COMMITTED)

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 from landreeve_agent.serving.control import ModelStatus, Plan, WorkerStatus
-from landreeve_agent.update.machine import Installed
 from landreeve_agent.update.probation import ProbationStats
+from landreeve_agent.update.standing import Installed
 from landreeve_agent.update.vitals import Vitals
 
 NEW = "b" * 64

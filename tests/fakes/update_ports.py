@@ -22,6 +22,7 @@ from landreeve_agent.serving.control import Plan, Route
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.store.database import Database
 from landreeve_agent.tuning.report import PreflightFailed, PreflightReport
+from landreeve_agent.update.directing import Role
 from landreeve_agent.update.probation import ProbationStats
 from sqlite_utils import Database as SqliteDatabase
 
@@ -153,7 +154,7 @@ class FakeWorker:
     async def apply(self, routes: tuple[Route, ...]) -> None:
         await self.reaper.step("apply begins")
         for route in routes:
-            for version in (route.active, route.shadow):
+            for version in (route.active, route.shadow, *(share.version for share in route.shares)):
                 if version is not None:
                     self._load(version.release, Path(version.folder))
         self.routes = routes
@@ -169,6 +170,11 @@ class FakeWorker:
             raise LoadFailedError("bad_release", str(error)) from error
         if found != release:
             raise LoadFailedError("bad_release", f"{folder} holds {found[:12]}, not {release[:12]}")
+
+    @property
+    def shares(self) -> dict[str, tuple[tuple[str, float], ...]]:
+        """Who else answers, and which part, by model."""
+        return {r.model: tuple((s.version.version, s.share) for s in r.shares) for r in self.routes}
 
     @property
     def serves(self) -> dict[str, tuple[str, str | None]]:
@@ -206,10 +212,21 @@ class FakeEvidence:
     reaper: Reaper
 
     async def __call__(
-        self, model: str, release: str, since: str, *, good: str | None, claimed_loss: float | None, now: datetime
+        self,
+        model: str,
+        release: str,
+        since: str,
+        *,
+        good: str | None,
+        claimed_loss: float | None,
+        now: datetime,
+        role: Role,
     ) -> ProbationStats:
         await self.reaper.step("evidence")
         return self.hub.stats[release]
+
+    async def rows_since(self, model: str, release: str, since: str, role: Role) -> int:
+        return self.hub.stats[release].rows
 
 
 def proof(threads: int) -> PreflightReport:

@@ -16,8 +16,8 @@ import msgspec
 import psutil
 import pytest
 from landreeve_agent.serving.control import Plan
-from landreeve_agent.update.machine import Installed
 from landreeve_agent.update.pointer import release_folder, write_pointer
+from landreeve_agent.update.standing import Installed
 
 from tests.agent.onnx_models import body, version, write_release
 

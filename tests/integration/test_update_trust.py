@@ -16,8 +16,8 @@ from landreeve.wire.codec import decode
 from landreeve.wire.messages import Desired, Event, Fact, SignedDesired
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.store.database import Database
-from landreeve_agent.update.machine import Phase
 from landreeve_agent.update.runner import Options, Runner
+from landreeve_agent.update.standing import Phase
 from landreeve_hub.signing import keys
 from landreeve_hub.signing.director import Director
 from landreeve_hub.signing.roots import newest_root_text

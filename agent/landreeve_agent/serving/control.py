@@ -77,12 +77,13 @@ class Share(msgspec.Struct, frozen=True):
 class Route(msgspec.Struct, frozen=True):
     """Who answers for a model. The shadow sees the same rows; its answers are captured, never returned. Each of
     ``shares`` answers its part of the requests, the active version all others: a canary, or an A/B test that is sticky
-    by the request's key."""
+    by ``key``: that column of the request where it names one, else the request's own key."""
 
     model: str
     active: Version
     shadow: Version | None = None
     shares: tuple[Share, ...] = ()
+    key: str = ""
 
 
 class Residence(msgspec.Struct, frozen=True, kw_only=True):

@@ -76,6 +76,18 @@ class Infer(msgspec.Struct, eq=False):
     features: list[Sequence[float]] | None = None
     interface: object = None
 
+    def value(self, column: str) -> str:
+        """The first row's value of that column as text; empty when there is none."""
+        if not column:
+            return ""
+        if self.records is not None:
+            first = self.records[0]
+            found = first.get(column) if isinstance(first, dict) else getattr(first, column, None)
+        else:
+            values = self.columns.get(column)
+            found = values[0] if values else None
+        return "" if found is None else str(found)
+
     def captured(self) -> list[Any]:
         """Each row's columns, as the capture writes them."""
         if self.records is not None:

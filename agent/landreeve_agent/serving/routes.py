@@ -157,7 +157,7 @@ class Serving:
             return self.named(version)
         if not self.shares:
             return active
-        at = point(self.route.model, request.key or request.id)
+        at = point(self.route.model, request.key or request.value(self.route.key) or request.id)
         chosen = pick([share.share for share in self.route.shares], at)
         return active if chosen < 0 else self.shares[chosen]
 

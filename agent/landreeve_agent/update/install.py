@@ -19,9 +19,9 @@ from landreeve.release.manifest import (
 )
 
 from landreeve_agent.link.transfer import FetchFailedError
-from landreeve_agent.update.machine import Order
 from landreeve_agent.update.pointer import POINTER_FILE, release_folder
 from landreeve_agent.update.ports import Blobs, Fetcher
+from landreeve_agent.update.standing import Order
 
 RESERVE_BYTES = 64 * 1024 * 1024
 

@@ -10,7 +10,8 @@ from sqlite_utils import Database as SqliteDatabase
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.store import events
 from landreeve_agent.store.stamps import stamp
-from landreeve_agent.update.machine import Phase, State, quarantines
+from landreeve_agent.update.machine import quarantines
+from landreeve_agent.update.standing import Phase, State
 
 _SEVERITIES = {
     Phase.REJECTED: "warning",
@@ -60,7 +61,7 @@ def save(
     if after == before:
         return
     db.conn.execute(_SAVE, (after.model, after.generation, encode_state(after), stamp(now)))
-    if after.phase is before.phase:
+    if after.phase is before.phase and after.step == before.step:
         return
     report = _report(before, after, data or {})
     outbox.enqueue(db, report, now)

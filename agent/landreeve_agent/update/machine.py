@@ -5,8 +5,8 @@
       from ACTIVATING on a failure is ROLLING_BACK -> ROLLED_BACK | ROLLBACK_FAILED
 
 Only the state survives a power cut, so what is to be done follows from the state alone (`effect_of`), and every
-effect is safe to repeat. What serves follows from it too (`serving`). An event that does not fit changes nothing,
-and so does the outcome of an effect that was started for an older order.
+effect is safe to repeat. What serves follows from it too (`landreeve_agent.update.directing`). An event that does not
+fit changes nothing, and so does the outcome of an effect that was started for an older order.
 
 A newer order that arrives mid-update: before ACTIVATING the running one is cancelled; later it is first brought
 to an end by returning to the last good version. Only the newest of several waiting orders is ever taken up.
@@ -15,39 +15,13 @@ The first model ever has nothing to return to: when it fails it is withdrawn (RO
 and the site collects data again, as before it came.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import assert_never
 
-from landreeve.wire.messages import Probation
-from landreeve.wire.plans import RunPlan
+from landreeve_agent.update.directing import doing, is_last
+from landreeve_agent.update.standing import BEFORE_ACTIVATION, TERMINAL, Installed, Order, Phase, State
 
-
-class Phase(StrEnum):
-    """Where an update stands. The values travel in reports."""
-
-    IDLE = "IDLE"
-    RECEIVED = "RECEIVED"
-    VERIFIED = "VERIFIED"
-    DOWNLOADING = "DOWNLOADING"
-    STAGED = "STAGED"
-    PREFLIGHT = "PREFLIGHT"
-    ACTIVATING = "ACTIVATING"
-    PROBATION = "PROBATION"
-    COMMITTED = "COMMITTED"
-    ROLLING_BACK = "ROLLING_BACK"
-    ROLLED_BACK = "ROLLED_BACK"
-    ROLLBACK_FAILED = "ROLLBACK_FAILED"
-    REJECTED = "REJECTED"
-    CANCELLED = "CANCELLED"
-
-
-BEFORE_ACTIVATION = frozenset(
-    {Phase.RECEIVED, Phase.VERIFIED, Phase.DOWNLOADING, Phase.STAGED, Phase.PREFLIGHT},
-)
-TERMINAL = frozenset(
-    {Phase.IDLE, Phase.COMMITTED, Phase.ROLLED_BACK, Phase.ROLLBACK_FAILED, Phase.REJECTED, Phase.CANCELLED},
-)
 # How often the effect of a phase may begin, crashes included. A download mostly fails for reasons outside the
 # release, so it gets many; a probation is begun anew with every start of the supervisor.
 ATTEMPTS = {
@@ -62,62 +36,6 @@ MAX_CRASHES = 5
 _NOT_THE_RELEASE = frozenset(
     {"superseded", "order_withdrawn", "local_cancel", "disk_full", "disk_failed", "not_proven", "accelerator_lost"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What the hub wants of one model. ``signed_bytes`` is the manifest's length on which both trust repositories
-    agree, 0 when one of them does not name the release. The generation it came with names the order. ``hints`` are
-    plans to try first."""
-
-    model: str
-    release: str
-    version: str
-    manifest_bytes: int
-    rollout: str
-    generation: int
-    signed_bytes: int
-    rollback: bool = False
-    probation: Probation = field(default_factory=Probation)
-    hints: tuple[RunPlan, ...] = ()
-
-    def same_as(self, other: "Order") -> bool:
-        """Whether the hub asks for the same again."""
-        return (self.release, self.rollout, self.rollback) == (other.release, other.rollout, other.rollback)
-
-
-@dataclass(frozen=True, slots=True)
-class Installed:
-    """A version on this box's disk with the plan that won here (`landreeve_agent.serving.control.Plan` as JSON)."""
-
-    release: str
-    version: str
-    plan: str
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """All that is known of one model's updates.
-
-    ``good`` is proven and pinned, ``previous`` was good before it, ``candidate`` runs or will run in its place,
-    ``target`` is where a rollback returns to. ``generation`` is the highest ever seen.
-    """
-
-    model: str
-    phase: Phase = Phase.IDLE
-    generation: int = 0
-    order: Order | None = None
-    queued: Order | None = None
-    good: Installed | None = None
-    previous: Installed | None = None
-    candidate: Installed | None = None
-    target: Installed | None = None
-    attempt: int = 0
-    crashes: int = 0
-    since: str = ""
-    abort: str = ""
-    cause: str = ""
-    sentence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +106,15 @@ class Activated:
 
 
 @dataclass(frozen=True, slots=True)
+class Stepped:
+    """The stage of the strategy has shown enough: the next one begins at ``at``."""
+
+    of: int
+    at: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Passed:
     """The candidate has proven itself on real traffic."""
 
@@ -223,7 +150,7 @@ class NextTaken:
 
 
 Outcome = (
-    Attempted | Accepted | Failed | Staged | Proceeded | Proven | Activated | Passed | Crashed | Restored
+    Attempted | Accepted | Failed | Staged | Proceeded | Proven | Activated | Stepped | Passed | Crashed | Restored
 )  # fmt: skip
 Event = Ordered | Unordered | RollbackAsked | NextTaken | Outcome
 
@@ -239,14 +166,6 @@ class Effect(StrEnum):
     WATCH = "watch"
     RESTORE = "restore"
     TAKE_NEXT = "take_next"
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """Who answers for the model, and who only listens."""
-
-    active: Installed | None
-    shadow: Installed | None = None
 
 
 def decide(state: State, event: Event) -> State:
@@ -293,30 +212,6 @@ def effect_of(state: State) -> Effect | None:
             assert_never(state.phase)
 
 
-def serving(state: State) -> Serving:
-    """Who is to serve. Until ACTIVATING is carried out that is the last good version."""
-    match state.phase:
-        case Phase.PROBATION:
-            return Serving(state.candidate, state.good)
-        case Phase.ROLLING_BACK | Phase.ROLLBACK_FAILED:
-            return Serving(state.target)
-        case _:
-            return Serving(state.good)
-
-
-def to_activate(state: State) -> Serving:
-    """Who serves once ACTIVATING has been carried out."""
-    order_is_back = state.order is not None and state.order.rollback
-    return Serving(state.candidate, None if order_is_back else state.good)
-
-
-def pinned(state: State) -> frozenset[str]:
-    """Releases whose files must stay on the disk."""
-    kept = (state.good, state.previous, state.candidate, state.target)
-    orders = (state.order if state.phase not in TERMINAL else None, state.queued)
-    return frozenset(item.release for item in (*kept, *orders) if item is not None)
-
-
 def quarantines(before: State, after: State) -> bool:
     """Whether this transition shows that the order's release is bad."""
     ended_badly = after.phase in {Phase.REJECTED, Phase.ROLLING_BACK} and before.phase is not after.phase
@@ -332,7 +227,7 @@ def _ordered(state: State, order: Order) -> State:
         return newer if state.queued.same_as(order) else replace(newer, queued=order)
     if state.order is not None and state.order.same_as(order) and not _may_come_again(state):
         return newer
-    if state.phase in BEFORE_ACTIVATION:
+    if _nothing_changed_yet(state):
         return _cancel(newer, "superseded", f"A newer order names version {order.version}.", queued=order)
     if state.phase is Phase.ACTIVATING:
         return replace(newer, queued=order, abort="superseded")
@@ -342,6 +237,11 @@ def _ordered(state: State, order: Order) -> State:
     if state.phase is Phase.ROLLING_BACK:
         return replace(newer, queued=order)
     return _receive(newer, order)
+
+
+def _nothing_changed_yet(state: State) -> bool:
+    """An activation whose first attempt has not begun (it waits for a window) has touched nothing either."""
+    return state.phase in BEFORE_ACTIVATION or (state.phase is Phase.ACTIVATING and state.attempt == 0)
 
 
 def _may_come_again(state: State) -> bool:
@@ -354,7 +254,7 @@ def _unordered(state: State, generation: int) -> State:
         return state
     newer = replace(state, generation=generation, queued=None)
     sentence = "The hub no longer orders this model."
-    if state.phase in BEFORE_ACTIVATION:
+    if _nothing_changed_yet(state):
         return _cancel(newer, "order_withdrawn", sentence)
     if state.phase is Phase.ACTIVATING:
         return replace(newer, abort="order_withdrawn")
@@ -365,7 +265,7 @@ def _unordered(state: State, generation: int) -> State:
 
 def _rollback_asked(state: State, actor: str) -> State:
     sentence = f"{actor} asked on the site for the version before."
-    if state.phase in BEFORE_ACTIVATION:
+    if _nothing_changed_yet(state):
         return _cancel(state, "local_cancel", f"{actor} cancelled the update on the site.")
     if state.phase is Phase.ACTIVATING:
         return replace(state, abort="local_rollback")
@@ -398,7 +298,9 @@ def _outcome(state: State, order: Order, event: Outcome) -> State:
             return replace(_enter(state, Phase.ACTIVATING, "proven_here", sentence), candidate=candidate)
         case Activated(_, at) if state.phase is Phase.ACTIVATING:
             return _activated(state, order, at)
-        case Passed(_, sentence) if state.phase is Phase.PROBATION:
+        case Stepped(_, at, sentence) if state.phase is Phase.PROBATION and not is_last(state):
+            return replace(state, step=state.step + 1, step_since=at, attempt=0, cause="step", sentence=sentence)
+        case Passed(_, sentence) if state.phase is Phase.PROBATION and is_last(state):
             return _commit(state, "probation_passed", sentence)
         case Crashed(_, cause) if state.phase is Phase.PROBATION:
             return _crashed(state, cause)
@@ -442,8 +344,8 @@ def _activated(state: State, order: Order, at: str) -> State:
     if order.rollback:
         back = _commit(state, "ordered_back", f"The hub ordered the return to version {order.version}.")
         return replace(back, previous=None)  # nobody returns to what the hub led away from
-    sentence = f"Version {order.version} answers requests and is on probation."
-    return replace(_enter(state, Phase.PROBATION, "activated", sentence), since=at, crashes=0)
+    sentence = f"Version {order.version} is on probation: {doing(state)}."
+    return replace(_enter(state, Phase.PROBATION, "activated", sentence), since=at, step_since=at, step=0, crashes=0)
 
 
 def _crashed(state: State, cause: str) -> State:
@@ -476,7 +378,8 @@ def _restored(state: State) -> State:
 def _receive(state: State, order: Order) -> State:
     sentence = f"The hub orders version {order.version}."
     back = state.target if state.phase is Phase.ROLLBACK_FAILED else state.good
-    fresh = replace(state, order=order, good=back, candidate=None, target=None, since="", crashes=0)
+    clean = replace(state, candidate=None, target=None, since="", step=0, step_since="", crashes=0)
+    fresh = replace(clean, order=order, good=back)
     return _enter(fresh, Phase.RECEIVED, "ordered", sentence)
 
 
@@ -489,7 +392,8 @@ def _roll_back(state: State, cause: str, sentence: str) -> State:
 
 
 def _commit(state: State, cause: str, sentence: str) -> State:
-    proven = replace(state, good=state.candidate, previous=state.good, candidate=None)
+    factory = state.factory or state.good or state.candidate
+    proven = replace(state, good=state.candidate, previous=state.good, candidate=None, factory=factory)
     return _enter(proven, Phase.COMMITTED, cause, sentence)
 
 

@@ -18,7 +18,7 @@ from landreeve_agent.serving.control import Plan
 from landreeve_agent.store.stamps import stamp
 from landreeve_agent.tuning.boxclass import CAPS, effective_isa
 from landreeve_agent.tuning.report import PreflightReport, Trial
-from landreeve_agent.update.machine import Order
+from landreeve_agent.update.standing import Order
 
 KEPT_RELEASES = 8
 _SENTENCE = 400

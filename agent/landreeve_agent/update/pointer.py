@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from landreeve.blobs.durable import sync_folder, write_durably
 
-from landreeve_agent.update.machine import Installed
+from landreeve_agent.update.standing import Installed
 
 logger = logging.getLogger(__name__)
 

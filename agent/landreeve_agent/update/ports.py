@@ -10,6 +10,7 @@ from landreeve.wire.messages import SignedDesired
 
 from landreeve_agent.serving.control import Plan, Route
 from landreeve_agent.tuning.report import PreflightFailed, PreflightReport
+from landreeve_agent.update.directing import Role
 from landreeve_agent.update.probation import ProbationStats
 
 
@@ -65,5 +66,14 @@ class ProbationSource(Protocol):
     """`landreeve_agent.update.evidence.Evidence`."""
 
     async def __call__(
-        self, model: str, release: str, since: str, *, good: str | None, claimed_loss: float | None, now: datetime
+        self,
+        model: str,
+        release: str,
+        since: str,
+        *,
+        good: str | None,
+        claimed_loss: float | None,
+        now: datetime,
+        role: Role,
     ) -> ProbationStats: ...
+    async def rows_since(self, model: str, release: str, since: str, role: Role) -> int: ...

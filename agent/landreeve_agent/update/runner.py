@@ -18,6 +18,7 @@ from landreeve.trust.verdict import Rejected
 from landreeve.wire.messages import Audit, Desired, DesiredModel, PlanReport, SignedDesired
 from landreeve.wire.messages import Event as EventFact
 from landreeve.wire.plans import BoxFacts
+from landreeve.wire.strategy import Strategy, fault_of
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.link.outbox import Outbox
@@ -27,14 +28,19 @@ from landreeve_agent.store import events
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import stamp
 from landreeve_agent.tuning.report import PreflightFailed
-from landreeve_agent.update import journal, machine, plans
+from landreeve_agent.update import directing, journal, machine, plans
+from landreeve_agent.update.directing import Serving
+from landreeve_agent.update.holding import held
 from landreeve_agent.update.install import Installer
-from landreeve_agent.update.machine import Effect, Event, Installed, Order, Outcome, Phase, Serving, State
+from landreeve_agent.update.machine import Effect, Event, Outcome
 from landreeve_agent.update.pointer import read_pointers
 from landreeve_agent.update.ports import Blobs, Fetcher, Preflight, ProbationSource, Verifier, Worker
-from landreeve_agent.update.probation import Fail, Pass, Wait, judge
+from landreeve_agent.update.probation import Fail, Pass, Wait
+from landreeve_agent.update.standing import Installed, Order, Phase, State
+from landreeve_agent.update.stepping import Step
 from landreeve_agent.update.traffic import Traffic
 from landreeve_agent.update.vitals import Look, Vitals, unseen
+from landreeve_agent.update.watching import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +58,7 @@ class Options:
     probation_every_s: float = 2.0
     retry_s: float = 2.0
     restore_every_s: float = 30.0
+    window_every_s: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +120,7 @@ class Runner:
         self._models_dir = models_dir
         self._traffic = Traffic(worker, models_dir)
         self._preflight = preflight
-        self._probation_source = probation_source
-        self._vitals = Vitals(look)
+        self._watching = Watch(probation_source, Vitals(look), self._installer.claimed_loss, clock)
         self._clock = clock
         self._options = options
         self._on_change = on_change
@@ -232,12 +238,19 @@ class Runner:
         order = state.order
         if order is None:
             raise RuntimeError(f"model {state.model}: {state.phase} without an order")
+        await self._until_open(effect, order)
         begun = await self._dispatch(state.model, machine.Attempted(order.generation))
         if begun.phase is not state.phase:
             return
         outcome, learnt = await self._carry_out(effect, begun, order)
         if outcome is not None:
             await self._dispatch(state.model, outcome, learnt)
+
+    async def _until_open(self, effect: Effect, order: Order) -> None:
+        """Fetching and switching wait for the site's windows; a return never does."""
+        while sentence := held(effect, order, self._clock()):
+            self._wait_for(order.model, sentence)
+            await asyncio.sleep(self._options.window_every_s)
 
     async def _carry_out(self, effect: Effect, state: State, order: Order) -> tuple[Outcome | None, _Learnt]:
         match effect:
@@ -267,6 +280,9 @@ class Runner:
                 "not_approved",
                 f"Version {order.version} is not signed by both trust repositories with this length.",
             )
+        fault = fault_of(order.strategy)
+        if fault:
+            return machine.Failed(order.generation, "bad_strategy", f"The strategy cannot be carried out: {fault}.")
         bad = await self._database.read(lambda db: journal.quarantined(db, order.release))
         if bad is not None and bad == order.rollout and not order.rollback:
             sentence = (
@@ -306,7 +322,7 @@ class Runner:
 
     async def _activate(self, state: State, order: Order) -> Outcome | None:
         try:
-            await self._traffic.direct(state.model, machine.to_activate(state))
+            await self._traffic.direct(state.model, directing.to_activate(state))
         except LoadFailedError as error:
             if error.cause in {"worker_down", "worker_died"}:  # perhaps not this version's doing: attempts are bounded
                 await asyncio.sleep(self._options.retry_s)
@@ -316,21 +332,16 @@ class Runner:
 
     async def _watch(self, state: State, order: Order) -> tuple[Outcome, _Learnt]:
         """Looks at the evidence until it decides; losing the hub plays no part in it."""
-        await self._traffic.direct(state.model, machine.serving(state))
-        good = state.good.release if state.good else None
-        claimed = self._installer.claimed_loss(order.model, order.release)
+        await self._traffic.direct(state.model, directing.serving(state))
         while True:
-            stats = await self._probation_source(
-                order.model, order.release, state.since, good=good, claimed_loss=claimed, now=self._clock()
-            )
-            if state.candidate is not None:
-                stats = await self._vitals.added(stats, order.model, state.candidate)
-            learnt = _Learnt({"probation": msgspec.to_builtins(stats)})
-            match judge(stats, order.probation):
+            verdict, figures = await self._watching.look(state, order)
+            match verdict:
                 case Pass(sentence):
-                    return machine.Passed(order.generation, sentence), learnt
+                    return machine.Passed(order.generation, sentence), _Learnt(figures)
+                case Step(sentence):
+                    return machine.Stepped(order.generation, stamp(self._clock()), sentence), _Learnt(figures)
                 case Fail(cause, sentence):
-                    return machine.Failed(order.generation, cause, sentence), learnt
+                    return machine.Failed(order.generation, cause, sentence), _Learnt(figures)
                 case Wait(sentence):
                     self._wait_for(order.model, sentence)
             await asyncio.sleep(self._options.probation_every_s)
@@ -340,7 +351,7 @@ class Runner:
             await asyncio.sleep(self._options.restore_every_s)
         self._tried.add(state.model)
         try:
-            await self._traffic.direct(state.model, machine.serving(state))
+            await self._traffic.direct(state.model, directing.serving(state))
         except LoadFailedError as error:
             logger.warning("model %s: %s", state.model, error.sentence)
             await asyncio.sleep(self._options.retry_s)
@@ -350,13 +361,13 @@ class Runner:
     async def _settle(self, state: State) -> None:
         """At the end of an update: nobody listens in any more, and what nobody needs is removed."""
         try:
-            await self._traffic.direct(state.model, machine.serving(state))
+            await self._traffic.direct(state.model, directing.serving(state))
         except LoadFailedError as error:
             # What served goes on serving, shadow included.
             logger.warning("model %s: %s", state.model, error.sentence)
             asyncio.get_running_loop().call_later(self._options.restore_every_s, self._wake.set)
             return
-        await asyncio.to_thread(self._installer.clean, state.model, machine.pinned(state))
+        await asyncio.to_thread(self._installer.clean, state.model, directing.pinned(state))
 
     async def _dispatch(self, model: str, event: Event, learnt: _Learnt = _Learnt()) -> State:
         """Decides and keeps the outcome in one transaction; returns the state as it now is."""
@@ -459,13 +470,15 @@ def _order(wanted: DesiredModel, generation: int, releases: dict[str, int]) -> O
         rollback=wanted.action == "rollback",
         probation=wanted.probation,
         hints=wanted.hints,
+        strategy=wanted.strategy or Strategy(),
+        schedule=wanted.schedule,
     )
 
 
 def _choices(state: State, pointer: Installed | None) -> list[Serving]:
     """What may serve after a start, best first; each has proven itself on this box or passed its preflight."""
-    wanted = machine.serving(state)
-    older = [Serving(item) for item in (state.good, state.previous, pointer) if item is not None]
+    wanted = directing.serving(state)
+    older = [Serving(item) for item in (state.good, state.previous, pointer, state.factory) if item is not None]
     if wanted.active is None:
         return []  # a first model that is being withdrawn, or none yet
     return [wanted, *(choice for choice in older if choice.active != wanted.active)]

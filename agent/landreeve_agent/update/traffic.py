@@ -11,11 +11,12 @@ from pathlib import Path
 
 import msgspec
 
-from landreeve_agent.serving.control import Plan, Route, Version
+from landreeve_agent.serving.control import Plan, Route, Share, Version
 from landreeve_agent.serving.errors import LoadFailedError
-from landreeve_agent.update.machine import Installed, Serving
+from landreeve_agent.update.directing import Serving
 from landreeve_agent.update.pointer import release_folder, remove_pointer, write_pointer
 from landreeve_agent.update.ports import Worker
+from landreeve_agent.update.standing import Installed
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ class Traffic:
         if to.active is None:
             return None
         shadow = self._version(model, to.shadow) if to.shadow else None
-        return Route(model, self._version(model, to.active), shadow)
+        shares = (Share(self._version(model, to.other), to.share),) if to.other else ()
+        return Route(model, self._version(model, to.active), shadow, shares, to.key)
 
     def _version(self, model: str, installed: Installed) -> Version:
         folder = release_folder(self._models_dir, model, installed.release)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from landreeve_agent.serving.control import ModelStatus, Plan, WorkerStatus
-from landreeve_agent.update.machine import Installed
 from landreeve_agent.update.probation import ProbationStats
+from landreeve_agent.update.standing import Installed
 
 Look = Callable[[], Awaitable[WorkerStatus | None]]
 

@@ -1,0 +1,110 @@
+"""``landreeve-launch [ARGUMENTS of landreeve run]``: keeps the agent running, from the environment that is to be tried
+or the last good one.
+
+Restarted by the service manager like the agent itself; standard library only. It judges nothing but life and time: a
+new agent confirms itself (`landreeve_agent.update.itself`); one that ends too often or stays silent too long is left.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from landreeve_agent.launch import slots as book
+from landreeve_agent.launch.slots import LAUNCHED, RESTART_CODE, RUNNING, Slot
+
+POLL_S = 0.2
+STOP_S = 20.0
+_FOLDER = "agent"
+
+
+class Launcher:
+    """``python`` is the interpreter of the environment the box came with."""
+
+    def __init__(self, state: Path, python: str, arguments: Sequence[str]) -> None:
+        self._file = state / _FOLDER / book.SLOTS_FILE
+        self._state = state
+        self._python = python
+        self._arguments = arguments
+        self._child: subprocess.Popen[bytes] | None = None
+        self._asked = 0
+
+    def run(self) -> int:
+        """Until the agent ends for good; its exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+        while True:
+            slots, slot = book.to_start(book.read(self._file))
+            self._keep(slots)
+            tried = slots.trying is not None
+            code = self._one_life(slot, slots.deadline_s if tried else None)
+            if self._asked:
+                return code
+            if not tried and code != RESTART_CODE:
+                return code  # a good agent that fails is the service manager's matter
+            if tried and code != RESTART_CODE:
+                time.sleep(1.0)
+
+    def _one_life(self, slot: Slot, deadline_s: float | None) -> int:
+        """Start it, and wait for its end; past the deadline it is ended and left."""
+        environ = {**os.environ, LAUNCHED: str(os.getpid()), RUNNING: slot.release}
+        command = [slot.python or self._python, "-m", "landreeve_agent", "--state", str(self._state), "run"]
+        try:
+            self._child = subprocess.Popen([*command, *self._arguments], env=environ)
+        except OSError as error:
+            if deadline_s is None:
+                raise
+            self._leave("cannot_start", f"The new agent cannot be started: {error}.")
+            return RESTART_CODE
+        until = None if deadline_s is None else time.monotonic() + deadline_s
+        while (code := self._child.poll()) is None:
+            if until is not None and self._confirmed():
+                until = None
+            if until is not None and time.monotonic() > until:
+                self._leave("not_confirmed", f"The new agent did not prove itself within {deadline_s:.0f} s.")
+                self._end(self._child)
+                return RESTART_CODE
+            time.sleep(POLL_S)
+        return code
+
+    def _confirmed(self) -> bool:
+        return book.read(self._file).trying is None
+
+    def _leave(self, cause: str, sentence: str) -> None:
+        self._keep(book.left(book.read(self._file), cause, sentence))
+
+    def _keep(self, slots: book.Slots) -> None:
+        if slots != book.read(self._file):
+            book.write(self._file, slots)
+
+    def _end(self, child: "subprocess.Popen[bytes]") -> None:
+        child.terminate()
+        try:
+            child.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        self._asked = number
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
+
+
+def main() -> None:
+    """Start with the state folder of ``--state`` or ``LANDREEVE_STATE``; everything else is the agent's."""
+    arguments = sys.argv[1:]
+    state = os.environ.get("LANDREEVE_STATE", "/var/lib/landreeve")
+    if arguments[:1] == ["--state"]:
+        if len(arguments) == 1:
+            sys.exit("landreeve-launch: --state needs a folder")
+        state, arguments = arguments[1], arguments[2:]
+    sys.exit(Launcher(Path(state), sys.executable, arguments).run())
+
+
+if __name__ == "__main__":
+    main()
