@@ -566,6 +566,9 @@ async def test_site_is_not_disturbed_outside_its_windows_but_may_always_go_back(
     later = Schedule(zone="Asia/Dubai", activate=(DayWindow(start="22:00", end="04:00"),))  # NOW is 10:00 there
     await box.order(2, wanted(B, "B", "r2", schedule=later))
     state = await box.until(Phase.ACTIVATING)
+    async with asyncio.timeout(10):
+        while not box.runner.views["demo"].waiting:  # noqa: ASYNC110 - nobody is told of words
+            await asyncio.sleep(0.002)
     assert "22:00" in box.runner.views["demo"].waiting
     assert "Asia/Dubai" in box.runner.views["demo"].waiting
     assert state.attempt == 0

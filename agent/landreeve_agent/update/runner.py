@@ -7,11 +7,12 @@ be performed again. So the process may die at any moment; `recover` goes on from
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, assert_never
+from typing import assert_never
 
 import msgspec
 from landreeve.trust.verdict import Rejected
@@ -22,21 +23,20 @@ from landreeve.wire.strategy import Strategy, fault_of
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.link.outbox import Outbox
-from landreeve_agent.link.transfer import FetchFailedError
-from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.store import events
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import stamp
-from landreeve_agent.tuning.report import PreflightFailed
-from landreeve_agent.update import directing, journal, machine, plans
-from landreeve_agent.update.directing import Serving
+from landreeve_agent.update import journal, machine, plans
+from landreeve_agent.update.directing import Serving, serving
+from landreeve_agent.update.effects import NOTHING, CannotServeError, Effects, Learnt
 from landreeve_agent.update.holding import held
 from landreeve_agent.update.install import Installer
 from landreeve_agent.update.machine import Effect, Event, Outcome
+from landreeve_agent.update.models import ModelEffects
 from landreeve_agent.update.pointer import read_pointers
 from landreeve_agent.update.ports import Blobs, Fetcher, Preflight, ProbationSource, Verifier, Worker
 from landreeve_agent.update.probation import Fail, Pass, Wait
-from landreeve_agent.update.standing import Installed, Order, Phase, State
+from landreeve_agent.update.standing import MODEL, Installed, Order, Phase, State
 from landreeve_agent.update.stepping import Step
 from landreeve_agent.update.traffic import Traffic
 from landreeve_agent.update.vitals import Look, Vitals, unseen
@@ -59,14 +59,6 @@ class Options:
     retry_s: float = 2.0
     restore_every_s: float = 30.0
     window_every_s: float = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Learnt:
-    """What an effect found out besides its outcome: figures for its transition's report, and a fact of its own."""
-
-    data: dict[str, Any] = field(default_factory=dict)
-    plan: PlanReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +103,25 @@ class Runner:
         on_believed: Callable[[Desired], None] = lambda _desired: None,
         box: Callable[[], Awaitable[BoxFacts]] = _unknown_box,
         look: Look = unseen,
+        kinds: Mapping[str, Effects] | None = None,
     ) -> None:
         self.generation = 0
         self._database = database
         self._outbox = outbox
         self._verifier = verifier
-        self._installer = Installer(fetcher, blobs, models_dir, agent_version)
         self._models_dir = models_dir
         self._traffic = Traffic(worker, models_dir)
-        self._preflight = preflight
-        self._watching = Watch(probation_source, Vitals(look), self._installer.claimed_loss, clock)
+        installer = Installer(fetcher, blobs, models_dir, agent_version)
+        watch = Watch(probation_source, Vitals(look), installer.claimed_loss, clock)
+        models = ModelEffects(
+            installer, preflight, self._traffic, watch, clock, box,
+            threads=options.threads, preflight_deadline_s=options.preflight_deadline_s, retry_s=options.retry_s,
+        )  # fmt: skip
+        self._kinds: dict[str, Effects] = {MODEL: models, **(kinds or {})}
         self._clock = clock
         self._options = options
         self._on_change = on_change
         self._on_believed = on_believed
-        self._box = box
         self._views: dict[str, View] = {}
         self._drives: dict[str, asyncio.Task[None]] = {}
         self._tried: set[str] = set()
@@ -143,7 +139,8 @@ class Runner:
         states = await self._database.read(journal.load_all)
         for model in pointers.keys() - states.keys():  # the store was lost; the box serves on
             states[model] = await self._adopt(model, pointers[model])
-        await self._traffic.restore({model: _choices(state, pointers.get(model)) for model, state in states.items()})
+        served = {name: state for name, state in states.items() if _component(state) == MODEL}
+        await self._traffic.restore({model: _choices(state, pointers.get(model)) for model, state in served.items()})
         self._views = {model: View(state) for model, state in states.items()}
         self.generation, document = await self._database.read(_last_order)
         if document:
@@ -252,24 +249,25 @@ class Runner:
             self._wait_for(order.model, sentence)
             await asyncio.sleep(self._options.window_every_s)
 
-    async def _carry_out(self, effect: Effect, state: State, order: Order) -> tuple[Outcome | None, _Learnt]:
+    async def _carry_out(self, effect: Effect, state: State, order: Order) -> tuple[Outcome | None, Learnt]:
         match effect:
             case Effect.CHECK:
-                return await self._check(order), _Learnt()
+                return await self._check(order), NOTHING
             case Effect.PROCEED:
-                return machine.Proceeded(order.generation), _Learnt()
+                return machine.Proceeded(order.generation), NOTHING
             case Effect.FETCH:
-                return await self._fetch(state, order), _Learnt()
+                say = partial(self._wait_for, order.model)
+                return await self._kind(state).fetch(state, order, say), NOTHING
             case Effect.PREFLIGHT:
-                return await self._prove(state, order)
+                return await self._kind(state).prove(state, order)
             case Effect.ACTIVATE:
-                return await self._activate(state, order), _Learnt()
+                return await self._kind(state).activate(state, order), NOTHING
             case Effect.WATCH:
                 return await self._watch(state, order)
             case Effect.RESTORE:
-                return await self._return(state, order), _Learnt()
+                return await self._return(state, order), NOTHING
             case Effect.TAKE_NEXT:
-                return None, _Learnt()
+                return None, NOTHING
             case _:
                 assert_never(effect)
 
@@ -280,6 +278,9 @@ class Runner:
                 "not_approved",
                 f"Version {order.version} is not signed by both trust repositories with this length.",
             )
+        if order.component not in self._kinds:
+            sentence = f"This agent cannot update a component of kind {order.component[:40]!r}."
+            return machine.Failed(order.generation, "unknown_component", sentence)
         fault = fault_of(order.strategy)
         if fault:
             return machine.Failed(order.generation, "bad_strategy", f"The strategy cannot be carried out: {fault}.")
@@ -291,57 +292,19 @@ class Runner:
             return machine.Failed(order.generation, "quarantined", sentence)
         return machine.Accepted(order.generation)
 
-    async def _fetch(self, state: State, order: Order) -> Outcome:
-        def progress(done: int, whole: int) -> None:
-            self._wait_for(order.model, f"Fetching version {order.version}: {done // 1024} of {whole // 1024} KiB.")
-
-        try:
-            held = [item.release for item in (state.good, state.previous) if item is not None]
-            await self._installer.install(order, progress, held)
-        except FetchFailedError as error:
-            return machine.Failed(order.generation, error.cause, error.sentence)
-        return machine.Staged(order.generation)
-
-    async def _prove(self, state: State, order: Order) -> tuple[Outcome, _Learnt]:
-        current = self._installer.folder(state.model, state.good.release) if state.good else None
-        hints = plans.taken(order.hints, self._options.threads)
-        for fault in hints.refused:
-            logger.warning("model %s: a hint of the hub is not tried: %s", order.model, fault)
-        verdict = await self._preflight.run(
-            self._installer.folder(order.model, order.release),
-            current=current,
-            threads=self._options.threads,
-            deadline_s=self._options.preflight_deadline_s,
-            hints=hints.plans,
-        )
-        if isinstance(verdict, PreflightFailed):
-            return machine.Failed(order.generation, verdict.cause, verdict.sentence), _Learnt()
-        report = plans.report_of(order, verdict, await self._box(), hints)
-        data = {"plan": verdict.plan.name, "preflight": report.sentence}
-        return machine.Proven(order.generation, msgspec.json.encode(verdict.plan).decode()), _Learnt(data, report)
-
-    async def _activate(self, state: State, order: Order) -> Outcome | None:
-        try:
-            await self._traffic.direct(state.model, directing.to_activate(state))
-        except LoadFailedError as error:
-            if error.cause in {"worker_down", "worker_died"}:  # perhaps not this version's doing: attempts are bounded
-                await asyncio.sleep(self._options.retry_s)
-                return None
-            return machine.Failed(order.generation, error.cause, error.sentence)
-        return machine.Activated(order.generation, stamp(self._clock()))
-
-    async def _watch(self, state: State, order: Order) -> tuple[Outcome, _Learnt]:
-        """Looks at the evidence until it decides; losing the hub plays no part in it."""
-        await self._traffic.direct(state.model, directing.serving(state))
+    async def _watch(self, state: State, order: Order) -> tuple[Outcome, Learnt]:
+        """Looks at the evidence until it decides."""
+        kind = self._kind(state)
+        await self._directed(kind, state)
         while True:
-            verdict, figures = await self._watching.look(state, order)
+            verdict, figures = await kind.look(state, order)
             match verdict:
                 case Pass(sentence):
-                    return machine.Passed(order.generation, sentence), _Learnt(figures)
+                    return machine.Passed(order.generation, sentence), Learnt(figures)
                 case Step(sentence):
-                    return machine.Stepped(order.generation, stamp(self._clock()), sentence), _Learnt(figures)
+                    return machine.Stepped(order.generation, stamp(self._clock()), sentence), Learnt(figures)
                 case Fail(cause, sentence):
-                    return machine.Failed(order.generation, cause, sentence), _Learnt(figures)
+                    return machine.Failed(order.generation, cause, sentence), Learnt(figures)
                 case Wait(sentence):
                     self._wait_for(order.model, sentence)
             await asyncio.sleep(self._options.probation_every_s)
@@ -350,26 +313,32 @@ class Runner:
         if state.phase is Phase.ROLLBACK_FAILED and state.model in self._tried:
             await asyncio.sleep(self._options.restore_every_s)
         self._tried.add(state.model)
-        try:
-            await self._traffic.direct(state.model, directing.serving(state))
-        except LoadFailedError as error:
-            logger.warning("model %s: %s", state.model, error.sentence)
-            await asyncio.sleep(self._options.retry_s)
-            return None
-        return machine.Restored(order.generation)
+        if await self._directed(self._kind(state), state):
+            return machine.Restored(order.generation)
+        await asyncio.sleep(self._options.retry_s)
+        return None
 
     async def _settle(self, state: State) -> None:
         """At the end of an update: nobody listens in any more, and what nobody needs is removed."""
-        try:
-            await self._traffic.direct(state.model, directing.serving(state))
-        except LoadFailedError as error:
-            # What served goes on serving, shadow included.
-            logger.warning("model %s: %s", state.model, error.sentence)
+        kind = self._kind(state)
+        if await self._directed(kind, state):
+            await kind.clean(state)
+        else:  # what served goes on serving, shadow included
             asyncio.get_running_loop().call_later(self._options.restore_every_s, self._wake.set)
-            return
-        await asyncio.to_thread(self._installer.clean, state.model, directing.pinned(state))
 
-    async def _dispatch(self, model: str, event: Event, learnt: _Learnt = _Learnt()) -> State:
+    async def _directed(self, kind: Effects, state: State) -> bool:
+        """Whether that serves now which the state says."""
+        try:
+            await kind.direct(state)
+        except CannotServeError as error:
+            logger.warning("%s: %s", state.model, error)
+            return False
+        return True
+
+    def _kind(self, state: State) -> Effects:
+        return self._kinds.get(_component(state), self._kinds[MODEL])
+
+    async def _dispatch(self, model: str, event: Event, learnt: Learnt = NOTHING) -> State:
         """Decides and keeps the outcome in one transaction; returns the state as it now is."""
         now = self._clock()
 
@@ -472,12 +441,17 @@ def _order(wanted: DesiredModel, generation: int, releases: dict[str, int]) -> O
         hints=wanted.hints,
         strategy=wanted.strategy or Strategy(),
         schedule=wanted.schedule,
+        component=wanted.component,
     )
+
+
+def _component(state: State) -> str:
+    return state.order.component if state.order else MODEL
 
 
 def _choices(state: State, pointer: Installed | None) -> list[Serving]:
     """What may serve after a start, best first; each has proven itself on this box or passed its preflight."""
-    wanted = directing.serving(state)
+    wanted = serving(state)
     older = [Serving(item) for item in (state.good, state.previous, pointer, state.factory) if item is not None]
     if wanted.active is None:
         return []  # a first model that is being withdrawn, or none yet

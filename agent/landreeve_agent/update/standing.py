@@ -8,6 +8,8 @@ from landreeve.wire.plans import RunPlan
 from landreeve.wire.schedule import Schedule
 from landreeve.wire.strategy import Strategy
 
+MODEL = "model"
+
 
 class Phase(StrEnum):
     """Where an update stands. The values travel in reports."""
@@ -41,6 +43,7 @@ class Order:
     """What the hub wants of one model. ``signed_bytes`` is the manifest's length on which both trust repositories
     agree, 0 when one of them does not name the release. The generation it came with names the order. ``hints`` are
     plans to try first, ``strategy`` says how it takes over the traffic and ``schedule`` when the site may be disturbed.
+    ``component`` is the kind of thing that is updated: ``model``, ``agent``, ``firmware``.
     """
 
     model: str
@@ -55,6 +58,7 @@ class Order:
     hints: tuple[RunPlan, ...] = ()
     strategy: Strategy = field(default_factory=Strategy)
     schedule: Schedule | None = None
+    component: str = MODEL
 
     def same_as(self, other: "Order") -> bool:
         """Whether the hub asks for the same again."""

@@ -303,6 +303,7 @@ class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
     hints: tuple[RunPlan, ...] = ()
     schedule: Schedule | None = None
     strategy: Strategy | None = None
+    component: str = "model"
 
 
 class Desired(Wire, frozen=True, kw_only=True):
