@@ -36,8 +36,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Slots:
-    """``good`` starts unless ``trying`` is set, whose starts are counted before each of them. ``deadline_s`` is how long
-    a new one may take to confirm itself, which it does by clearing ``trying`` and becoming ``good``."""
+    """``good`` starts unless ``trying`` is set, whose starts are counted before each of them. ``deadline_s`` is how
+    long a new one may take to confirm itself, which it does by clearing ``trying`` and becoming ``good``."""
 
     good: Slot = Slot()
     trying: Slot | None = None
