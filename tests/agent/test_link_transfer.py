@@ -21,6 +21,7 @@ from landreeve.wire.codec import (
 )
 from landreeve.wire.messages import Want
 from landreeve.wire.topics import Topic, UpTopic, UpWantTopic
+from landreeve.wire.transfers import Lane, Offer
 from landreeve_agent.link.transfer import Fetcher, FetchFailedError
 from landreeve_agent.link.upload import Uploader
 
@@ -45,8 +46,10 @@ class Line:
     spoil: Callable[[int, bytes], bytes | None] = lambda _index, data: data
     identity: Who = field(default_factory=Who)
     on_block: Callable[[Block], bool] | None = None
+    on_guide: Callable[[str, Offer | Lane], None] | None = None
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     wants: list[frozenset[int]] = field(default_factory=list)
+    told: list[Want] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
     sent: dict[int, bytes] = field(default_factory=dict)
     up: bool = True
@@ -56,7 +59,9 @@ class Line:
             return False
         match topic:
             case UpWantTopic(_, _, digest):
-                self._answer(digest, decode(payload, Want))
+                self.told.append(decode(payload, Want))
+                if not self.told[-1].report:
+                    self._answer(digest, self.told[-1])
             case UpTopic():
                 block = decode_block(payload)
                 self.sent[block.index] = block.data
@@ -66,7 +71,8 @@ class Line:
         self.shared.append(digest)
 
     def unshare(self, digest: str) -> None:
-        self.shared.remove(digest)
+        if digest in self.shared:
+            self.shared.remove(digest)
 
     async def settle(self, backlog: int) -> None:
         await asyncio.sleep(0)
@@ -166,6 +172,22 @@ async def test_blocks_nobody_waits_for_are_declined(tmp_path: Path) -> None:
     fetcher(line, tmp_path)
     assert line.on_block is not None
     assert not line.on_block(Block(DIGEST, 0, b"x"))
+
+
+async def test_a_device_told_to_reports_how_far_it_came_and_leaves_the_shared_stream(tmp_path: Path) -> None:
+    line = Line(spoil=lambda index, data: data if index < 4 or any(want.report for want in line.told) else None)
+    waiting = fetcher(line, tmp_path)
+    attempt = asyncio.create_task(waiting.fetch(DIGEST, len(DATA), BLOCKS))
+    async with asyncio.timeout(5):
+        while not line.wants:  # noqa: ASYNC110 - waits for another task
+            await asyncio.sleep(0.005)
+        assert line.on_guide is not None
+        line.on_guide(DIGEST, Lane(report_s=0.2, shared=False))
+        assert (await attempt).read_bytes() == DATA
+    told = [want for want in line.told if want.report]
+    assert told
+    assert all(want.own and decode_missing(want.missing, 10) == frozenset(range(4, 10)) for want in told)
+    assert line.shared == []
 
 
 async def uploaded(line: Line, uploader: Uploader, count: int) -> None:

@@ -51,7 +51,7 @@ def test_what_two_devices_lack_is_sent_once_for_both() -> None:
     demand = Demand()
     demand.want("a", DIGEST, frozenset({0, 1, 2}))
     demand.want("b", DIGEST, frozenset({1, 2, 3}))
-    assert _drain(demand) == [Piece(DIGEST, 0, "a"), Piece(DIGEST, 1, ""), Piece(DIGEST, 2, ""), Piece(DIGEST, 3, "b")]
+    assert _drain(demand) == [Piece(DIGEST, 1, ""), Piece(DIGEST, 2, ""), Piece(DIGEST, 0, "a"), Piece(DIGEST, 3, "b")]
 
 
 def test_artifacts_take_turns() -> None:

@@ -7,7 +7,8 @@ order cancels the task that waits.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from landreeve.blobs.errors import BlobError, CorruptBlobError, FullDiskError
 from landreeve.wire.codec import BLOCK_BYTES, Block, encode, encode_missing
 from landreeve.wire.messages import Event, Want
 from landreeve.wire.topics import Topic, UpWantTopic
-from landreeve.wire.transfers import DELTAS, MOST_BASES, Lane, Offer
+from landreeve.wire.transfers import DELTAS, LANES, MOST_BASES, Lane, Offer
 
 from landreeve_agent.link.delta import apply
 from landreeve_agent.link.session import Identity
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 REPAIR_S = 2.0
 CORRUPT_LIMIT = 3
+LEAST_REPORT_S = 0.2
 # Below this a delta saves less than asking for it costs.
 SMALLEST_DELTA_BYTES = 2 * BLOCK_BYTES
 _SILENT_ASKS = 3
@@ -92,6 +94,8 @@ class _Download:
         self.moved = asyncio.Event()
         self.offer: Offer | None = None
         self.failure: OSError | None = None
+        self.lane: Lane | None = None
+        self.reporter: asyncio.Task[None] | None = None
         self.whole_only = False
         self.closed = False
         self._blocks = -(-size // BLOCK_BYTES)
@@ -201,17 +205,24 @@ class Fetcher:
         here = len(download.missing) < -(-size // BLOCK_BYTES) // 2
         download.whole_only = block_digests is None or size < SMALLEST_DELTA_BYTES or here
         held = [base for base in bases if base != digest and self._blobs.has(base)][:MOST_BASES]
-        self._downloads[digest] = download
-        self._session.share(digest)
-        try:
+        with self._listening(download):
             while download.missing:
                 if not download.whole_only:
                     await self._by_delta(download, held)
                 await self._ask(download)
-        finally:
-            self._session.unshare(digest)
-            del self._downloads[digest]
         return await asyncio.to_thread(partial.complete)
+
+    @contextmanager
+    def _listening(self, download: _Download) -> Iterator[None]:
+        self._downloads[download.digest] = download
+        self._session.share(download.digest)
+        try:
+            yield
+        finally:
+            self._session.unshare(download.digest)
+            del self._downloads[download.digest]
+            if download.reporter is not None:
+                download.reporter.cancel()
 
     async def _begin(self, digest: str, size: int, block_digests: tuple[str, ...] | None) -> PartialBlob:
         try:
@@ -226,10 +237,7 @@ class Fetcher:
         if not download.missing:
             return
         await self._session.connected.wait()
-        who = self._session.identity
-        missing = encode_missing(download.missing)
-        want = Want(bytes=download.size, missing=missing, speaks=extra, bases=tuple(bases))
-        self._session.publish(UpWantTopic(who.fleet, who.device, download.digest), encode(want), qos=0)
+        self._say(download, (LANES, *extra), bases)
         await self._until_quiet(download)
         if download.failure is not None:
             raise FetchFailedError(
@@ -303,19 +311,14 @@ class Fetcher:
             return
         partial = await self._begin(offer.delta, offer.bytes, offer.blocks)
         download = _Download(offer.delta, offer.bytes, partial, whole.tell)
-        self._downloads[offer.delta] = download
-        self._session.share(offer.delta)
-        try:
-            stalled = 0
+        stalled = 0
+        with self._listening(download):
             while download.missing:
                 before = download.missing
                 await self._ask(download)
                 stalled = stalled + 1 if download.missing == before else 0
                 if stalled == _STALLED_ASKS:
                     raise FetchFailedError("delta_stalled", f"the hub no longer sends delta {offer.delta[:12]}")
-        finally:
-            self._session.unshare(offer.delta)
-            del self._downloads[offer.delta]
         await asyncio.to_thread(partial.complete)
 
     def _on_block(self, block: Block) -> bool:
@@ -326,8 +329,34 @@ class Fetcher:
 
     def _on_guide(self, digest: str, guide: Offer | Lane) -> None:
         download = self._downloads.get(digest)
-        if download is not None and isinstance(guide, Offer):
+        if download is None:
+            return
+        if isinstance(guide, Offer):
             download.answer(guide)
+            return
+        download.lane = guide
+        if not guide.shared:
+            self._session.unshare(digest)
+        if guide.report_s > 0 and download.reporter is None:
+            download.reporter = asyncio.create_task(self._report(download), name=f"report-{digest[:12]}")
+
+    async def _report(self, download: _Download) -> None:
+        """Tells the hub from time to time how far it came, so that it can adapt its pace."""
+        while download.lane is not None and download.lane.report_s > 0:
+            await asyncio.sleep(max(download.lane.report_s, LEAST_REPORT_S))
+            if self._session.connected.is_set():
+                self._say(download, (LANES,), report=True)
+
+    def _say(
+        self, download: _Download, speaks: Sequence[str], bases: Sequence[str] = (), *, report: bool = False
+    ) -> None:
+        who = self._session.identity
+        own = download.lane is not None and not download.lane.shared
+        missing = encode_missing(download.missing)
+        want = Want(
+            bytes=download.size, missing=missing, speaks=tuple(speaks), bases=tuple(bases), report=report, own=own
+        )
+        self._session.publish(UpWantTopic(who.fleet, who.device, download.digest), encode(want), qos=0)
 
 
 def _failed(digest: str, error: Exception) -> Event:

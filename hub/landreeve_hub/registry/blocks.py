@@ -14,16 +14,20 @@ from landreeve.blobs.errors import BlobError, MissingBlobError
 from landreeve.blobs.store import BlobStore
 from landreeve.wire.codec import BLOCK_BYTES, BadMessageError, Block, decode_missing, encode, encode_block
 from landreeve.wire.messages import Want
-from landreeve.wire.topics import Down, DownOfferTopic, DownTopic, SharedBlocksTopic, format_topic
-from landreeve.wire.transfers import DELTAS, Offer
+from landreeve.wire.topics import Down, DownLaneTopic, DownOfferTopic, DownTopic, SharedBlocksTopic, format_topic
+from landreeve.wire.transfers import DELTAS, LANES, Lane, Offer
 
 from landreeve_hub.registry.allowed import Allowed
 from landreeve_hub.registry.deltas import Workshop
+from landreeve_hub.registry.pacing import REPORT_S
 from landreeve_hub.registry.serving import Demand, Piece
 from landreeve_hub.store.database import Store
 
 log = logging.getLogger(__name__)
 SHARE_S = 0.15
+IDLE_S = 30.0
+# Less than this is there before anyone could report.
+PACED_BYTES = 32 * BLOCK_BYTES
 MAX_OPEN = 32
 
 
@@ -37,7 +41,8 @@ class Carrier(Protocol):
 class BlockServer:
     """Sends blocks from a thread of its own, at most ``bytes_per_s`` together.
 
-    A first want waits a moment for others to join: what several devices lack is sent once for all.
+    A first want waits a moment for others to join: what several devices lack is sent once for all, as fast as the
+    slowest healthy one takes it (`landreeve_hub.registry.pacing`).
     """
 
     def __init__(
@@ -95,9 +100,18 @@ class BlockServer:
         if DELTAS in want.speaks:
             self._offer(device, digest, want)
             return
+        self._take_in(device, digest, want, missing, paced=LANES in want.speaks and size >= PACED_BYTES)
+
+    def _take_in(self, device: str, digest: str, want: Want, missing: frozenset[int], *, paced: bool) -> None:
+        now = time.monotonic()
         with self._lock:
-            self._demand.want(device, digest, missing)
+            if want.report:
+                self._demand.report(device, digest, missing, now)
+            else:
+                self._demand.want(device, digest, missing, now, reports=paced, own=want.own)
             self._lock.notify()
+        if paced and not want.report:
+            self._guide(device, digest, Lane(report_s=REPORT_S, shared=not want.own))
 
     def _size_of(self, digest: str) -> int | None:
         """The length of an artifact that may leave, or of a delta that leads to one; None for any other."""
@@ -135,14 +149,32 @@ class BlockServer:
                 time.sleep(sent / self._bytes_per_s)
 
     def _next(self) -> Piece | None:
-        with self._lock:
-            piece = self._demand.next()
-            while piece is None and not self._stopping:
-                self._close_all()
-                self._lock.wait()
-                self._lock.wait_for(lambda: self._stopping, timeout=SHARE_S)
-                piece = self._demand.next()
-            return None if self._stopping else piece
+        """The next block once it is due; None at the end."""
+        while not self._stopping:
+            with self._lock:
+                piece = self._demand.next(time.monotonic())
+                outcasts = self._demand.outcasts()
+                if piece is None and not outcasts:
+                    self._await_work()
+            for device, digest in outcasts:
+                self._guide(device, digest, Lane(report_s=REPORT_S, shared=False))
+            if piece is not None:
+                return piece
+        return None
+
+    def _await_work(self) -> None:
+        """With the lock held: until a block is due, or somebody says something."""
+        wait_s = self._demand.wait(time.monotonic())
+        if wait_s is not None:
+            self._lock.wait(wait_s)
+            return
+        self._close_all()
+        self._demand.forget(time.monotonic())
+        if self._lock.wait(IDLE_S):
+            self._lock.wait_for(lambda: self._stopping, timeout=SHARE_S)
+
+    def _guide(self, device: str, digest: str, lane: Lane) -> None:
+        self._carrier.publish(format_topic(DownLaneTopic(self._fleet, device, digest)), encode(lane))
 
     def _send(self, piece: Piece) -> int:
         data = self._reader(piece.digest).read_at(piece.index * BLOCK_BYTES, BLOCK_BYTES)
