@@ -8,6 +8,10 @@ HubError
 ├── PeerError              a device sent, or failed to send, what it should
 │   ├── QuotaError             it wants to upload more than it may
 │   └── TransferError          an upload did not arrive whole
+├── RegistryError          another registry refused or failed, or does not keep to the specification
+│   ├── RegistryAuthError      it does not accept the credentials, or asks for some
+│   ├── RegistryMissingError   it has no such repository, tag or blob
+│   └── RegistryAwayError      it does not answer
 └── NotFoundError          the thing asked for does not exist
 
 A release that must not be used is `landreeve.release.manifest.BadReleaseError`; bytes that are no message are
@@ -45,6 +49,22 @@ class QuotaError(PeerError, PermissionError):
 
 class TransferError(PeerError, TimeoutError):
     """An upload did not arrive whole in time."""
+
+
+class RegistryError(HubError):
+    """Another registry refused or failed at something, or what it sent is not what it should be."""
+
+
+class RegistryAuthError(RegistryError):
+    """Another registry wants credentials, or does not accept those given."""
+
+
+class RegistryMissingError(RegistryError):
+    """Another registry has no such repository, tag or blob."""
+
+
+class RegistryAwayError(RegistryError):
+    """Another registry does not answer."""
 
 
 class NotFoundError(HubError):

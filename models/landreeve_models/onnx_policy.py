@@ -9,15 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from landreeve.release.manifest import BadReleaseError, Signature, TensorSpec
+from landreeve.release.onnx_wire import ALLOWED_OPERATORS, MAX_DEPTH, MAX_NODES, check_domain, check_graph
 
-MAX_GRAPH_BYTES = 512 * 1024 * 1024
-MAX_NODES = 100_000
-MAX_DEPTH = 8
 MAX_WIDTH = 4096
-# Domain → newest opset the bundled runtimes are known to execute.
-ALLOWED_OPSETS = {"": 26, "ai.onnx": 26, "ai.onnx.ml": 5}
-# Operators of other domains that a box itself puts into the graphs it makes; every bundled runtime has them built in.
-ALLOWED_OPERATORS = {"com.microsoft": frozenset({"MatMulNBits"})}
 INPUT_NAME = "x"
 # Datatype of the Open Inference Protocol by ONNX's TensorProto.DataType. No strings: BYTES would need a parser.
 DATATYPES = {
@@ -32,12 +26,11 @@ def check(data: bytes, *, width: int | None = None, signature: Signature | None 
     ``signature`` says which ends it must have; without it they are those of a tabular model of ``width`` columns
     (any number where that is None). Parse hostile bytes under rlimits: protobuf is native code.
     """
-    if not 0 < len(data) <= MAX_GRAPH_BYTES:
-        raise BadReleaseError(f"model.onnx: {len(data)} bytes, 1 to {MAX_GRAPH_BYTES} are accepted")
+    check_graph(data)  # before protobuf sees it; what follows asks the same of what protobuf made of it
     model = _parse(data)
     for opset in model.opset_import:
         if opset.domain not in ALLOWED_OPERATORS:
-            _check_domain(opset.domain, opset.version)
+            check_domain(opset.domain, opset.version)
     if model.functions:
         raise BadReleaseError(f"model.onnx: {len(model.functions)} local functions; export with functions inlined")
     if len(model.training_info):
@@ -46,7 +39,7 @@ def check(data: bytes, *, width: int | None = None, signature: Signature | None 
         if count >= MAX_NODES:
             raise BadReleaseError(f"model.onnx: more than {MAX_NODES} nodes")
         if node.op_type not in ALLOWED_OPERATORS.get(node.domain, ()):
-            _check_domain(node.domain, 0)
+            check_domain(node.domain, 0)
     if signature is not None and signature.tensors:
         _check_tensors(model.graph, signature)
     else:
@@ -64,15 +57,6 @@ def _parse(data: bytes) -> Any:
     if not model.graph.node:
         raise BadReleaseError("model.onnx: no ONNX graph: it has no node")
     return model
-
-
-def _check_domain(domain: str, version: int) -> None:
-    newest = ALLOWED_OPSETS.get(domain)
-    allowed = ", ".join(sorted(repr(name) for name in ALLOWED_OPSETS))
-    if newest is None:
-        raise BadReleaseError(f"model.onnx: operator domain {domain[:60]!r} is not accepted; accepted are {allowed}")
-    if version > newest:
-        raise BadReleaseError(f"model.onnx: opset {version} of {domain!r}; up to {newest} is accepted: export with it")
 
 
 def _nodes(graph: Any, depth: int) -> Iterator[Any]:

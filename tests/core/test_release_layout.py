@@ -25,7 +25,14 @@ from landreeve.release.manifest import (
 )
 from landreeve.wire.codec import BLOCK_BYTES
 
-FILES = {"model.onnx": b"graph" * 40_000, "features.json": b"{}", "card.md": b"# card\n", "deep/er.json": b"[]"}
+from tests.fakes.graphs import graph_of
+
+FILES = {
+    "model.onnx": graph_of(b"graph" * 40_000),
+    "features.json": b"{}",
+    "card.md": b"# card\n",
+    "deep/er.json": b"[]",
+}
 
 
 def config() -> ReleaseConfig:

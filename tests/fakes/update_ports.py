@@ -26,6 +26,8 @@ from landreeve_agent.update.directing import Role
 from landreeve_agent.update.probation import ProbationStats
 from sqlite_utils import Database as SqliteDatabase
 
+from tests.fakes.graphs import graph_of
+
 T = TypeVar("T")
 
 
@@ -65,7 +67,7 @@ def release(version: str, model: str = "demo") -> Packed:
         gates=Gates(metrics={"log_loss": 0.5}),
         lineage=Lineage(),
     )
-    return pack({"model.onnx": version.encode() * 1000, "card.md": f"# {version}".encode()}, config)
+    return pack({"model.onnx": graph_of(version.encode() * 1000), "card.md": f"# {version}".encode()}, config)
 
 
 def wanted(packed: Packed, version: str, rollout: str, **changes: Any) -> DesiredModel:

@@ -19,11 +19,11 @@ from landreeve.wire.plans import BoxFacts, PlanTrial, RunPlan
 from landreeve_hub.access import setup, tokens, users
 from landreeve_hub.access.roles import Role
 from landreeve_hub.api.app import build
-from landreeve_hub.api.archive import read_archive, write_archive
 from landreeve_hub.api.guard import undeclared
 from landreeve_hub.api.services import Services
 from landreeve_hub.audit.log import AuditLog
 from landreeve_hub.desired.publish import Publisher
+from landreeve_hub.exchange.archive import read_archive, write_archive
 from landreeve_hub.fleet.authority import Authority
 from landreeve_hub.fleet.identities import Identities
 from landreeve_hub.fleet.warden import Warden

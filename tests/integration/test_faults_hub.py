@@ -28,7 +28,7 @@ from landreeve.wire.messages import Ack, DeviceState, Event, Fact, Want
 from landreeve.wire.topics import Down, DownTopic, Up, UpTopic, UpWantTopic, format_topic
 from landreeve_agent.link.enrol import join
 from landreeve_agent.link.identity import Identity
-from landreeve_hub.api.archive import write_archive
+from landreeve_hub.exchange.archive import write_archive
 from onnx import TensorProto, load_model_from_string
 
 from tests.hub.test_registry_releases import graph, release

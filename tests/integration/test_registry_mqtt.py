@@ -36,6 +36,8 @@ from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from landreeve_hub.store.upsert import upsert
 
+from tests.fakes.graphs import tensors_of
+
 FLEET = "f"
 DEVICES = ("d-one", "d-two")
 QUICK = Options(reconnect_jitter_s=0.1, resend_s=0.3)
@@ -55,7 +57,9 @@ def release(note: str, weights: bytes = b"") -> Packed:
         gates=Gates(),
         lineage=Lineage(),
     )
-    return pack({"card.md": note.encode(), "calibration.safetensors": weights or os.urandom(3_000_000)}, config)
+    return pack(
+        {"card.md": note.encode(), "calibration.safetensors": tensors_of(weights or os.urandom(3_000_000))}, config
+    )
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ async def test_training_ends_with_a_complete_candidate_in_the_blob_store(site: S
     assert all(site.blobs.has(blob.sha256) for blob in manifest.blobs())
     assert {layer.path for layer in manifest.layers} == {
         "model.onnx", "features.json", "definition.json", "baseline.json", "calibration.safetensors",
-        "golden.safetensors", "card.md", "bom.json",
+        "golden.safetensors", "card.md", "bom.json", "landreeve.json",
     }  # fmt: skip
     assert await site.events() == ["training.started", "training.finished"]
     assert not (site.root / "training" / run).exists(), "raw rows must not outlive the run"

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from landreeve.release.contents import check_contents
 from landreeve.release.manifest import (
     ALLOWED_SUFFIXES,
     CONFIG_TYPE,
@@ -35,6 +36,8 @@ from landreeve.release.manifest import (
     parse_config,
     parse_manifest,
 )
+from landreeve.release.paths import folded
+from landreeve.release.vet import check_blob
 from landreeve.wire.codec import BLOCK_BYTES
 
 MANIFEST_FILE = "manifest.json"
@@ -107,7 +110,7 @@ def _describe(path: str, data: bytes) -> Descriptor:
 
 
 def _plain(path: str) -> str:
-    if check_path(path) in _RESERVED:
+    if folded(check_path(path)) in _RESERVED:
         raise BadReleaseError(f"layer {path!r}: the name belongs to the release itself; use another")
     return path
 
@@ -122,9 +125,9 @@ def read_folder(folder: Path) -> Packed:
     """The release in a folder, every digest and length checked; `BadReleaseError` names what does not match."""
     manifest_bytes = _read(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
     manifest = parse_manifest(manifest_bytes)
-    blobs = {manifest.config.sha256: _checked(manifest.config, _read(folder, CONFIG_FILE, MAX_MANIFEST_BYTES))}
+    blobs = {manifest.config.sha256: check_blob(manifest.config, _read(folder, CONFIG_FILE, MAX_MANIFEST_BYTES))}
     for layer in manifest.layers:
-        blobs[layer.sha256] = _checked(layer, _read(folder, _plain(layer.path), layer.size))
+        blobs[layer.sha256] = check_blob(layer, _read(folder, _plain(layer.path), layer.size))
     return Packed(manifest_bytes, digest_of(manifest_bytes), blobs)
 
 
@@ -141,7 +144,8 @@ def materialise(manifest_bytes: bytes, store: BlobSource, folder: Path) -> None:
     """Lay a release out as files from a blob store.
 
     Everything is written to a folder beside, flushed, then renamed, so a power cut leaves the old state or the new
-    one. `BadReleaseError` when a blob is not what the manifest says.
+    one. `BadReleaseError` when a blob is not what the manifest says, or a file not what its name says
+    (`landreeve.release.contents`).
     """
     if _holds(folder, manifest_bytes):
         return
@@ -170,19 +174,14 @@ def _holds(folder: Path, manifest_bytes: bytes) -> bool:
 def _fill(folder: Path, manifest_bytes: bytes, store: BlobSource) -> None:
     manifest = parse_manifest(manifest_bytes)
     _write(folder / MANIFEST_FILE, manifest_bytes)
-    _write(folder / CONFIG_FILE, _checked(manifest.config, store.read(manifest.config.sha256)))
+    _write(folder / CONFIG_FILE, check_blob(manifest.config, store.read(manifest.config.sha256)))
     for layer in manifest.layers:
-        _write(folder / _plain(layer.path), _checked(layer, store.read(layer.sha256)))
+        data = check_blob(layer, store.read(layer.sha256))
+        check_contents(_plain(layer.path), data)
+        _write(folder / layer.path, data)
     for inner in [path for path in folder.rglob("*") if path.is_dir()]:
         _flush_folder(inner)
     _flush_folder(folder)
-
-
-def _checked(blob: Descriptor, data: bytes) -> bytes:
-    if len(data) != blob.size or digest_of(data) != blob.sha256:
-        name = blob.annotations.get(FILEPATH, CONFIG_FILE)
-        raise BadReleaseError(f"{name}: the bytes are not those the manifest names (sha256 {blob.sha256[:12]}…)")
-    return data
 
 
 def _read(folder: Path, path: str, limit: int) -> bytes:

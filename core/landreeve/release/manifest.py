@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from landreeve.release.errors import BadReleaseError as BadReleaseError  # noqa: PLC0414  known by this place
+from landreeve.release.paths import check_plain, check_together
 from landreeve.wire.ids import BadIdError, check_digest, check_id
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -34,6 +35,9 @@ SETTINGS_FILE = "landreeve.json"
 MAX_MANIFEST_BYTES = 256 * 1024
 MAX_SETTINGS_BYTES = 4 * 1024 * 1024
 MAX_LAYER_BYTES = 4 * 1024**3
+MAX_RELEASE_BYTES = 8 * 1024**3
+MAX_LAYERS = 64
+RAW_TYPES = frozenset({WEIGHT_TYPE, WEIGHT_CONFIG_TYPE, DATASET_TYPE, DOC_TYPE})
 ALLOWED_SUFFIXES = {
     ".onnx": WEIGHT_TYPE,
     ".safetensors": DATASET_TYPE,
@@ -174,18 +178,8 @@ class ReleaseConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_path(path: str) -> str:
-    """The same relative path when it is plain; refused are absolute paths, ``..``, NUL, backslashes, drive
-    letters and suffixes that are no accepted format."""
-    parts = PurePosixPath(path).parts
-    bad = (
-        not path
-        or path.startswith("/")
-        or ".." in parts
-        or any(c in path for c in "\\\0:")
-        or any(not part.strip(". ") for part in parts)
-    )
-    if bad:
-        raise BadReleaseError(f"layer path {path[:120]!r}: must be a plain relative path such as 'model.onnx'")
+    """The same relative path when it is plain (`landreeve.release.paths`) and its suffix that of an accepted format."""
+    check_plain(path)
     if PurePosixPath(path).suffix not in ALLOWED_SUFFIXES:
         allowed = ", ".join(sorted(ALLOWED_SUFFIXES))
         raise BadReleaseError(f"layer {path[:120]!r}: format not accepted; accepted are {allowed} (never pickle)")
@@ -204,19 +198,37 @@ def parse_manifest(data: bytes) -> Manifest:
         raise BadReleaseError("manifest: nested too deeply") from error
     if manifest.schema_version != 2 or manifest.media_type != MANIFEST_TYPE or manifest.artifact_type != ARTIFACT_TYPE:
         raise BadReleaseError(f"manifest: expected an OCI manifest of artifact type {ARTIFACT_TYPE}")
-    seen: set[str] = set()
+    if manifest.config.media_type != CONFIG_TYPE or not 0 < len(manifest.layers) <= MAX_LAYERS:
+        raise BadReleaseError(f"manifest: expected a config of type {CONFIG_TYPE} and 1 to {MAX_LAYERS} layers")
+    check_together(layer.path for layer in manifest.layers)
+    _check_blobs(manifest)
     for layer in manifest.layers:
-        if layer.path in seen:
-            raise BadReleaseError(f"layer {layer.path!r} occurs twice")
-        seen.add(layer.path)
-    for blob in manifest.blobs():
-        _check_blob(blob)
+        _check_type(layer)
     return manifest
 
 
-def _check_blob(blob: Descriptor) -> None:
-    if not 0 < blob.size <= MAX_LAYER_BYTES:
-        raise BadReleaseError(f"blob {blob.sha256[:12]}: size {blob.size} is out of bounds (1 to {MAX_LAYER_BYTES})")
+def _check_blobs(manifest: Manifest) -> None:
+    sizes: dict[str, int] = {}
+    for blob in manifest.blobs():
+        if not 0 < blob.size <= MAX_LAYER_BYTES:
+            raise BadReleaseError(
+                f"blob {blob.sha256[:12]}: size {blob.size} is out of bounds (1 to {MAX_LAYER_BYTES})"
+            )
+        if sizes.setdefault(blob.sha256, blob.size) != blob.size:
+            raise BadReleaseError(f"blob {blob.sha256[:12]}: occurs with two sizes")
+    if sum(sizes.values()) > MAX_RELEASE_BYTES:
+        raise BadReleaseError(f"release of {sum(sizes.values())} bytes: at most {MAX_RELEASE_BYTES} are accepted")
+
+
+def _check_type(layer: Descriptor) -> None:
+    kind = layer.media_type
+    if kind in RAW_TYPES:
+        return
+    if kind.startswith("application/vnd.cncf.model.code."):
+        raise BadReleaseError(f"layer {layer.path!r}: is code ({kind}); a release holds none")
+    if kind.partition("+")[0].endswith(".tar"):
+        raise BadReleaseError(f"layer {layer.path!r}: is archived ({kind}); each file must be a raw layer of its own")
+    raise BadReleaseError(f"layer {layer.path!r}: media type {kind[:90]!r} is not one of ModelPack's raw files")
 
 
 def parse_config(data: bytes) -> ReleaseConfig:

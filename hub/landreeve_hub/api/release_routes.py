@@ -4,22 +4,24 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from landreeve.release.layout import Packed
+from landreeve.release.reference import repository_of
 from sqlalchemy import Connection, select
 
 from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Permission
 from landreeve_hub.access.separation import Denied, judge
-from landreeve_hub.api.archive import read_archive, write_archive
 from landreeve_hub.api.body import read, text_of
 from landreeve_hub.api.guard import may
 from landreeve_hub.api.problems import Problem
 from landreeve_hub.api.services import Services
 from landreeve_hub.audit.entry import Act
+from landreeve_hub.exchange.archive import read_archive, write_archive
+from landreeve_hub.exchange.image_layout import write_layout
 from landreeve_hub.learning import known_plans
 from landreeve_hub.rollout.runner import review_later
 from landreeve_hub.store import tables
@@ -51,17 +53,23 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/releases/{digest}")
     async def release(digest: str, _: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
-        """One release by digest (or its beginning) or ``MODEL@VERSION``."""
+        """One release by digest (or its beginning), ``MODEL:VERSION``, or ``MODEL`` for the newest approved one."""
         return await store.read(lambda c: _shown(c, find(c, digest)))
 
     @routes.get("/releases/{digest}/archive")
-    async def archive(digest: str, _: Annotated[Person, may(Permission.VIEW)]) -> Response:
-        """The whole release as a tar of its folder."""
+    async def archive(
+        digest: str, _: Annotated[Person, may(Permission.VIEW)], form: Literal["folder", "oci"] = "folder"
+    ) -> Response:
+        """The whole release as a tar of its folder, or with ``form=oci`` of an OCI image layout."""
         row = await store.read(lambda c: find(c, digest))
         packed = await asyncio.to_thread(services.releases.pull, row["digest"])
+        if form == "oci":
+            data = await asyncio.to_thread(write_layout, packed, row["version"])
+        else:
+            data = await asyncio.to_thread(write_archive, packed)
         name = f"{row['model']}-{row['version']}.tar"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return Response(await asyncio.to_thread(write_archive, packed), media_type="application/x-tar", headers=headers)
+        return Response(data, media_type="application/x-tar", headers=headers)
 
     @routes.get("/plans")
     async def plans(
@@ -81,13 +89,16 @@ def _change(routes: APIRouter, services: Services) -> None:
     store = services.store
 
     @routes.post("/releases", status_code=201)
-    async def push(request: Request, person: Annotated[Person, may(Permission.PROPOSE)]) -> dict[str, str]:
-        """A release folder as a tar (``application/x-tar``): it becomes a draft awaiting approval."""
+    async def push(
+        request: Request, person: Annotated[Person, may(Permission.PROPOSE)], tag: str = ""
+    ) -> dict[str, str]:
+        """A tar (``application/x-tar``) of a release folder or of an OCI image layout, of which ``tag`` names the
+        manifest when it holds several: it becomes a draft awaiting approval."""
         if request.headers.get("content-type", "").partition(";")[0] != "application/x-tar":
             raise Problem(415, "content-type: send the release folder as application/x-tar")
         with tempfile.TemporaryDirectory(dir=services.work) as folder:
             await _receive(request.stream(), Path(folder) / "upload.tar")
-            packed = await asyncio.to_thread(_unpack, Path(folder) / "upload.tar")
+            packed = await asyncio.to_thread(_unpack, Path(folder) / "upload.tar", tag)
         registered = await services.releases.register(packed, person.name, services.clock())
         await services.audit.record(services.clock(), Act(person.name, "release.push", registered.digest))
         services.changes.say("releases")
@@ -133,16 +144,20 @@ def _change(routes: APIRouter, services: Services) -> None:
 
 
 def find(connection: Connection, name: str) -> dict[str, Any]:
-    """The release of a digest, of the beginning of one (8 or more), or of ``MODEL@VERSION``."""
+    """The release of a digest, of the beginning of one (8 or more), of ``MODEL:VERSION`` (or ``MODEL@VERSION``), or
+    the newest approved one of ``MODEL``."""
     table = tables.releases
-    model, at, version = name.partition("@")
+    model, at, version = name.replace("@", ":").partition(":")
     if at:
         query = select(table).where(table.c.model == model, table.c.version == version)
+    elif connection.execute(select(table.c.digest).where(table.c.model == name).limit(1)).first():
+        newest = (table.c.created.desc(), table.c.digest)
+        query = select(table).where(table.c.model == name, table.c.state == "approved").order_by(*newest).limit(1)
     elif len(name) >= 8:
         query = select(table).where(table.c.digest.startswith(name, autoescape=True))
     else:
         raise Problem(
-            422, f"release: {text_of(name)} is too short; use 8 or more digits of the digest or MODEL@VERSION"
+            422, f"release: {text_of(name)} is too short; use 8 or more digits of the digest, MODEL:VERSION or MODEL"
         )
     found = connection.execute(query).mappings().all()
     if len(found) != 1:
@@ -177,7 +192,7 @@ def _shown(connection: Connection, row: dict[str, Any]) -> dict[str, Any]:
     devices, held = tables.devices, tables.assignments
     joined = select(devices.c.site).join(held, held.c.device == devices.c.id).where(held.c.digest == row["digest"])
     sites = sorted(connection.execute(joined).scalars())
-    return {**_brief(dict(row)), "config": row["config"], "sites": sites}
+    return {**_brief(dict(row)), "repository": repository_of(row["model"]), "config": row["config"], "sites": sites}
 
 
 def _models(connection: Connection) -> list[dict[str, Any]]:
@@ -212,6 +227,6 @@ async def _receive(chunks: AsyncIterator[bytes], file: Path) -> None:
             await asyncio.to_thread(out.write, chunk)
 
 
-def _unpack(archive: Path) -> Packed:
+def _unpack(archive: Path, tag: str) -> Packed:
     with archive.open("rb") as stream:
-        return read_archive(stream)
+        return read_archive(stream, tag=tag)

@@ -1,8 +1,11 @@
 """``model``."""
 
 import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from landreeve.cli import Exit, Format, emit, fail, note
@@ -11,8 +14,18 @@ from landreeve_hub.commands.client import connect
 from landreeve_hub.commands.options import Output, State, Token, Url
 
 if TYPE_CHECKING:
-    from landreeve.release.layout import Packed
+    from landreeve_hub.exchange.places import Access
 
+RegistryUser = Annotated[
+    str, typer.Option("--registry-user", envvar="LANDREEVE_REGISTRY_USER", help="User at the other registry.")
+]
+RegistryPassword = Annotated[
+    Path | None,
+    typer.Option(
+        "--registry-password-file", help="File with the password there; or the variable LANDREEVE_REGISTRY_PASSWORD."
+    ),
+]
+PlainHttp = Annotated[bool, typer.Option("--plain-http", help="Allow the other registry to be spoken to without TLS.")]
 RELEASE_COLUMNS = ("model", "version", "state", "digest", "created", "created_by", "approved_by", "metrics")
 
 
@@ -22,20 +35,30 @@ def group() -> typer.Typer:
 
     @group.command("push")
     def push(
-        folder: Path,
+        source: Annotated[str, typer.Argument(metavar="DIR|FILE|oci://…", help="A folder, a tar, or a reference.")],
         *,
         repack: Annotated[
             bool, typer.Option("--repack", help="Make manifest and config anew from the files, which were edited.")
         ] = False,
+        tag: Annotated[str, typer.Option(help="Which manifest of a tar that holds several.")] = "",
+        registry_user: RegistryUser = "",
+        registry_password_file: RegistryPassword = None,
+        plain_http: PlainHttp = False,
         url: Url = "",
         token: Token = "",
         state: State = None,
         output: Output = Format.TABLE,
     ) -> None:
-        """Upload a release folder; it becomes a draft that someone else approves."""
-        archive = _archive(folder, repack)
-        note(f"Uploading {folder} ({len(archive) / 1e6:.1f} MB) …")
-        emit(connect(url, token, state).upload("releases", archive), output)
+        """Bring a release to the hub; it becomes a draft that someone else approves.
+
+        DIR is a release folder or a model folder, FILE a tar of an OCI image layout or of a release folder, and
+        oci://host/name:tag a release in another registry, pulled and checked here.
+        """
+        access = _access(registry_user, registry_password_file, plain_http)
+        hub = connect(url, token, state)
+        archive = _packed_archive(source, access, repack, tag)
+        note(f"Uploading {source} ({len(archive) / 1e6:.1f} MB) …")
+        emit(hub.upload("releases", archive), output)
 
     @group.command("list")
     def listed(
@@ -48,24 +71,41 @@ def group() -> typer.Typer:
     def show(
         release: str, *, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE
     ) -> None:
-        """One release: DIGEST (8 digits or more) or MODEL@VERSION."""
-        emit(connect(url, token, state).get(f"releases/{release}"), output)
+        """One release: DIGEST (8 digits or more), MODEL:VERSION, or MODEL for the newest approved one.
+
+        ``pull`` is the reference any OCI client pulls it by, with a token of the hub as password.
+        """
+        hub = connect(url, token, state)
+        found = hub.get(f"releases/{release}")
+        emit(references(hub.url, found) | found, output)
 
     @group.command("pull")
     def pull(
         release: str,
-        folder: Path,
+        destination: Annotated[
+            str, typer.Argument(metavar="DIR|FILE.tar|oci://…", help="A new folder, a tar, or a reference.")
+        ],
         *,
+        registry_user: RegistryUser = "",
+        registry_password_file: RegistryPassword = None,
+        plain_http: PlainHttp = False,
         url: Url = "",
         token: Token = "",
         state: State = None,
         output: Output = Format.TABLE,
     ) -> None:
-        """Write a release into a new folder, every digest checked."""
-        if folder.exists() and any(folder.iterdir()):
+        """Take a release out of the hub, every digest checked: DIGEST, MODEL:VERSION, or MODEL (newest approved).
+
+        Into a new folder, into a tar that is an OCI image layout, or into another registry.
+        """
+        folder = Path(destination)
+        if not destination.startswith("oci://") and folder.is_dir() and any(folder.iterdir()):
             fail(Exit.CONFLICT, f"{folder}: exists and is not empty; name a new folder")
-        digest = _unpack(connect(url, token, state).download(f"releases/{release}/archive"), folder)
-        emit({"digest": digest, "folder": str(folder)}, output)
+        access = _access(registry_user, registry_password_file, plain_http)
+        hub = connect(url, token, state)
+        found = hub.get(f"releases/{release}")
+        archive = hub.download(f"releases/{found['digest']}/archive")
+        emit(_placed(archive, destination, found["version"], access), output)
 
     _judge(group)
     return group
@@ -95,46 +135,68 @@ def _judge(group: typer.Typer) -> None:
         emit({k: made[k] for k in ("model", "version", "state", "digest")}, output)
 
 
-def _archive(folder: Path, repack: bool) -> bytes:
-    from landreeve.release.layout import read_folder
-    from landreeve.release.manifest import BadReleaseError
-
-    from landreeve_hub.api.archive import write_archive
-
-    if not folder.is_dir():
-        fail(Exit.NOT_FOUND, f"{folder}: no such folder")
-    try:
-        return write_archive(_repacked(folder) if repack else read_folder(folder))
-    except (BadReleaseError, OSError) as error:
-        hint = "" if repack else " (after editing files on purpose, push with --repack)"
-        fail(Exit.PROBLEMS, f"{folder}: {error}{hint}")
-
-
-def _repacked(folder: Path) -> "Packed":
-    """The release of the files as they are now, under the config they had."""
-    from landreeve.release.layout import CONFIG_FILE, MANIFEST_FILE, pack, read_config
-    from landreeve.release.manifest import SETTINGS_FILE
-
-    config = read_config(folder)
-    files = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in {CONFIG_FILE, MANIFEST_FILE, SETTINGS_FILE}
+def references(url: str, release: Mapping[str, Any]) -> dict[str, str]:
+    """What an OCI client pulls a release by: its tag, and its digest, which never means another."""
+    repository = f"{urlsplit(url).netloc}/{release['repository']}"
+    return {
+        "pull": f"{repository}:{release['version']}",
+        "pull_by_digest": f"{repository}@sha256:{release['digest']}",
     }
-    return pack(files, config)
 
 
-def _unpack(archive: bytes, folder: Path) -> str:
-    from landreeve.release.layout import write_folder
-    from landreeve.release.manifest import BadReleaseError
-
-    from landreeve_hub.api.archive import read_archive
+def _access(user: str, password_file: Path | None, plain_http: bool) -> "Access":
+    from landreeve_hub.exchange.places import Access
 
     try:
+        password = password_file.read_text(encoding="utf-8").strip() if password_file else ""
+    except (OSError, UnicodeDecodeError) as error:
+        fail(Exit.USAGE, f"{password_file}: cannot be read: {error}")
+    return Access(user, password, plain_http)
+
+
+def _packed_archive(source: str, access: "Access", repack: bool, tag: str) -> bytes:
+    from landreeve_hub.exchange.archive import write_archive
+    from landreeve_hub.exchange.places import read_place
+
+    if not source.startswith("oci://") and not Path(source).exists():
+        fail(Exit.NOT_FOUND, f"{source}: no such folder or file")
+    hint = "" if repack or not Path(source).is_dir() else " (after editing files on purpose, push with --repack)"
+    with _told(source, hint):
+        return write_archive(read_place(source, access, repack=repack, tag=tag))
+
+
+def _placed(archive: bytes, destination: str, version: str, access: "Access") -> dict[str, str]:
+    from landreeve_hub.exchange.archive import read_archive
+    from landreeve_hub.exchange.places import write_place
+
+    with _told(destination):
         packed = read_archive(io.BytesIO(archive))
-        if folder.exists():
-            folder.rmdir()
-        write_folder(packed, folder)
+        place = write_place(packed, destination, version, access)
+    return {"digest": packed.digest, "place": place}
+
+
+@contextmanager
+def _told(place: str, hint: str = "") -> Iterator[None]:
+    """Ends the command with the reason and the exit code that says what kind it is."""
+    from landreeve.release.manifest import BadReleaseError
+
+    from landreeve_hub.errors import (
+        OperatorError,
+        RegistryAuthError,
+        RegistryAwayError,
+        RegistryError,
+        RegistryMissingError,
+    )
+
+    try:
+        yield
     except (BadReleaseError, OSError) as error:
-        fail(Exit.PROBLEMS, f"{folder}: {error}")
-    return packed.digest
+        fail(Exit.PROBLEMS, f"{place}: {error}{hint}")
+    except RegistryAuthError as error:
+        fail(Exit.AUTH, str(error))
+    except RegistryMissingError as error:
+        fail(Exit.NOT_FOUND, str(error))
+    except RegistryAwayError as error:
+        fail(Exit.UNREACHABLE, str(error))
+    except (OperatorError, RegistryError) as error:
+        fail(Exit.FAILURE, str(error))

@@ -2,27 +2,16 @@
 
 import asyncio
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from landreeve.release.manifest import (
-    BadReleaseError,
-    Manifest,
-    ReleaseConfig,
-    Signature,
-    block_digests,
-    digest_of,
-    parse_config,
-    parse_manifest,
-)
-from landreeve.wire.codec import BLOCK_BYTES
+from landreeve.release.manifest import BadReleaseError, Manifest, ReleaseConfig, Signature
+from landreeve.release.vet import Read, vet
 from landreeve_models.definition import BadDefinitionError, parse_definition
 
 DEADLINE_S = 120.0
 DEFINITION_FILE = "definition.json"
-Read = Callable[[str], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +38,10 @@ async def examine(manifest_bytes: bytes, read: Read) -> Examined:
 
 
 def _read_parts(manifest_bytes: bytes, read: Read) -> Examined:
-    manifest = parse_manifest(manifest_bytes)
-    _blob(read, manifest.config.sha256, manifest.config.size, "config")
-    settings = manifest.settings
-    config = parse_config(_blob(read, settings.sha256, settings.size, "config"))
-    definition: dict[str, Any] = {}
-    for layer in manifest.layers:
-        data = _blob(read, layer.sha256, layer.size, layer.path)
-        if layer != settings and config.blocks.get(layer.sha256) != block_digests(data, BLOCK_BYTES):
-            raise BadReleaseError(f"config: blocks of {layer.path!r} are missing or wrong; pack the release again")
-        if layer.path == DEFINITION_FILE:
-            definition = _definition(data, config.signature)
-    return Examined(digest_of(manifest_bytes), manifest_bytes, manifest, config, definition)
-
-
-def _blob(read: Read, digest: str, size: int, name: str) -> bytes:
-    try:
-        data = read(digest)
-    except LookupError:
-        raise BadReleaseError(f"{name}: blob {digest[:12]} is missing; send the whole release") from None
-    if len(data) != size or digest_of(data) != digest:
-        raise BadReleaseError(f"{name}: {len(data)} bytes that are not the {size} the manifest names; pack it again")
-    return data
+    found = vet(manifest_bytes, read)
+    layer = found.manifest.layer(DEFINITION_FILE)
+    definition = {} if layer is None else _definition(read(layer.sha256), found.config.signature)
+    return Examined(found.digest, manifest_bytes, found.manifest, found.config, definition)
 
 
 def _definition(data: bytes, signature: Signature) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Releases to and from others: tar files, OCI image layouts, OCI registries, ModelPack artifacts of other tools."""
