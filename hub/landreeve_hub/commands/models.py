@@ -33,6 +33,33 @@ def group() -> typer.Typer:
     """``model push|list|show|pull|approve|withdraw``."""
     group = typer.Typer(help="Models and their releases.", no_args_is_help=True)
 
+    _push(group)
+
+    @group.command("list")
+    def listed(
+        *, model: str = "", url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE
+    ) -> None:
+        """Every release, newest first."""
+        emit(connect(url, token, state).get("releases", model=model), output, RELEASE_COLUMNS)
+
+    @group.command("show")
+    def show(
+        release: str, *, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE
+    ) -> None:
+        """One release: DIGEST (8 digits or more), MODEL:VERSION, or MODEL for the newest approved one.
+
+        ``pull`` is the reference any OCI client pulls it by, with a token of the hub as password.
+        """
+        hub = connect(url, token, state)
+        found = hub.get(f"releases/{release}")
+        emit(references(hub.url, found) | found, output)
+
+    _pull(group)
+    _judge(group)
+    return group
+
+
+def _push(group: typer.Typer) -> None:
     @group.command("push")
     def push(
         source: Annotated[str, typer.Argument(metavar="DIR|FILE|oci://…", help="A folder, a tar, or a reference.")],
@@ -60,25 +87,8 @@ def group() -> typer.Typer:
         note(f"Uploading {source} ({len(archive) / 1e6:.1f} MB) …")
         emit(hub.upload("releases", archive), output)
 
-    @group.command("list")
-    def listed(
-        *, model: str = "", url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE
-    ) -> None:
-        """Every release, newest first."""
-        emit(connect(url, token, state).get("releases", model=model), output, RELEASE_COLUMNS)
 
-    @group.command("show")
-    def show(
-        release: str, *, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE
-    ) -> None:
-        """One release: DIGEST (8 digits or more), MODEL:VERSION, or MODEL for the newest approved one.
-
-        ``pull`` is the reference any OCI client pulls it by, with a token of the hub as password.
-        """
-        hub = connect(url, token, state)
-        found = hub.get(f"releases/{release}")
-        emit(references(hub.url, found) | found, output)
-
+def _pull(group: typer.Typer) -> None:
     @group.command("pull")
     def pull(
         release: str,
@@ -106,9 +116,6 @@ def group() -> typer.Typer:
         found = hub.get(f"releases/{release}")
         archive = hub.download(f"releases/{found['digest']}/archive")
         emit(_placed(archive, destination, found["version"], access), output)
-
-    _judge(group)
-    return group
 
 
 def _judge(group: typer.Typer) -> None:
