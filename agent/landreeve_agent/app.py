@@ -23,6 +23,8 @@ from landreeve_agent.building import House
 from landreeve_agent.config import AgentSettings, StateFolder, load_settings
 from landreeve_agent.console.access import write_private
 from landreeve_agent.errors import OperatorError
+from landreeve_agent.launch.slots import LAUNCHED, RESTART_CODE
+from landreeve_agent.serving.deathsig import die_with_parent
 from landreeve_agent.store.database import StoreError
 
 logger = logging.getLogger(__name__)
@@ -39,14 +41,19 @@ class Wanted:
     problem: str = ""
 
 
-def run_agent(state: StateFolder, environ: Mapping[str, str], flags: Mapping[str, str]) -> None:
-    """Run a site until SIGTERM or SIGINT. Raises `OperatorError` for what the operator must mend first."""
+def run_agent(state: StateFolder, environ: Mapping[str, str], flags: Mapping[str, str]) -> int:
+    """Run a site until SIGTERM or SIGINT (0), or until another version of it is to start (`RESTART_CODE`).
+
+    Raises `OperatorError` for what the operator must mend first.
+    """
+    if environ.get(LAUNCHED, "").isdigit():
+        die_with_parent(int(environ[LAUNCHED]))
     state.prepare()
     held = lock.take(state.run / "lock")
     try:
         wanted = _settings(state, environ, flags)
         _start_log(wanted.settings.telemetry.log_level)
-        asyncio.run(_live(state, wanted))
+        return asyncio.run(_live(state, wanted))
     except StoreError as error:
         raise OperatorError(str(error)) from error
     finally:
@@ -72,12 +79,12 @@ def _last_good(state: StateFolder) -> AgentSettings:
         return AgentSettings()
 
 
-async def _live(state: StateFolder, wanted: Wanted) -> None:
+async def _live(state: StateFolder, wanted: Wanted) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    house = House.build(state, wanted.settings, wanted.problem, clock=lambda: datetime.now(UTC))
+    house = House.build(state, wanted.settings, wanted.problem, clock=lambda: datetime.now(UTC), leave=stop.set)
     try:
         started = asyncio.create_task(house.open())
         stopping = asyncio.create_task(stop.wait())
@@ -91,6 +98,7 @@ async def _live(state: StateFolder, wanted: Wanted) -> None:
         await asyncio.gather(started, return_exceptions=True)
     finally:
         await _close(house)
+    return RESTART_CODE if house.restarting else 0
 
 
 async def _close(house: House) -> None:

@@ -41,6 +41,7 @@ from landreeve_agent.membership import Membership
 from landreeve_agent.orders import Orders
 from landreeve_agent.rooms import Rooms, Trouble
 from landreeve_agent.schedule.jobs import BadScheduleError, Schedule
+from landreeve_agent.selfupdate import agent_effects, health_of
 from landreeve_agent.serving.door import door
 from landreeve_agent.store.database import Database
 from landreeve_agent.telemetry.machine import MachineProbe
@@ -50,6 +51,7 @@ from landreeve_agent.training.manager import Trainings
 from landreeve_agent.tuning.preflight import Preflight
 from landreeve_agent.tuning.report import Limits
 from landreeve_agent.update.evidence import Evidence
+from landreeve_agent.update.itself import AGENT, Health
 from landreeve_agent.update.plans import facts_of
 from landreeve_agent.update.runner import Options as UpdateOptions
 from landreeve_agent.update.runner import Runner
@@ -77,16 +79,22 @@ class House:
     database: Database
     listener: socket.socket
     hold: Hold
+    leave: Callable[[], None] = lambda: None
+    restarting: bool = False
     moved: tuple[str, ...] = ()
     _recovered: asyncio.Event = field(default_factory=asyncio.Event)
     _closing: bool = False
     _unsettled: set["asyncio.Task[None]"] = field(default_factory=set)
 
     @classmethod
-    def build(cls, state: StateFolder, settings: AgentSettings, problem: str, clock: Callable[[], datetime]) -> "House":
-        """Open the store, take the ports, make the rooms. Raises `StoreError`, `StateError`."""
+    def build(
+        cls, state: StateFolder, settings: AgentSettings, problem: str, clock: Callable[[], datetime],
+        leave: Callable[[], None] = lambda: None,
+    ) -> "House":  # fmt: skip
+        """Open the store, take the ports, make the rooms; ``leave`` ends the process in order. Raises `StoreError`,
+        `StateError`."""
         listener, hold = _ports(state, settings, problem)
-        house = cls(state, settings, problem, clock, Database(state.database), listener, hold)
+        house = cls(state, settings, problem, clock, Database(state.database), listener, hold, leave)
         house.moved = _moved(settings, house) if not problem else ()
         house._make_rooms()
         house._make_console()
@@ -138,6 +146,14 @@ class House:
             tell=lambda event: self.reporter.event(event, self.clock()),
         )  # fmt: skip
 
+    async def _health(self) -> Health:
+        """How a new agent shows that it is well."""
+        return health_of(self.membership.contact, self.membership.view(0), await self.inference.status())
+
+    def _restart(self) -> None:
+        self.restarting = True
+        self.leave()
+
     def _used(self) -> Mapping[str, str]:
         """What each model runs on, as the last status knew it."""
         latest = self.source.latest
@@ -169,6 +185,12 @@ class House:
             on_believed=self._believed,
             box=self._box,
             look=self.inference.status,
+            kinds={
+                AGENT: agent_effects(
+                    self.state, self.membership, self.blobs, version=agent_version(), health=self._health,
+                    restart=self._restart, clock=self.clock,
+                )
+            },
         )  # fmt: skip
 
     def _make_console(self) -> None:

@@ -21,7 +21,7 @@ from landreeve_agent.console.status import AgentStatus, HubView, ModelView
 from landreeve_agent.link.identity import Identity, load_identity
 from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
-from landreeve_agent.link.session import Handlers, Options, Session
+from landreeve_agent.link.session import Contact, Handlers, Options, Session
 from landreeve_agent.link.transfer import Fetcher, Progress
 from landreeve_agent.link.upload import Uploader
 from landreeve_agent.store.stamps import stamp
@@ -118,6 +118,11 @@ class Membership:
         """Send at most that many facts a second, as the hub asked."""
         if self._joined is not None:
             self._joined.session.limit_rate(facts_per_s)
+
+    @property
+    def contact(self) -> Contact | None:
+        """How the link stands; None before the box has joined."""
+        return self._joined.session.contact if self._joined else None
 
     def view(self, waiting: int) -> HubView:
         """The link in the status document."""

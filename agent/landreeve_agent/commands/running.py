@@ -3,6 +3,7 @@ and settings is asked for. That library is a few megabytes and a quarter of a se
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,11 +51,13 @@ def run_site(state: Path | None, sets: Sequence[str]) -> None:
     from landreeve_agent.app import run_agent
 
     try:
-        run_agent(StateFolder((state or default_state()).absolute()), os.environ, changes_of(sets))
+        code = run_agent(StateFolder((state or default_state()).absolute()), os.environ, changes_of(sets))
     except AlreadyRunningError as error:
         fail(Exit.CONFLICT, str(error))
     except OperatorError as error:
         fail(Exit.FAILURE, str(error))
+    if code:
+        sys.exit(code)
 
 
 def changes_of(sets: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from landreeve_agent.launch import slots as book
-from landreeve_agent.launch.slots import LAUNCHED, RESTART_CODE, RUNNING, Slot
+from landreeve_agent.launch.slots import BASE, LAUNCHED, RESTART_CODE, RUNNING, Slot
 
 POLL_S = 0.2
 STOP_S = 20.0
@@ -25,11 +25,12 @@ _FOLDER = "agent"
 class Launcher:
     """``python`` is the interpreter of the environment the box came with."""
 
-    def __init__(self, state: Path, python: str, arguments: Sequence[str]) -> None:
+    def __init__(self, state: Path, python: str, arguments: Sequence[str], stop_s: float = STOP_S) -> None:
         self._file = state / _FOLDER / book.SLOTS_FILE
         self._state = state
         self._python = python
         self._arguments = arguments
+        self._stop_s = stop_s
         self._child: subprocess.Popen[bytes] | None = None
         self._asked = 0
 
@@ -42,16 +43,17 @@ class Launcher:
             self._keep(slots)
             tried = slots.trying is not None
             code = self._one_life(slot, slots.deadline_s if tried else None)
-            if self._asked:
-                return code
-            if not tried and code != RESTART_CODE:
-                return code  # a good agent that fails is the service manager's matter
+            if self._asked or (not tried and code != RESTART_CODE):
+                # A good agent that fails is the service manager's matter; by signal 9 it is 137, as shells say.
+                return code if code >= 0 else 128 - code
             if tried and code != RESTART_CODE:
                 time.sleep(1.0)
 
     def _one_life(self, slot: Slot, deadline_s: float | None) -> int:
         """Start it, and wait for its end; past the deadline it is ended and left."""
-        environ = {**os.environ, LAUNCHED: str(os.getpid()), RUNNING: slot.release}
+        environ = {**os.environ, LAUNCHED: str(os.getpid()), RUNNING: slot.release, BASE: self._python}
+        if self._asked:
+            return 0
         command = [slot.python or self._python, "-m", "landreeve_agent", "--state", str(self._state), "run"]
         try:
             self._child = subprocess.Popen([*command, *self._arguments], env=environ)
@@ -84,7 +86,7 @@ class Launcher:
     def _end(self, child: "subprocess.Popen[bytes]") -> None:
         child.terminate()
         try:
-            child.wait(STOP_S)
+            child.wait(self._stop_s)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

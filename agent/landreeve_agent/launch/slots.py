@@ -15,6 +15,7 @@ MAX_STARTS = 3
 RESTART_CODE = 75  # EX_TEMPFAIL: "start me again", from sysexits(3)
 LAUNCHED = "LANDREEVE_LAUNCHED"
 RUNNING = "LANDREEVE_RELEASE"
+BASE = "LANDREEVE_BASE_PYTHON"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,180 @@
+"""The launcher with real processes: what it starts, what it counts, when it goes back."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from landreeve_agent.launch import slots as book
+from landreeve_agent.launch.slots import MAX_STARTS, RESTART_CODE, Slot, Slots
+
+NEW = "b" * 64
+OTHER = "c" * 64
+
+
+# --- the file
+
+
+@given(st.binary(max_size=200))
+def test_whatever_is_in_the_file_the_box_starts(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slots.json"
+        path.write_bytes(data)
+        _, slot = book.to_start(book.read(path))
+    assert isinstance(slot.python, str)
+
+
+def test_what_a_later_version_wrote_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "slots.json"
+    path.write_text('{"good": {"release": "", "python": "/p"}, "of_tomorrow": [1]}')
+    book.write(path, book.offered(book.read(path), Slot(NEW, "/n"), 5.0))
+    again = book.read(path)
+    assert again.other == {"of_tomorrow": [1]}
+    assert again.trying == Slot(NEW, "/n")
+
+
+@given(st.lists(st.sampled_from(["start", "offer", "confirm", "leave"]), max_size=30))
+def test_never_more_than_the_allowed_starts_and_always_something_to_start(steps: list[str]) -> None:
+    slots, starts = Slots(good=Slot("a", "/a")), 0
+    for step in steps:
+        if step == "offer":
+            slots, starts = book.offered(slots, Slot(NEW, "/n"), 5.0), 0
+        elif step == "confirm":
+            slots = book.confirmed(slots, NEW)
+        elif step == "leave":
+            slots = book.left(slots, "x", "X.")
+        else:
+            slots, slot = book.to_start(slots)
+            starts += slots.trying is not None
+            assert slot == (slots.trying or slots.good)
+        assert starts <= MAX_STARTS
+        assert slots.good.release in {"a", NEW}
+
+
+# --- real processes
+
+
+class Box:
+    """A state folder, and programs that stand where an environment's Python would."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.slots = root / "agent" / book.SLOTS_FILE
+        self.log = root / "log"
+        self.log.touch()
+
+    def program(self, name: str, body: str) -> Path:
+        """An executable that writes its name to the log, then does what the body says."""
+        path = self.root / name
+        path.write_text(
+            f"#!{sys.executable}\nimport os, signal, sys, time\n"
+            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+            f"open({str(self.log)!r}, 'a').write({name!r} + '\\n')\n"
+            f"sys.path[:0] = {sys.path!r}\n"
+            f"from pathlib import Path\nfrom landreeve_agent.launch import slots as book\n"
+            f"SLOTS = Path({str(self.slots)!r})\n{body}\n"
+        )
+        path.chmod(0o755)
+        return path
+
+    def offer(self, program: Path, deadline_s: float = 30.0) -> None:
+        book.write(self.slots, book.offered(book.read(self.slots), Slot(NEW, str(program)), deadline_s))
+
+    def launch(self, good: Path) -> "subprocess.Popen[bytes]":
+        code = (
+            "import sys; from pathlib import Path; from landreeve_agent.launch.launcher import Launcher; "
+            f"sys.exit(Launcher(Path({str(self.root)!r}), {str(good)!r}, [], stop_s=1.0).run())"
+        )
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    def started(self) -> list[str]:
+        return self.log.read_text().split()
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path)
+
+
+def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
+
+
+FOREVER = "time.sleep(60)"
+
+
+def end(process: "subprocess.Popen[bytes]") -> int:
+    process.send_signal(signal.SIGTERM)
+    return process.wait(15)
+
+
+def test_new_agent_that_keeps_dying_is_left_after_its_starts(box: Box) -> None:
+    good, bad = box.program("good", FOREVER), box.program("bad", "os.kill(os.getpid(), signal.SIGKILL)")
+    box.offer(bad)
+    process = box.launch(good)
+    until(lambda: "good" in box.started())
+    assert box.started() == ["bad"] * MAX_STARTS + ["good"]
+    failed = book.read(box.slots).failed
+    assert failed is not None
+    assert (failed.release, failed.cause) == (NEW, "boot_loop")
+    assert end(process) == 0
+
+
+def test_new_agent_that_hangs_is_ended_and_left(box: Box) -> None:
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)"
+    good, hung = box.program("good", FOREVER), box.program("hung", deaf)
+    box.offer(hung, deadline_s=0.5)
+    process = box.launch(good)
+    until(lambda: "good" in box.started(), 60)
+    failed = book.read(box.slots).failed
+    assert failed is not None
+    assert failed.cause == "not_confirmed"
+    assert end(process) == 0
+
+
+def test_confirmed_agent_becomes_the_one_that_starts(box: Box) -> None:
+    confirm = f"book.write(SLOTS, book.confirmed(book.read(SLOTS), {NEW!r}))\n{FOREVER}"
+    good, new = box.program("good", FOREVER), box.program("new", confirm)
+    box.offer(new, deadline_s=3.0)
+    process = box.launch(good)
+    until(lambda: book.read(box.slots).good.release == NEW)
+    time.sleep(3.5)  # past the deadline: a confirmed one is no longer watched
+    assert box.started() == ["new"]
+    assert end(process) == 0
+    again = box.launch(good)
+    until(lambda: box.started() == ["new", "new"])
+    assert end(again) == 0
+
+
+def test_agent_that_asks_for_another_is_followed_by_it(box: Box) -> None:
+    offer = f"book.write(SLOTS, book.offered(book.read(SLOTS), book.Slot({NEW!r}, {str(box.root / 'new')!r}), 30))"
+    good = box.program("good", f"{offer}\nsys.exit({RESTART_CODE})")
+    box.program("new", FOREVER)
+    process = box.launch(good)
+    until(lambda: box.started() == ["good", "new"])
+    assert end(process) == 0
+
+
+def test_environment_that_is_gone_is_left_at_once(box: Box) -> None:
+    good = box.program("good", FOREVER)
+    box.offer(box.root / "nothing-here")
+    process = box.launch(good)
+    until(lambda: box.started() == ["good"])
+    failed = book.read(box.slots).failed
+    assert failed is not None
+    assert failed.cause == "cannot_start"
+    assert end(process) == 0
+
+
+def test_good_agent_that_fails_is_the_service_managers_matter(box: Box) -> None:
+    process = box.launch(box.program("good", "sys.exit(3)"))
+    assert process.wait(15) == 3
