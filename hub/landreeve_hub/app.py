@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 HOUR_S = 3600.0
 GUESTS_S = 2.0
 DAY = timedelta(days=1)
+TRY_BROKER_S = 5.0
 EXPECTED = (HubError, SettingsError, SigningError, AuthorityError, BadIdError)
 
 
@@ -200,7 +201,6 @@ class Hub:
             again.add(task)
             task.add_done_callback(again.discard)
 
-        rooms.line.on_message = rooms.receiver.take
         rooms.line.on_connected.append(partial(_soon, loop, republish))
         rooms.line.on_connected.append(partial(_soon, loop, rooms.services.commands.forget_sent))
         rooms.receiver.start()
@@ -228,6 +228,7 @@ class Hub:
             await forget(rooms.store, Keep(keep.facts_days, keep.metrics_days, keep.log_days), now)
 
         jobs = [
+            self._try_broker(rooms),
             self._every(pace.rollout_s, rooms.runner.tick, self._wake),
             self._every(pace.learning_s, rooms.learning.tick),
             self._every(HOUR_S, refresh),
@@ -239,6 +240,20 @@ class Hub:
         if rooms.broker is not None:
             jobs.append(rooms.broker.watch())
         return [asyncio.create_task(job) for job in jobs]
+
+    async def _try_broker(self, rooms: Rooms) -> None:
+        """Tries the broker once the hub is connected to it, and again whenever it was started anew."""
+        tried = -1
+        while True:
+            generation = rooms.broker.generation if rooms.broker is not None else 0
+            if self._settings.broker.self_test and rooms.line.connected and generation != tried:
+                try:
+                    await rooms.self_test.judge()
+                except Exception:
+                    log.exception("the broker could not be tried")
+                else:
+                    tried = generation
+            await asyncio.sleep(TRY_BROKER_S)
 
     async def _every(
         self, period_s: float, job: Callable[[datetime], Awaitable[None]], wake: asyncio.Event | None = None

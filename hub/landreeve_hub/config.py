@@ -48,6 +48,9 @@ class BrokerSettings(msgspec.Struct, frozen=True):
         str,
         Meta(description="mqtts://host:port of a broker that runs elsewhere and believes this hub's authority"),
     ] = ""
+    self_test: Annotated[
+        bool, Meta(description="whether the broker is tried at each of its starts, as a bad device would")
+    ] = True
 
 
 class StoreSettings(msgspec.Struct, frozen=True):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from landreeve.blobs.store import BlobStore
@@ -21,10 +20,12 @@ from landreeve_hub.api.services import Services
 from landreeve_hub.audit.entry import Act
 from landreeve_hub.audit.log import AuditLog
 from landreeve_hub.broker.child import Broker, find_program
-from landreeve_hub.broker.plan import HUB_NAME, BrokerPlan
+from landreeve_hub.broker.place import broker_place
+from landreeve_hub.broker.plan import HUB_NAME, PROBES, BrokerPlan
+from landreeve_hub.broker.probe import Door
+from landreeve_hub.broker.selftest import SelfTest
 from landreeve_hub.config import HubConfig
 from landreeve_hub.desired.publish import Publisher
-from landreeve_hub.errors import OperatorError
 from landreeve_hub.fleet import register
 from landreeve_hub.fleet.authority import Authority, authorities
 from landreeve_hub.fleet.enrolment import TOKEN_LIFETIME, mint
@@ -38,6 +39,7 @@ from landreeve_hub.ingest.delivery import Delivery
 from landreeve_hub.ingest.line import Address, Line
 from landreeve_hub.ingest.receive import Receiver
 from landreeve_hub.ingest.speech import Speech
+from landreeve_hub.ingest.tap import Tap
 from landreeve_hub.learning.commands import Commands
 from landreeve_hub.learning.runner import Learning
 from landreeve_hub.process import Port, Ports
@@ -51,6 +53,7 @@ from landreeve_hub.signing.director import Director
 from landreeve_hub.signing.targets import TargetsRepository
 from landreeve_hub.store.database import Store
 
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 EVERYWHERE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104  asked, not bound
 _PARTS: dict[type[Body], str] = {
     UpdateReport: "rollouts",
@@ -74,6 +77,7 @@ class Rooms:
     blocks: BlockServer
     publisher: Publisher
     runner: RolloutRunner
+    self_test: SelfTest
     learning: Learning
     audit: AuditLog
     identities: Identities
@@ -148,6 +152,7 @@ class Builder:
             blocks=_Traffic(blocks, uploads),
             listeners=[speech.heard, self._listener()],
         )
+        self_test = self._self_test(authority, address, line, receiver, store, incidents)
         services = Services(
             store=store,
             releases=registry,
@@ -161,11 +166,14 @@ class Builder:
             clock=self._clock,
             version=version("landreeve"),
             work=folder.work,
+            fleet=settings.fleet,
+            check_broker=self_test.judge,
+            facts_per_s=rate,
             changes=self._changes,
-            hosts=frozenset({"127.0.0.1", "localhost", "[::1]", settings.https.name, *settings.http.hosts}),
+            hosts=frozenset({*LOOPBACK, settings.https.name, *settings.http.hosts}),
         )
-        kept = (store, authority, broker, address, line, receiver, blocks, publisher, runner, learning, audit)
-        return Rooms(*kept, identities, services, api.build(services))
+        kept = (store, authority, broker, address, line, receiver, blocks, publisher, runner, self_test)
+        return Rooms(*kept, learning, audit, identities, services, api.build(services))
 
     def _block_server(self, store: Store, blobs: BlobStore, line: Line) -> BlockServer:
         transfer = self._settings.transfer
@@ -174,6 +182,21 @@ class Builder:
             workshop = Workshop(blobs, DeltaCache(self._folder.deltas, int(transfer.delta_cache_mb * 1e6)))
         rate = transfer.mb_per_s * 1e6
         return BlockServer(store, blobs, line, self._settings.fleet, bytes_per_s=rate, workshop=workshop)
+
+    def _self_test(  # noqa: PLR0917  wiring
+        self,
+        authority: Authority,
+        address: Address,
+        line: Line,
+        receiver: Receiver,
+        store: Store,
+        incidents: Incidents,
+    ) -> SelfTest:
+        """The self-test hears its probes before the ingest does."""
+        fleet, tap = self._settings.fleet, Tap(receiver.take, self._settings.fleet, PROBES)
+        line.on_message = tap.take
+        door = Door(address.host, address.port, address.ca)
+        return SelfTest(door, authority, fleet, line=line, tap=tap, store=store, incidents=incidents, clock=self._clock)
 
     async def _broker(self, store: Store, authority: Authority) -> Broker:
         settings = self._settings
@@ -203,10 +226,7 @@ class Builder:
     def _place(self, broker: Broker | None) -> tuple[str, int]:
         if broker is not None:
             return reachable(self._settings.broker.bind), broker.port
-        url = urlsplit(self._settings.broker.url)
-        if url.scheme not in {"mqtts", "ssl"} or not url.hostname:
-            raise OperatorError(f"broker.url {self._settings.broker.url!r}: write it as mqtts://host:8883")
-        return url.hostname, url.port or 8883
+        return broker_place(self._settings.broker.url)
 
     def _appliers(self, audit: AuditLog, learning: Learning, watch: IncidentWatch) -> dict[type[Body], Applier]:
         def record(connection: Connection, device: str, fact: Fact) -> None:

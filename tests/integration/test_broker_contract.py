@@ -95,7 +95,9 @@ class Client:
         self._mqtt.tls_set_context(context)
         self._mqtt.on_message = lambda _c, _u, message: self.got.put((message.topic, message.payload))
         self._mqtt.on_subscribe = lambda *_: self._subscribed.put(True)
+        self._mqtt.on_disconnect = self._dropped
         self._subscribed: queue.Queue[bool] = queue.Queue()
+        self.drops = 0
         self._port = port
 
     def connect(self) -> bool:
@@ -128,6 +130,13 @@ class Client:
         deadline = time.monotonic() + 2
         while self.connected() and not info.is_published() and time.monotonic() < deadline:
             time.sleep(0.01)
+
+    def send(self, topic: str, payload: bytes) -> None:
+        """Without waiting for the broker."""
+        self._mqtt.publish(topic, payload, qos=1)
+
+    def _dropped(self, *_: Any) -> None:
+        self.drops += 1
 
     def next(self) -> tuple[str, bytes]:
         return self.got.get(timeout=WAIT_S)
@@ -173,7 +182,7 @@ def _free_port() -> int:
 
 
 @asynccontextmanager
-async def _running(kind: Kind, tmp_path: Path) -> AsyncIterator[Yard]:
+async def running(kind: Kind, tmp_path: Path) -> AsyncIterator[Yard]:
     office, rogue = Office(tmp_path / "office"), Office(tmp_path / "rogue")
     pairs = {name: office.issue(name) for name in ("hub", "broker", "d-one", "d-two", "d-new")}
     own = pairs["broker"]
@@ -195,8 +204,8 @@ async def yard(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         find_program(request.param.value)
     except BrokerError as error:
         pytest.skip(str(error))
-    async with _running(request.param, tmp_path) as running:
-        yield running
+    async with running(request.param, tmp_path) as place:
+        yield place
 
 
 @pytest.fixture

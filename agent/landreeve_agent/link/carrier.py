@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import paho.mqtt.client as paho
+from landreeve.trust.tls import ClosingSocket
 from paho.mqtt.enums import CallbackAPIVersion
 
 logger = logging.getLogger(__name__)
@@ -90,19 +91,6 @@ class Connect(Protocol):
     async def __call__(self, endpoint: Endpoint, will: Will, receive: Callable[[Message], None]) -> Carrier: ...
 
 
-class _ClosingSocket(ssl.SSLSocket):
-    """paho forgets the socket of a failed handshake; behind a captive portal that is one at every try."""
-
-    def do_handshake(self, block: bool = False) -> None:
-        try:
-            super().do_handshake(block)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except BaseException:
-            self.close()
-            raise
-
-
 def tls_context(keys: Path) -> ssl.SSLContext:
     """Trusts only the fleet's own authority and shows the device's certificate."""
     try:
@@ -113,7 +101,7 @@ def tls_context(keys: Path) -> ssl.SSLContext:
             f"keys in {keys}: {error}. They are made by `landreeve join TOKEN`; join again if they are damaged"
         ) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.sslsocket_class = _ClosingSocket
+    context.sslsocket_class = ClosingSocket
     return context
 
 

@@ -13,12 +13,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Permission
 from landreeve_hub.api import (
+    broker_routes,
     fleet_routes,
     identity_routes,
     oci_errors,
     oci_routes,
     people,
     problems,
+    rate_routes,
     record_routes,
     release_routes,
     rollout_routes,
@@ -81,7 +83,8 @@ def build(services: Services) -> FastAPI:
     app.state.console = None
     problems.install(app)
     oci_errors.install(app)
-    for room in (people, fleet_routes, identity_routes, release_routes, rollout_routes, record_routes):
+    asked = (people, fleet_routes, identity_routes, rate_routes, broker_routes)
+    for room in (*asked, release_routes, rollout_routes, record_routes):
         app.include_router(room.router(services), prefix=PREFIX)
     app.include_router(people.token_router(services), prefix=PREFIX)
     app.include_router(oci_routes.router(services), prefix=oci_routes.PREFIX)

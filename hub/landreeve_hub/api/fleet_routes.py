@@ -18,6 +18,7 @@ from landreeve_hub.api.guard import may
 from landreeve_hub.api.problems import Problem
 from landreeve_hub.api.services import Services
 from landreeve_hub.audit.entry import Act
+from landreeve_hub.desired.rates import rate_of
 from landreeve_hub.learning.retrain import Train
 from landreeve_hub.learning.runner import why
 from landreeve_hub.store import tables
@@ -67,7 +68,8 @@ def _fleet(routes: APIRouter, services: Services) -> None:
         found = await store.read(lambda c: views.device(c, device, now))
         if found is None:
             raise Problem(404, f"There is no device or site {text_of(device)}.")
-        return found
+        rate = await store.read(lambda c: rate_of(c, found["id"], services.facts_per_s))
+        return {**found, "facts_per_s": rate}
 
 
 def _orders(routes: APIRouter, services: Services) -> None:

@@ -1,7 +1,7 @@
 """What the API is built from: the hub's rooms, as the API needs them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from landreeve.release.layout import Packed
 from landreeve_hub.access.limiter import Limiter
 from landreeve_hub.api.changes import Changes
 from landreeve_hub.audit.log import AuditLog
+from landreeve_hub.broker.advice import Finding
 from landreeve_hub.fleet.identities import Identities
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.learning.commands import Commands
@@ -63,6 +64,11 @@ class Services:
     version: str
     work: Path
     """A folder for uploads under way."""
+    fleet: str = "main"
+    check_broker: Callable[[], Awaitable[list[Finding]]] | None = None
+    """Tries the broker in use and puts on record what is wrong with it; None where there is none."""
+    facts_per_s: float | None = None
+    """What the settings ask of every device without a rate of its own; None sets no limit."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     changes: Changes = field(default_factory=Changes)
     limiter: Limiter = field(default_factory=Limiter)

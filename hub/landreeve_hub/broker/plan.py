@@ -14,6 +14,9 @@ from landreeve.wire.ids import check_id
 from landreeve.wire.topics import ROOT
 
 HUB_NAME = "hub"
+# Two names no device can have (`landreeve_hub.fleet.enrolment`): the self-test comes under them.
+PROBE_ONE, PROBE_TWO = "landreeve-check-1", "landreeve-check-2"
+PROBES = (PROBE_ONE, PROBE_TWO)
 MAX_PACKET_BYTES = 2 * 1024 * 1024
 # mosquitto waits for 20 acknowledgements by default; the hub acknowledges in batches after each commit.
 MAX_INFLIGHT = 2000
@@ -110,9 +113,7 @@ def nats_configuration(plan: BrokerPlan, guests: Guests) -> str:
     MQTT topics become subjects: ``/`` is ``.`` and ``.`` is ``//``. ``$MQTT.sub.>`` carries a client's own
     QoS 1 deliveries; NATS refuses MQTT subscriptions to it.
     """
-    users = [_nats_hub(plan.fleet, guests.revoked)]
-    users += [_nats_device(plan.fleet, name) for name in sorted(guests.devices - guests.revoked)]
-    listed = ",\n    ".join(users)
+    listed = ",\n    ".join(nats_users(plan.fleet, guests))
     return f"""server_name: landreeve
 listen: "127.0.0.1:-1"
 max_payload: {MAX_PACKET_BYTES}
@@ -135,6 +136,12 @@ authorization {{
   ]
 }}
 """
+
+
+def nats_users(fleet: str, guests: Guests) -> list[str]:
+    """The ``users`` of the configuration: the hub, every device that may come in, and the probes of the self-test."""
+    names = {*(guests.devices - guests.revoked), *PROBES}
+    return [_nats_hub(fleet, guests.revoked), *(_nats_device(fleet, name) for name in sorted(names))]
 
 
 def _nats_hub(fleet: str, revoked: frozenset[str]) -> str:

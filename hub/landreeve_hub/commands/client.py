@@ -28,10 +28,10 @@ class Hub:
         """The JSON of an answer."""
         return self._call("GET", path, params=query).json()
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def post(self, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float = TIMEOUT_S) -> Any:
         """The JSON of an answer; the call is safe to repeat by the network."""
         headers = {"Idempotency-Key": secrets.token_hex(16)}
-        answer = self._call("POST", path, json=dict(body or {}), headers=headers)
+        answer = self._call("POST", path, json=dict(body or {}), headers=headers, timeout=timeout_s)
         return answer.json() if answer.content else {}
 
     def upload(self, path: str, archive: bytes) -> Any:

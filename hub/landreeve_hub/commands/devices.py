@@ -54,6 +54,7 @@ def group() -> typer.Typer:
             emit(made, output)
 
     _admission(group)
+    _rates(group)
     return group
 
 
@@ -92,6 +93,49 @@ def _admission(group: typer.Typer) -> None:
     ) -> None:
         """Throw a device out, by id or site name: its session is cut, its certificates and tokens are worthless."""
         emit(connect(url, token, state).post(f"devices/{device}/revoke", {"reason": reason}), output)
+
+
+def _rates(group: typer.Typer) -> None:
+    """``device rate|rates``."""
+
+    @group.command("rate")
+    def rate(
+        device: Annotated[str, typer.Argument(help="A box, by id or site; left out with --label.")] = "",
+        facts_per_s: Annotated[float | None, typer.Argument(help="Facts a second; 0 sets no limit.", min=0)] = None,
+        *,
+        label: Annotated[str, typer.Option(help="All boxes with this label, as name=value.")] = "",
+        clear: Annotated[bool, typer.Option("--clear", help="Forget the rate: the next wider one holds.")] = False,
+        url: Url = "",
+        token: Token = "",
+        state: State = None,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """At most so many facts a second of one box, or of each with a label (device rate --label region=north 5)."""
+        device, facts_per_s = _aimed(device, facts_per_s, label)
+        if clear == (facts_per_s is not None):
+            fail(Exit.USAGE, "give the facts a second, or --clear")
+        body = {"device": device, "label": label, "facts_per_s": facts_per_s}
+        emit(connect(url, token, state).post("rates", body), output)
+
+    @group.command("rates")
+    def rates(*, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE) -> None:
+        """Every rate that was set, and the fleet's."""
+        found = connect(url, token, state).get("rates")
+        if output is Format.TABLE:
+            fleet = {"scope": "fleet", "name": "limits.facts_per_s", "facts_per_s": found["fleet"]}
+            emit([fleet, *found["rates"]], output, ("scope", "name", "facts_per_s", "at", "by"))
+        else:
+            emit(found, output)
+
+
+def _aimed(device: str, facts_per_s: float | None, label: str) -> tuple[str, float | None]:
+    """With --label the only argument is the number."""
+    if not label or not device:
+        return device, facts_per_s
+    try:
+        return "", float(device) if facts_per_s is None else fail(Exit.USAGE, "name a box or --label, not both")
+    except ValueError:
+        fail(Exit.USAGE, f"{device!r}: name a box or --label, not both")
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -2,7 +2,18 @@
 
 import typer
 
-from landreeve_hub.commands import authority, devices, models, people, plans, records, rollouts, server, settings
+from landreeve_hub.commands import (
+    authority,
+    broker,
+    devices,
+    models,
+    people,
+    plans,
+    records,
+    rollouts,
+    server,
+    settings,
+)
 
 
 def build() -> typer.Typer:
@@ -21,6 +32,7 @@ def build() -> typer.Typer:
         ("token", people.tokens()),
         ("device", devices.group()),
         ("ca", authority.group()),
+        ("broker", broker.group()),
         ("model", models.group()),
         ("plans", plans.group()),
         ("rollout", rollouts.group()),

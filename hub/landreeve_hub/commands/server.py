@@ -9,6 +9,9 @@ from landreeve.cli import Exit, Format, emit, fail
 from landreeve_hub.commands.options import Output
 
 StateFolder = Annotated[Path, typer.Option("--state", envvar="LANDREEVE_HUB_STATE", help="The hub's state folder.")]
+Broker = Annotated[
+    str, typer.Option(help="A broker that runs elsewhere, as mqtts://host:port, instead of a child (broker.url).")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="A setting, as section.key=value; may be repeated.")]
 
 
@@ -16,11 +19,12 @@ def install(root: typer.Typer) -> None:
     """Put the commands on the root."""
 
     @root.command()
-    def serve(*, state: StateFolder = Path("hub-state"), settings: Set = None) -> None:
+    def serve(*, state: StateFolder = Path("hub-state"), broker: Broker = "", settings: Set = None) -> None:
         """Run the hub: API, console, ingest, rollouts, with the broker as a child."""
         from landreeve_hub.app import serve as run
 
-        raise SystemExit(run(state, parse_settings(settings)))
+        flags = parse_settings(settings)
+        raise SystemExit(run(state, flags | {"broker.url": broker} if broker else flags))
 
     @root.command()
     def init(*, state: StateFolder = Path("hub-state"), settings: Set = None, output: Output = Format.TABLE) -> None:

@@ -20,6 +20,7 @@ from landreeve.wire.topics import Down, DownTopic, format_topic
 from sqlalchemy import Connection, RowMapping, select
 
 from landreeve_hub.desired.document import compose, content_hash
+from landreeve_hub.desired.rates import rate_of
 from landreeve_hub.errors import NotFoundError
 from landreeve_hub.learning.known_plans import hints_for
 from landreeve_hub.signing.chain import FRESH_LIFETIME
@@ -70,7 +71,8 @@ class Publisher:
     """The only writer of ``dn/<device>/desired``.
 
     ``publish(topic, payload, retain)`` hands a message to the broker's client; it may drop it while the broker
-    is away, since `republish` follows. ``rate`` limits every device's facts per second.
+    is away, since `republish` follows. ``rate`` limits the facts per second of devices without a rate of their own
+    (`landreeve_hub.desired.rates`).
     """
 
     def __init__(  # noqa: PLR0917  wiring
@@ -134,14 +136,15 @@ class Publisher:
         topic = _topic(connection, device, stored.generation if stored else 0)
         orders = _orders(connection, device)
         authorities = self._authorities()
-        content = content_hash(orders, self._rate, authorities)
+        rate = rate_of(connection, device, self._rate)
+        content = content_hash(orders, rate, authorities)
         if stored is not None and stored.content_hash == content:
             if not self._is_stale(stored, now):
                 return topic, stored, False
             document = parse_document(decode(stored.document, SignedDesired).document)
         else:
             generation = 1 + (stored.generation if stored else _believed(connection, device))
-            document = compose(device, generation, orders, self._rate, now, authorities)
+            document = compose(device, generation, orders, rate, now, authorities)
         fresh = _Stored(document.generation, self._sign(document, stored, now), content, rfc3339(now))
         upsert(connection, desired, {"device": device, **_columns(fresh)})
         return topic, fresh, True

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
+from landreeve.trust.tls import ClosingSocket
 from landreeve.wire.topics import hub_filter
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -157,6 +158,7 @@ def _give_up_in_time(_client: Any, _data: Any, sock: Any) -> None:
 
 def _context(address: Address) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(address.ca))
+    context.sslsocket_class = ClosingSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(address.certificate, address.key)
     return context

@@ -77,6 +77,11 @@ class RolloutRunner:
         if moved:
             self._changed("rollouts")
 
+    def touch(self, devices: set[str]) -> None:
+        """What these devices are asked for changed by other means: it is published at the next `tick`."""
+        if self._unpublished is not None:
+            self._unpublished |= devices
+
     async def create(self, proposal: Proposal, actor: str, now: datetime) -> Rollout:
         """A rollout that waits for approval; `RolloutRefusedError` or `BadPlanError` say why there is none."""
 

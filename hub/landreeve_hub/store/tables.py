@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     Index,
     Integer,
     LargeBinary,
@@ -20,30 +21,13 @@ from sqlalchemy import (
     text,
 )
 
+from landreeve_hub.store.columns import EMPTY, ROW
+from landreeve_hub.store.columns import count as _count
+from landreeve_hub.store.columns import document as _document
+from landreeve_hub.store.columns import numbered as _numbered
+from landreeve_hub.store.columns import text_column as _text
+
 metadata = MetaData()
-
-# SQLite numbers rows by itself only for INTEGER; PostgreSQL should not run out at two thousand million.
-_Row = BigInteger().with_variant(Integer, "sqlite")
-_EMPTY = text("''")
-_ZERO = text("0")
-_OBJECT = text("'{}'")
-
-
-def _text(name: str) -> Column[str]:
-    return Column(name, Text, nullable=False, server_default=_EMPTY)
-
-
-def _count(name: str) -> Column[int]:
-    return Column(name, BigInteger, nullable=False, server_default=_ZERO)
-
-
-def _document(name: str) -> Column[dict[str, object]]:
-    return Column(name, JSON, nullable=False, server_default=_OBJECT)
-
-
-def _numbered() -> Column[int]:
-    return Column("n", _Row, primary_key=True, autoincrement=True)
-
 
 devices = Table(
     "devices",
@@ -170,7 +154,18 @@ rejections = Table(
     _text("device"),
     _text("at"),
     _text("reason"),
-    Column("bytes", LargeBinary, nullable=False, server_default=_EMPTY),
+    Column("bytes", LargeBinary, nullable=False, server_default=EMPTY),
+)
+
+# Facts a second asked of one device (`scope` device, `name` its id) or of those with a label (label, key=value).
+rates = Table(
+    "rates",
+    metadata,
+    Column("scope", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("facts_per_s", Float, nullable=False),
+    _text("at"),
+    _text("by"),
 )
 
 # What the columns of a device's metrics mean; announced at birth.
@@ -446,7 +441,7 @@ setup_codes = Table(
 audit = Table(
     "audit",
     metadata,
-    Column("seq", _Row, primary_key=True, autoincrement=False),
+    Column("seq", ROW, primary_key=True, autoincrement=False),
     _text("at"),
     _text("actor"),
     _text("action"),
