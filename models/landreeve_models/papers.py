@@ -119,7 +119,7 @@ def _shape(spec: TensorSpec) -> str:
 
 
 def bill(story: Story) -> bytes:
-    """``bom.json``: a CycloneDX 1.6 ML-BOM (ECMA-424): the model with its card, its data, its weights' origin, and
+    """``bom.json``: a CycloneDX 1.7 ML-BOM (ECMA-424): the model with its card, its data, its weights' origin, and
     the libraries that made it."""
     digest = hashlib.sha256(story.graph).hexdigest()
     used = [_component(m, "machine-learning-model", f"weights:{m.name}") for m in story.weights]
@@ -132,7 +132,7 @@ def bill(story: Story) -> bytes:
     refs = [component["bom-ref"] for component in (*data, *used)]
     document = {
         "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
+        "specVersion": "1.7",
         "serialNumber": f"urn:uuid:{uuid.uuid5(_NAMESPACE, digest + story.lineage.run)}",
         "version": 1,
         "metadata": {"timestamp": story.created, "component": _model(story, digest, [c["bom-ref"] for c in data])},

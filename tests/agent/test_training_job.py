@@ -104,7 +104,7 @@ def test_bill_of_materials_names_model_data_and_libraries(tmp_path: Path) -> Non
     _, packed = run(lines(2000), tmp_path / "a")
     assert packed is not None
     bom = msgspec.json.decode(packed.file("bom.json"))
-    assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.6")
+    assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.7")
     assert bom["metadata"]["component"]["type"] == "machine-learning-model"
     assert {"numpy", "onnx", "torch"} <= {c["name"] for c in bom["components"]}
     references = {c["bom-ref"] for c in bom["components"]} | {"model"}

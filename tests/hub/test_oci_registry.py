@@ -14,7 +14,9 @@ import uvicorn
 from landreeve.release.layout import Packed
 from landreeve.release.manifest import digest_of
 from landreeve_hub.access import tokens, users
-from landreeve_hub.access.roles import Role
+from landreeve_hub.access.roles import Permission, Role
+from landreeve_hub.api.guard import Require, walk
+from landreeve_hub.api.oci_routes import RequirePull
 from landreeve_hub.store import tables
 from sqlalchemy import insert, update
 
@@ -170,6 +172,14 @@ async def test_stranger_is_challenged_everywhere(hub: Hub, pushed: Packed) -> No
         hub.now = hub_now.replace(year=hub_now.year + 1)
         answer = await stranger.get("/v2/", headers={"Authorization": f"Bearer {expired}"})
         assert answer.status_code == 401
+
+
+def test_every_route_of_the_registry_asks_for_a_token_that_may_view(hub: Hub) -> None:
+    found = [route for route in walk(hub.app.routes) if route.path.startswith("/v2")]
+    asked = [[d.call for d in route.dependant.dependencies if isinstance(d.call, Require)] for route in found]
+    assert len(found) >= 9
+    assert all(len(one) == 1 and isinstance(one[0], RequirePull) for one in asked)
+    assert {one[0].permission for one in asked} == {Permission.VIEW}
 
 
 async def test_token_counts_as_bearer_as_password_and_by_way_of_the_token_service(hub: Hub, pushed: Packed) -> None:

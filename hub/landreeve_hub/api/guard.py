@@ -84,14 +84,15 @@ def undeclared(app: FastAPI) -> list[str]:
     """API routes that declare neither a permission nor that they are open; a test wants this empty."""
     return [
         f"{sorted(route.methods or ())} {route.path}"
-        for route in _walk(app.routes)
+        for route in walk(app.routes)
         if not any(isinstance(d.call, Require | Open) for d in route.dependant.dependencies)
     ]
 
 
-def _walk(routes: Iterable[object]) -> Iterable[APIRoute]:
+def walk(routes: Iterable[object]) -> Iterable[APIRoute]:
+    """Every route, also of included routers."""
     for route in routes:
         if isinstance(route, APIRoute):
             yield route
         elif router := getattr(route, "original_router", None):  # FastAPI keeps an included router as one route
-            yield from _walk(router.routes)
+            yield from walk(router.routes)

@@ -23,10 +23,12 @@ from landreeve_hub.audit.entry import Act
 from landreeve_hub.exchange.archive import read_archive, write_archive
 from landreeve_hub.exchange.image_layout import write_layout
 from landreeve_hub.learning import known_plans
+from landreeve_hub.registry.bill import BILL_TYPE
 from landreeve_hub.rollout.runner import review_later
 from landreeve_hub.store import tables
 
 MAX_ARCHIVE_BYTES = 1024**3
+CARD_FILE = "card.md"
 
 
 class Approval(msgspec.Struct, forbid_unknown_fields=True):
@@ -80,8 +82,29 @@ def router(services: Services) -> APIRouter:
         ``release`` is a digest, the beginning of one, or ``MODEL@VERSION``."""
         return await store.read(lambda c: plan_rows(c, release, model))
 
+    _papers(routes, services)
     _change(routes, services)
     return routes
+
+
+def _papers(routes: APIRouter, services: Services) -> None:
+    """What people read of a release."""
+    store = services.store
+
+    @routes.get("/releases/{digest}/bom")
+    async def bom(digest: str, _: Annotated[Person, may(Permission.VIEW)]) -> Response:
+        """The bill of materials that was made when the release was approved: CycloneDX 1.7 as JSON."""
+        row = await store.read(lambda c: find(c, digest))
+        return Response(await services.releases.bill(row["digest"]), media_type=BILL_TYPE)
+
+    @routes.get("/releases/{digest}/card")
+    async def card(digest: str, _: Annotated[Person, may(Permission.VIEW)]) -> Response:
+        """The release's card, as Markdown."""
+        row = await store.read(lambda c: find(c, digest))
+        packed = await asyncio.to_thread(services.releases.pull, row["digest"])
+        if packed.manifest.layer(CARD_FILE) is None:
+            raise Problem(404, f"{row['model']} {row['version']}: has no {CARD_FILE}")
+        return Response(packed.file(CARD_FILE), media_type="text/markdown; charset=utf-8")
 
 
 def _change(routes: APIRouter, services: Services) -> None:
@@ -185,14 +208,15 @@ def release_rows(connection: Connection, *, model: str = "", state: str = "") ->
 def _brief(row: dict[str, Any]) -> dict[str, Any]:
     config = row.pop("config") or {}
     gates, lineage = config.get("gates") or {}, config.get("lineage") or {}
-    return {**row, "metrics": gates.get("metrics") or {}, "lineage": lineage, "family": config.get("family", "")}
+    told = {"metrics": gates.get("metrics") or {}, "lineage": lineage, "family": config.get("family", "")}
+    return {**row, **told, "repository": repository_of(row["model"])}
 
 
 def _shown(connection: Connection, row: dict[str, Any]) -> dict[str, Any]:
     devices, held = tables.devices, tables.assignments
     joined = select(devices.c.site).join(held, held.c.device == devices.c.id).where(held.c.digest == row["digest"])
     sites = sorted(connection.execute(joined).scalars())
-    return {**_brief(dict(row)), "repository": repository_of(row["model"]), "config": row["config"], "sites": sites}
+    return {**_brief(dict(row)), "config": row["config"], "sites": sites}
 
 
 def _models(connection: Connection) -> list[dict[str, Any]]:

@@ -36,6 +36,8 @@ class Releases(Protocol):
 
     def pull(self, digest: str) -> Packed: ...
 
+    async def bill(self, digest: str) -> bytes: ...
+
 
 class Delivery(Protocol):
     """Per device: facts, highwater, gaps, duplicates_suppressed, rejected."""

@@ -1,6 +1,7 @@
 """``model``."""
 
 import io
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ RELEASE_COLUMNS = ("model", "version", "state", "digest", "created", "created_by
 
 
 def group() -> typer.Typer:
-    """``model push|list|show|pull|approve|withdraw``."""
+    """``model push|list|show|pull|card|bom|approve|withdraw``."""
     group = typer.Typer(help="Models and their releases.", no_args_is_help=True)
 
     _push(group)
@@ -55,8 +56,21 @@ def group() -> typer.Typer:
         emit(references(hub.url, found) | found, output)
 
     _pull(group)
+    _papers(group)
     _judge(group)
     return group
+
+
+def _papers(group: typer.Typer) -> None:
+    @group.command("card")
+    def card(release: str, *, url: Url = "", token: Token = "", state: State = None) -> None:
+        """Print a release's card (Markdown)."""
+        sys.stdout.write(connect(url, token, state).download(f"releases/{release}/card").decode())
+
+    @group.command("bom")
+    def bom(release: str, *, url: Url = "", token: Token = "", state: State = None) -> None:
+        """Print an approved release's bill of materials (CycloneDX 1.7, JSON)."""
+        sys.stdout.write(connect(url, token, state).download(f"releases/{release}/bom").decode() + "\n")
 
 
 def _push(group: typer.Typer) -> None:

@@ -14,10 +14,11 @@ import msgspec
 from landreeve.blobs.errors import MissingBlobError
 from landreeve.blobs.store import BlobStore
 from landreeve.release.layout import Packed
-from landreeve.release.manifest import parse_manifest
-from sqlalchemy import Connection, func, insert, select, update
+from landreeve.release.manifest import parse_config, parse_manifest
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from landreeve_hub.errors import NotFoundError
+from landreeve_hub.registry.bill import BILL_TYPE, Decision, Referrer, Subject, bill_of, read_own, referrer_of
 from landreeve_hub.registry.examine import Examined, examine
 from landreeve_hub.registry.shelf import Shelf
 from landreeve_hub.store import tables
@@ -25,6 +26,7 @@ from landreeve_hub.store.database import Store
 from landreeve_hub.store.moment import rfc3339
 from landreeve_hub.store.upsert import upsert
 
+OWN_BILL = "bom.json"
 DRAFT, APPROVED, WITHDRAWN, QUARANTINED = "draft", "approved", "withdrawn", "quarantined"
 
 
@@ -78,13 +80,22 @@ class Registry:
         return (await self._store.write(lambda c: _add(c, found, source))).version
 
     async def approve(self, digest: str, by: str, now: datetime) -> None:
-        """Sign a draft (or a withdrawn release, anew) so that devices may install it."""
+        """Sign a draft (or a withdrawn release, anew) so that devices may install it; write its bill of materials."""
         row = await self._row(digest)
         if row.state not in {DRAFT, WITHDRAWN, APPROVED}:
             raise WrongStateError(f"{row.model} {row.version} is {row.state}: only a draft can be approved")
+        # First, so that nothing is signed whose papers cannot be written.
+        paper = await asyncio.to_thread(self._bill, row, Decision(row.created_by, by, rfc3339(now)))
         sign = self._targets.add_release
         await asyncio.to_thread(sign, digest, row.manifest_bytes, row.model, row.version, by, now)
-        await self._change(digest, state=APPROVED, approved_by=by)
+
+        def approved(connection: Connection) -> None:
+            connection.execute(
+                update(tables.releases).where(tables.releases.c.digest == digest).values(state=APPROVED, approved_by=by)
+            )
+            _file_bill(connection, digest, paper, rfc3339(now))
+
+        await self._store.write(approved)
 
     async def withdraw(self, digest: str, by: str, now: datetime) -> None:
         """Take the signature back: no device installs it from now on; those that run it keep serving.
@@ -101,6 +112,28 @@ class Registry:
         manifest_bytes = self._read(digest)
         blobs = {blob.sha256: self._read(blob.sha256) for blob in parse_manifest(manifest_bytes).blobs()}
         return Packed(manifest_bytes, digest, blobs)
+
+    async def bill(self, digest: str) -> bytes:
+        """The bill of materials of a release that was approved, CycloneDX as JSON; `NoSuchReleaseError`."""
+        table = tables.referrers
+        query = select(table.c.content).where(table.c.subject == digest, table.c.artifact_type == BILL_TYPE)
+        found = await self._store.read(lambda c: c.execute(query).scalar())
+        if found is None:
+            raise NoSuchReleaseError(f"release {digest[:12]}: has no bill of materials; it is made when it is approved")
+        return bytes(found)
+
+    def _bill(self, row: Any, decision: Decision) -> Referrer:
+        manifest = parse_manifest(self._read(row.digest))
+        own = manifest.layer(OWN_BILL)
+        subject = Subject(
+            row.digest,
+            row.manifest_bytes,
+            row.version,
+            parse_config(self._read(manifest.settings.sha256)),
+            manifest.layers,
+            read_own(self._read(own.sha256)) if own is not None else {},
+        )
+        return referrer_of(subject, bill_of(subject, decision), decision.at)
 
     def _keep(self, packed: Packed) -> None:
         self._blobs.reserve(sum(len(data) for data in packed.blobs.values()))
@@ -124,6 +157,15 @@ class Registry:
     async def _change(self, digest: str, **values: str) -> None:
         change = update(tables.releases).where(tables.releases.c.digest == digest).values(values)
         await self._store.write(lambda connection: connection.execute(change).rowcount)
+
+
+def _file_bill(connection: Connection, digest: str, paper: Referrer, at: str) -> None:
+    """The newest approval's bill takes the place of a former one."""
+    table = tables.referrers
+    connection.execute(delete(table).where(table.c.subject == digest, table.c.artifact_type == BILL_TYPE))
+    row = {"digest": paper.digest, "subject": digest, "artifact_type": BILL_TYPE, "created": at}
+    content = {"manifest": paper.manifest, "content_digest": paper.content_digest, "content": paper.content}
+    connection.execute(insert(table).values({**row, **content}))
 
 
 def _add(connection: Connection, found: Examined, source: Mapping[str, str]) -> Registered:

@@ -16,11 +16,11 @@ from landreeve.release.reference import is_tag, repository_of
 from sqlalchemy import Connection, select
 
 from landreeve_hub.errors import NotFoundError
+from landreeve_hub.registry.bill import EMPTY
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 
 SHELVED = ("draft", "approved")
-EMPTY = b"{}"  # the config of a manifest that has none
 
 
 class NoSuchRepositoryError(NotFoundError, LookupError):
