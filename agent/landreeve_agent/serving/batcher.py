@@ -8,10 +8,12 @@ delayed by a timer.
 
 import asyncio
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import msgspec
 
@@ -86,6 +88,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._streams = streams
         self._threads = None if quick else ThreadPoolExecutor(streams, thread_name_prefix="run")
+        self._lock = threading.Lock()  # held by who changes the queue of a model that has threads
         self._sweeping: asyncio.TimerHandle | None = None
 
     @property
@@ -105,14 +108,19 @@ class Batcher:
         if self._count >= self._max_waiting:
             wait_s = math.ceil(self._count / max(self._batch_rows, 1) * self._run_ns / 1e9) or 1
             raise BusyError(f"{self._count} requests wait already; try again in about {wait_s} s", retry_s=wait_s)
+        if self._threads is not None:
+            self._submit_to_threads(job)
+            return
         self._waiting[job.priority - 1].append(job)
         self._count += 1
-        if self._threads is None and self._count == 1 and not self._scheduled and self._alone():
+        if self._scheduled:
+            return
+        if self._count == 1 and self._alone():
             self._run_quick()
-        elif not self._scheduled and self._running < self._streams:
+        else:
             self._scheduled = True
             # Not at once: the other sockets of this poll may bring rows for the same run.
-            self._loop.call_soon(self._run_quick if self._threads is None else self._run_in_thread)
+            self._loop.call_soon(self._run_quick)
 
     # --- quick graphs, on the event loop
 
@@ -137,35 +145,58 @@ class Batcher:
 
     # --- slower graphs, in threads
 
-    def _run_in_thread(self) -> None:
-        self._scheduled = False
-        while self._count and self._running < self._streams:
-            taken = time.perf_counter_ns()
-            jobs, late = self._take(taken)
-            if late:
-                self._finish([_too_late(late, taken)])
-            if jobs and self._threads is not None:
-                self._running += 1
-                future = self._loop.run_in_executor(self._threads, self._try, jobs, taken)
-                future.add_done_callback(self._deliver)
-        if self._count and self._sweeping is None:
+    def _submit_to_threads(self, job: Job) -> None:
+        with self._lock:
+            self._waiting[job.priority - 1].append(job)
+            self._count += 1
+        if not self._scheduled and self._running < self._streams:
+            self._scheduled = True
+            self._loop.call_soon(self._start_threads)  # not at once, as above
+        elif self._sweeping is None:
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
-        self._shut_when_idle()
 
-    def _deliver(self, future: "asyncio.Future[list[Ran]]") -> None:
-        self._running -= 1
-        # The next run first: the model should not idle while answers are written.
-        self._run_in_thread()
-        self._finish(future.result())
+    def _start_threads(self) -> None:
+        self._scheduled = False
+        with self._lock:
+            wanted = min(self._streams - self._running, self._count)
+            self._running += wanted
+        for _ in range(wanted):
+            if self._threads is not None:
+                self._threads.submit(self._run_in_thread)
+
+    def _run_in_thread(self) -> None:
+        """Run until nothing waits. The thread takes its next run itself: the model does not idle while the event loop
+        is woken, writes answers and wakes a thread, which takes as long as a small run."""
+        while True:
+            taken = time.perf_counter_ns()
+            with self._lock:
+                jobs, late = self._take(taken)
+                # In the same hold as the look into the queue: what comes after it finds that a thread must be started.
+                self._running -= not jobs
+            if late:
+                self._tell([_too_late(late, taken)])
+            self._tell(self._try(jobs, taken) if jobs else [])
+            if not jobs:
+                return
+
+    def _tell(self, done: list[Ran]) -> None:
+        with suppress(RuntimeError):  # the loop has been closed: nobody waits for answers
+            self._loop.call_soon_threadsafe(self._deliver, done)
+
+    def _deliver(self, done: list[Ran]) -> None:
+        if done:
+            self._finish(done)
+        self._shut_when_idle()
 
     def _sweep(self) -> None:
         """Refuse what has waited beyond its own limit while a long run goes on."""
         self._sweeping = None
         now = time.perf_counter_ns()
-        late = [job for queue in self._waiting for job in queue if job.gone or 0 < job.late_ns < now]
-        for job in late:
-            self._waiting[job.priority - 1].remove(job)
-            self._count -= 1
+        with self._lock:
+            late = [job for queue in self._waiting for job in queue if job.gone or 0 < job.late_ns < now]
+            for job in late:
+                self._waiting[job.priority - 1].remove(job)
+            self._count -= len(late)
         if late:
             self._finish([_too_late(late, now)])
         if self._count:
