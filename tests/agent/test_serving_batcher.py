@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -186,3 +187,38 @@ async def test_a_retired_lane_answers_what_waits_and_takes_no_more() -> None:
     await asyncio.sleep(0.01)
     with pytest.raises(BusyError, match="replaced"):
         batcher.submit(Ask(1))
+
+
+async def test_a_thread_takes_its_next_run_without_the_event_loop() -> None:
+    run = Doubling()
+    run.gate.clear()
+    batcher = made(run, rows=1)
+    asks = [Ask(i) for i in range(3)]
+    for ask in asks:
+        batcher.submit(ask)
+    await asyncio.sleep(0)  # the thread is started, and waits at the gate
+    all_ran = threading.Event()
+    threading.Thread(target=lambda: (run.gate.set(), _await_runs(run, 3, all_ran))).start()
+    assert all_ran.wait(5)
+    assert not any(ask.answer.done() for ask in asks)
+    assert [await ask.answer for ask in asks] == [[0.0], [2.0], [4.0]]
+
+
+def _await_runs(run: Doubling, count: int, reached: threading.Event) -> None:
+    while len(run.sizes) < count:
+        time.sleep(0.001)
+    reached.set()
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+async def test_no_request_is_forgotten_when_they_come_as_threads_end(streams: int) -> None:
+    batcher = made(Doubling(), rows=2, streams=streams)
+    for burst in range(300):
+        asks = [Ask(burst, i) for i in range(burst % 4 + 1)]
+        for ask in asks:
+            batcher.submit(ask)
+            if burst % 3 == 0:
+                await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            assert [await ask.answer for ask in asks] == [[2.0 * burst, 2.0 * i] for i in range(len(asks))]
+    assert batcher.waiting == 0

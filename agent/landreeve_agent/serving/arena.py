@@ -31,6 +31,7 @@ MAX_BYTES = 2 * 1024**3
 _ALIGN = 64  # a cache line: runtimes read aligned input without copying it
 _MAX_LAYOUTS = 64
 _SIGNAL = struct.Struct("<IIQ")
+_SIGNAL_BYTES = _SIGNAL.size
 _TEXTS = "OUS"  # kinds of dtype whose elements are strings
 
 
@@ -213,15 +214,15 @@ class Channel:
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", whole, int((seconds - whole) * 1e6))
         )
 
-    def send(self, signal: Signal, arrays: Sequence[Array]) -> None:
+    def send(self, signal: int, arrays: Sequence[Array]) -> None:
         """Send arrays. `ChannelClosedError` when nobody is there."""
         self._signal(signal, self._out.write(arrays))
 
-    def send_text(self, signal: Signal, text: bytes) -> None:
+    def send_text(self, signal: int, text: bytes) -> None:
         """Send a message."""
         self._signal(signal, self._out.write_text(text))
 
-    def _signal(self, signal: Signal, length: int) -> None:
+    def _signal(self, signal: int, length: int) -> None:
         try:
             self._send(_SIGNAL.pack(signal, length, self._out.size))
         except OSError as error:
@@ -230,9 +231,9 @@ class Channel:
     def receive(self) -> tuple[int, int]:
         """The next signal and the length of its text. `ChannelClosedError`, `SilentError`."""
         try:
-            got = self._recv(_SIGNAL.size)
-            while 0 < len(got) < _SIGNAL.size:
-                more = self._recv(_SIGNAL.size - len(got))
+            got = self._recv(_SIGNAL_BYTES)
+            while 0 < len(got) < _SIGNAL_BYTES:
+                more = self._recv(_SIGNAL_BYTES - len(got))
                 got = got + more if more else b""
         except BlockingIOError as error:
             raise SilentError("no answer in time") from error
@@ -241,7 +242,8 @@ class Channel:
         if not got:
             raise ChannelClosedError("the other process has ended")
         signal, length, size = _SIGNAL.unpack(got)
-        self._into.follow(size)
+        if size > self._into.size:
+            self._into.follow(size)
         return signal, length
 
     def arrays(self, head_bytes: int) -> tuple[Array, ...]:

@@ -64,10 +64,11 @@ def opened(channel: Channel) -> Session:
 
 def serve(channel: Channel, session: Session) -> None:
     """Run what comes until the channel closes."""
+    answered = int(Signal.ANSWERED)
     while True:
         _, length = channel.receive()
         try:
-            channel.send(Signal.ANSWERED, session.run(channel.arrays(length)))
+            channel.send(answered, session.run(channel.arrays(length)))
         except RunFailedError as error:
             channel.send_text(Signal.FAILED, str(error).encode())
 
