@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -266,3 +267,23 @@ class Deaf(asyncio.Transport):
     def close(self) -> None: ...
     def pause_reading(self) -> None: ...
     def resume_reading(self) -> None: ...
+
+
+@pytest.mark.parametrize("json_bytes", [1, 7, 63, 120])
+async def test_the_binary_part_of_a_large_body_is_received_on_a_cache_line(json_bytes: int) -> None:
+    numbers = np.arange(100_000, dtype="<f4")
+    body = b"j" * json_bytes + numbers.tobytes()
+    found: list[bool] = []
+
+    def look(request: Request, send: Send) -> None:
+        array = np.frombuffer(request.body, "<f4", offset=json_bytes)
+        found.extend([array.ctypes.data % 64 == 0, bool((array == numbers).all()), request.body == body])
+        send(Response(200, b"seen"))
+
+    connections = Connections(look, lambda status, text: Response(status, text.encode()), len(body))
+    server = await asyncio.get_running_loop().create_server(connections.protocol, "127.0.0.1", 0)
+    head = f"inference-header-content-length: {json_bytes}\r\ncontent-length: {len(body)}\r\n"
+    sent = b"POST /x HTTP/1.1\r\nconnection: close\r\n" + head.encode() + b"\r\n" + body
+    assert b"200 OK" in await talk(server.sockets[0].getsockname(), sent)
+    server.close()
+    assert found == [True, True, True]

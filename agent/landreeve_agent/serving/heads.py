@@ -10,10 +10,11 @@ import httptools
 
 
 class Head:
-    """What stands before a body. Header names are lower case. ``known`` is the handler's own note on this head: the
-    same object comes again whenever the same bytes come again."""
+    """What stands before a body. Header names are lower case. ``binary_at`` is where the binary part of the body
+    begins, 0 when it is told of none. ``known`` is the handler's own note on this head: the same object comes again
+    whenever the same bytes come again."""
 
-    __slots__ = ("chunked", "expects", "headers", "keep_alive", "known", "length", "method", "path")
+    __slots__ = ("binary_at", "chunked", "expects", "headers", "keep_alive", "known", "length", "method", "path")
 
     def __init__(self, method: str, path: str, headers: dict[bytes, bytes], *, keep_alive: bool) -> None:
         self.method = method
@@ -23,6 +24,8 @@ class Head:
         self.length = int(headers.get(b"content-length", b"0"))
         self.chunked = b"transfer-encoding" in headers
         self.expects = headers.get(b"expect", b"").lower() == b"100-continue"
+        begins = headers.get(b"inference-header-content-length", b"")
+        self.binary_at = int(begins) if begins.isdigit() and len(begins) < 12 else 0
         self.known: Any = None
 
 

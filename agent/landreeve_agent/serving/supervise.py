@@ -349,6 +349,8 @@ class _Link:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             pass_fds=(listening.fileno(),),
+            # numpy's own thread pool, one thread for each core of the box, has nothing to do in a worker.
+            env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
         )
         return cls(process, lost)
 
