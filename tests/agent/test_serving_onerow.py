@@ -92,13 +92,16 @@ def test_json_is_taken_only_as_the_full_way_takes_it(tensors: list[dict[str, Any
     assert_alike(msgspec.json.encode({"id": "r", "inputs": tensors}), b"", None, who)
 
 
+def _raw(datatype: str, value: Any, cut: int = 0) -> bytes:
+    if datatype == "BYTES":
+        return struct.pack("<I", len(value) + cut) + bytes(value)
+    return struct.pack("<" + _CODES[datatype], value)
+
+
 def _binary(values: dict[str, tuple[str, Any]], cut: int = 0) -> tuple[bytes, bytes]:
     tensors, tail = [], b""
     for name, (datatype, value) in values.items():
-        if datatype == "BYTES":
-            raw = struct.pack("<I", len(value) + cut) + value
-        else:
-            raw = struct.pack("<" + _CODES[datatype], value)
+        raw = _raw(datatype, value, cut)
         size = {"binary_data_size": len(raw)}
         tensors.append({"name": name, "datatype": datatype, "shape": [1], "parameters": size})
         tail += raw
@@ -125,8 +128,26 @@ def test_binary_columns_are_taken_only_as_the_full_way_takes_them(
     names: list[str], numbers: list[Any], text: Any, cut: int, who: Interface
 ) -> None:
     left = iter(numbers)
-    head, tail = _binary({name: text if name == "carrier" else next(left) for name in names}, cut)
-    assert_alike(head, tail, len(head), who)
+    values = {name: text if name == "carrier" else next(left) for name in names}
+    head, tail = _binary(values, cut)
+    taken = assert_alike(head, tail, len(head), who)
+    assert who.one_row is not None
+    named = who.one_row.raw(names, [d for d, _ in values.values()], [_raw(d, v, cut) for d, v in values.values()])
+    assert (named is not None) == taken
+    if named is not None:
+        found = who.one_row.binary(head, tail)
+        assert found is not None
+        assert named[1] == found[1]
+        np.testing.assert_array_equal(named[2], found[2])
+
+
+def test_columns_by_name_are_taken_only_with_a_datatype_of_their_kind() -> None:
+    assert STRICT.one_row is not None
+    names, raws = [*USUAL], [_raw(*value) for value in USUAL.values()]
+    assert STRICT.one_row.raw(names, ["FP64", "FP64", "FP64", "BYTES"], raws)
+    assert not STRICT.one_row.raw(names, ["FP64", "FP64", "BYTES", "BYTES"], raws)
+    assert not STRICT.one_row.raw(names, ["FP64", "FP64", "UINT9", "BYTES"], raws)
+    assert not STRICT.one_row.raw(["hour", "wind", "storm", "carrier"], ["FP64", "FP64", "FP64", "BYTES"], raws)
 
 
 @given(

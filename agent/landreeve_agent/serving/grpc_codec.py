@@ -25,6 +25,7 @@ CONTENTS = {
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
+_ONES = ((1,), (1, 1))
 _FLOATS = ("FP32", "FP64")
 _LITTLE = {name: np.dtype(kind).newbyteorder("<") for name, kind in DTYPES.items()}
 _ModelInferResponse = MESSAGES["ModelInferResponse"]
@@ -35,15 +36,24 @@ def decode(request: Any, interface: Interface) -> Infer:
     raws = request.raw_input_contents
     if raws and len(raws) != len(request.inputs):
         raise BadRequestError(f"raw_input_contents: {len(raws)} tensors for {len(request.inputs)} inputs")
-    inputs = [_input(tensor, raws[index] if raws else None) for index, tensor in enumerate(request.inputs)]
     message = Body(
-        inputs=inputs,
+        inputs=[],
         id=request.id or None,
         parameters=_parameters(request.parameters) if request.parameters else None,
         outputs=[WantedOutput(output.name) for output in request.outputs] or None,
     )
+    if raws and (usual := interface.one_row) is not None and _are_ones(request.inputs):
+        names, datatypes = [t.name for t in request.inputs], [t.datatype for t in request.inputs]
+        if (found := usual.raw(names, datatypes, raws)) is not None:
+            return oip.of_row(message, found, interface)
+    message.inputs = [_input(tensor, raws[index] if raws else None) for index, tensor in enumerate(request.inputs)]
     tail: Raw = raws[0] if len(raws) == 1 else b"".join(raws)
     return oip.read(message, tail, interface)
+
+
+def _are_ones(inputs: Iterable[Any]) -> bool:
+    """Whether each tensor is one element, and that only as raw bytes."""
+    return all(tuple(t.shape) in _ONES and not t.HasField("contents") for t in inputs)
 
 
 def _input(tensor: Any, raw: bytes | None) -> InputTensor:

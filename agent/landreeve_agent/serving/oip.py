@@ -19,6 +19,7 @@ from landreeve_agent.serving.columns import MATRIX, Raw, Values, binary_floats, 
 from landreeve_agent.serving.errors import BadRequestError, TooLargeError
 from landreeve_agent.serving.interface import Array, Interface
 from landreeve_agent.serving.messages import Body, Infer, InputTensor, Parameters
+from landreeve_agent.serving.onerow import Found
 from landreeve_agent.store.stamps import moment
 
 MAX_ROWS = 4096
@@ -63,11 +64,15 @@ def decode(body: Raw, json_bytes: int | None, interface: Interface) -> Infer:
     if (usual := interface.one_row) is not None:
         found = usual.json(head) if json_bytes is None else usual.binary(head, tail)
         if found is not None:
-            message, record, features = found
-            request = _begin(message, 1, interface)
-            request.records, request.features = [record], [features]
-            return request
+            return of_row(found[0], found, interface)
     return read(_parse(head), tail, interface)
+
+
+def of_row(message: Any, found: Found, interface: Interface) -> Infer:
+    """The request of a message whose one row has been read."""
+    request = _begin(message, 1, interface)
+    request.records, request.features = [found[1]], [found[2]]
+    return request
 
 
 def read(message: Body, tail: Raw, interface: Interface) -> Infer:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union
 import msgspec
 from landreeve_models.definition import check_value
 
-from landreeve_agent.serving.columns import CODES, MATRIX, Input
+from landreeve_agent.serving.columns import CODES, MATRIX, Input, Raw
 from landreeve_agent.serving.messages import Parameters, WantedOutput
 
 MOST_COLUMNS = 256  # each takes two types and a few kilobytes
@@ -63,6 +63,7 @@ class OneRow:
         json_types = [_json_type(at, column) for at, column in enumerate(columns)]
         binary_types = [_binary_type(at, column) for at, column in enumerate(columns)]
         self._at = {kind: at for kinds in (json_types, binary_types) for at, kind in enumerate(kinds)}
+        self._kinds = {column.name: kind for column, kind in zip(columns, binary_types, strict=True)}
         self._matrix: Any = None
         if all(column.name != MATRIX for column in columns):
             self._matrix = _matrix_type(len(columns))
@@ -79,7 +80,7 @@ class OneRow:
 
     # --- JSON
 
-    def json(self, body: bytes | memoryview) -> Found | None:
+    def json(self, body: Raw) -> Found | None:
         """The row in a body of JSON alone, when it is the usual kind."""
         try:
             message = self._json.decode(body)
@@ -140,7 +141,7 @@ class OneRow:
 
     # --- binary
 
-    def binary(self, head: bytes | memoryview, tail: bytes | memoryview) -> Found | None:
+    def binary(self, head: Raw, tail: Raw) -> Found | None:
         """The row in a message and its binary tensors, when it is the usual kind."""
         try:
             message = self._binary.decode(head)
@@ -152,12 +153,12 @@ class OneRow:
         kinds = tuple(map(type, inputs))
         datatypes = tuple([tensor.datatype for tensor in inputs])
         sizes = tuple([tensor.parameters.binary_data_size for tensor in inputs])
-        layout = self._layouts.get((kinds, datatypes, sizes))
-        if layout is None:
-            layout = self._learn_layout(kinds, datatypes, sizes)
-        if layout is None or layout.form.size != len(tail):
-            return None
-        return self._from_columns(message, layout, layout.form.unpack(tail))
+        return self._from_columns(message, kinds, datatypes, sizes, tail)
+
+    def raw(self, names: Sequence[str], datatypes: Sequence[str], raws: Sequence[bytes]) -> Found | None:
+        """The row of one-element columns that came by name with their bytes, as over gRPC; its message is None."""
+        kinds = tuple([self._kinds.get(name) for name in names])
+        return self._from_columns(None, kinds, tuple(datatypes), tuple(map(len, raws)), b"".join(raws))
 
     def _learn_layout(self, kinds: tuple[Any, ...], datatypes: Sequence[str], sizes: Sequence[int]) -> _Layout | None:
         order = self._places(kinds)
@@ -168,13 +169,18 @@ class OneRow:
         count = 0
         for datatype, size in zip(datatypes, sizes, strict=True):
             text = datatype == "BYTES"
-            if text and size < 4:
+            if size < 4 if text else datatype not in _NUMBERS:
                 return None
             codes += f"I{size - 4}s" if text else _NUMBERS[datatype]
             if not text and struct.calcsize("<" + _NUMBERS[datatype]) != size:
                 return None
             starts.append(count + text)  # of a text, its length stands before it
             count += 1 + text
+        if any(
+            place >= 0 and (datatypes[place] == "BYTES") == (column.column.kind == "number")
+            for place, column in zip(order, self._columns, strict=True)
+        ):
+            return None
         lengths = {at: sizes[order[at]] - 4 for at, _ in self._ranks if order[at] >= 0}
         places = [starts[place] if place >= 0 else -1 for place in order]
         layout = _Layout(struct.Struct("<" + codes), places, self._columns, lengths)
@@ -183,7 +189,15 @@ class OneRow:
         self._layouts[kinds, tuple(datatypes), tuple(sizes)] = layout
         return layout
 
-    def _from_columns(self, message: Any, layout: _Layout, raw: tuple[Any, ...]) -> Found | None:
+    def _from_columns(
+        self, message: Any, kinds: tuple[Any, ...], datatypes: tuple[str, ...], sizes: tuple[int, ...], tail: Raw
+    ) -> Found | None:
+        layout = self._layouts.get((kinds, datatypes, sizes))
+        if layout is None:
+            layout = self._learn_layout(kinds, datatypes, sizes)
+        if layout is None or layout.form.size != len(tail):
+            return None
+        raw = layout.form.unpack(tail)
         if layout.missing:
             raw = (*raw, None)
         values = [raw[place] for place in layout.places]
@@ -200,7 +214,7 @@ class OneRow:
             values[at] = None
         return self._found(message, values)
 
-    def _from_matrix(self, message: Any, tensor: Any, tail: bytes | memoryview) -> Found | None:
+    def _from_matrix(self, message: Any, tensor: Any, tail: Raw) -> Found | None:
         form = self._forms[tensor.datatype]
         if not form.size == tensor.parameters.binary_data_size == len(tail):
             return None
