@@ -6,9 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from landreeve_hub.audit import merkle
+from landreeve.audit import merkle
 from landreeve_hub.audit.entry import Act, Tampered, Verified
 from landreeve_hub.audit.log import AuditLog
 from landreeve_hub.store import tables
@@ -66,7 +64,7 @@ async def test_log_rewritten_as_a_whole_is_found_against_the_checkpoint(store: S
         await again.record(NOW, Act("eve", "rollout.pause", f"r-{number}"))
     answer = await again.verify()
     assert isinstance(answer, Tampered)
-    assert "rewritten after the checkpoint" in answer.sentence
+    assert "rewritten after the checkpoint of that size" in answer.sentence
 
 
 async def test_checkpoint_of_another_key_is_not_believed(store: Store, tmp_path: Path) -> None:
@@ -94,16 +92,6 @@ def test_tree_hash_is_that_of_rfc_6962() -> None:
     """Vectors of the Certificate Transparency reference implementation."""
     leaves = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
     hashed = [merkle.leaf_hash(bytes.fromhex(leaf)) for leaf in leaves]
-    assert merkle.root([]).hex() == hashlib.sha256(b"").hexdigest()
-    assert merkle.root(hashed[:1]).hex() == "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
-    assert merkle.root(hashed).hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
-
-
-@given(st.integers(1, 40), st.integers(0, 39), st.integers(0, 39))
-def test_inclusion_is_proven_for_the_leaf_alone(size: int, index: int, other: int) -> None:
-    leaves = [merkle.leaf_hash(bytes([n])) for n in range(size)]
-    index, other = index % size, other % size
-    proof = merkle.inclusion_proof(leaves, index)
-    assert merkle.includes(leaves[index], index, size, proof, merkle.root(leaves))
-    if other != index:
-        assert not merkle.includes(leaves[other], index, size, proof, merkle.root(leaves))
+    assert merkle.root(merkle.Memory(), 0).hex() == hashlib.sha256(b"").hexdigest()
+    assert merkle.Memory(hashed[:1]).root().hex() == "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
+    assert merkle.Memory(hashed).root().hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"

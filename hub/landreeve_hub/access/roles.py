@@ -31,6 +31,7 @@ class Permission(StrEnum):
     USERS = "users"
     TOKENS = "tokens"
     AUDIT = "audit"
+    ERASE = "erase"
     EMERGENCY = "emergency"
 
 
@@ -43,8 +44,8 @@ MATRIX: dict[Role, frozenset[Permission]] = {
     Role.OPERATOR: _BASE | {_P.STEER, _P.ROLL_BACK, _P.ENROL, _P.INCIDENTS},
     Role.ML_ENGINEER: _BASE | {_P.TRAIN, _P.PROPOSE, _P.STEER, _P.INCIDENTS},
     Role.APPROVER: _BASE | {_P.APPROVE, _P.ROLL_BACK, _P.INCIDENTS},
-    Role.SECURITY: _BASE | {_P.ROLL_BACK, _P.ENROL, _P.DEVICES, _P.INCIDENTS, _P.AUDIT},
-    Role.DPO: _BASE | {_P.AUDIT},
+    Role.SECURITY: _BASE | {_P.ROLL_BACK, _P.ENROL, _P.DEVICES, _P.INCIDENTS, _P.AUDIT, _P.ERASE},
+    Role.DPO: _BASE | {_P.AUDIT, _P.ERASE},
     Role.AUDITOR: _BASE | {_P.AUDIT},
     Role.ADMIN: _ALL,
 }

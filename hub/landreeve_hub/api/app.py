@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Permission
 from landreeve_hub.api import (
+    audit_routes,
     broker_routes,
     fleet_routes,
     identity_routes,
@@ -84,7 +85,7 @@ def build(services: Services) -> FastAPI:
     problems.install(app)
     oci_errors.install(app)
     asked = (people, fleet_routes, identity_routes, rate_routes, broker_routes)
-    for room in (*asked, release_routes, rollout_routes, record_routes):
+    for room in (*asked, release_routes, rollout_routes, record_routes, audit_routes):
         app.include_router(room.router(services), prefix=PREFIX)
     app.include_router(people.token_router(services), prefix=PREFIX)
     app.include_router(oci_routes.router(services), prefix=oci_routes.PREFIX)

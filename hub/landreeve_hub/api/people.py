@@ -103,7 +103,7 @@ def _persons(routes: APIRouter, services: Services) -> None:
 
         def add(connection: Connection) -> None:
             users.add(connection, asked.name, role, asked.password, now)
-            act = Act(person.name, "user.add", asked.name, data={"role": role.value})
+            act = Act(person.name, "user.add", asked.name, data={"role": role.value}, personal={"object": asked.name})
             services.audit.record_in(connection, now, act)
 
         await services.store.write(add)
@@ -129,7 +129,8 @@ def token_router(services: Services) -> APIRouter:
             raise Problem(403, f"{person.name} may only create tokens of their own.")
 
         def create(connection: Connection) -> str:
-            act = Act(person.name, "token.create", user, data={"name": asked.name, "scopes": asked.scopes})
+            data = {"name": asked.name, "scopes": asked.scopes}
+            act = Act(person.name, "token.create", user, data=data, personal={"object": user})
             services.audit.record_in(connection, now, act)
             return tokens.create(connection, user, asked.name, scopes=asked.scopes, days=asked.days, now=now)
 
@@ -163,7 +164,7 @@ async def _enter(services: Services, asked: SignIn, caller: str) -> str:
     if name is None:
         for key in keys:
             services.limiter.failed(key, time.monotonic())
-        await services.audit.record(services.clock(), Act(asked.user or "?", "session.open", caller, "denied"))
+        await services.audit.record(services.clock(), _denied(asked.user or "?", caller))
         raise Problem(401, "The code or the password is not right. A code works once and for 24 hours.")
     for key in keys:
         services.limiter.succeeded(key)
@@ -176,6 +177,11 @@ async def _known(services: Services, asked: SignIn) -> str | None:
         return await services.store.write(lambda c: setup.redeem_code(c, asked.code, now))
     fits = await services.store.read(lambda c: users.password_fits(c, asked.user, asked.password))
     return asked.user if fits else None
+
+
+def _denied(user: str, caller: str) -> Act:
+    """An address that tried is about a person too: about whom it named, else about itself."""
+    return Act(user, "session.open", caller, "denied", personal={"object": user if user != "?" else caller})
 
 
 def _caller(request: Request) -> str:

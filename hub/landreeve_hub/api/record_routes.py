@@ -1,9 +1,9 @@
-"""Incidents and the audit log."""
+"""Incidents."""
 
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from sqlalchemy import Connection, select
 
 from landreeve_hub.access.identity import Person
@@ -12,7 +12,7 @@ from landreeve_hub.api.body import read
 from landreeve_hub.api.guard import may
 from landreeve_hub.api.problems import Problem
 from landreeve_hub.api.services import Services
-from landreeve_hub.audit.entry import Act, Tampered
+from landreeve_hub.audit.entry import Act
 from landreeve_hub.incidents import incidents
 from landreeve_hub.store import tables
 
@@ -47,20 +47,6 @@ def router(services: Services) -> APIRouter:
         """It is over. An emergency approval is closed by its review: by someone else than who approved."""
         return await _move(services, "close", incident, person, (await read(request, Note)).note)
 
-    @routes.get("/audit")
-    async def audit(
-        _: Annotated[Person, may(Permission.AUDIT)], before: int = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
-    ) -> dict[str, Any]:
-        """The log, newest first; ``next`` is the cursor of the following page."""
-        found = await store.read(lambda c: _entries(c, before, limit))
-        return {"items": found, "next": found[-1]["seq"] if len(found) == limit else None}
-
-    @routes.get("/audit/verify")
-    async def verify(_: Annotated[Person, may(Permission.AUDIT)]) -> dict[str, Any]:
-        """Whether the log is as it was written."""
-        answer = await services.audit.verify()
-        return {"whole": not isinstance(answer, Tampered), **msgspec.to_builtins(answer)}
-
     return routes
 
 
@@ -86,10 +72,3 @@ def _check_review(connection: Connection, incident: str, person: Person) -> None
     row = connection.execute(select(tables.incidents).where(tables.incidents.c.id == incident)).first()
     if row is not None and row.kind == "emergency_review" and row.subject.get("approved_by") == person.name:
         raise Problem(403, f"{person.name} gave this emergency approval; someone else must review it.")
-
-
-def _entries(connection: Connection, before: int, limit: int) -> list[dict[str, Any]]:
-    query = select(tables.audit).order_by(tables.audit.c.seq.desc()).limit(limit)
-    if before:
-        query = query.where(tables.audit.c.seq < before)
-    return [dict(row) for row in connection.execute(query).mappings()]

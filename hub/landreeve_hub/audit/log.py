@@ -1,103 +1,157 @@
 """The hub's audit log: appended in the transaction of what it records, sealed by signed checkpoints."""
 
+import logging
 import os
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, insert, select
+from landreeve.audit import keys, ledger, note
+from landreeve.audit.note import BadNoteError, Checkpoint
+from landreeve.blobs.durable import write_durably
+from sqlalchemy import Connection, select, text
 
-from landreeve_hub.audit.entry import GENESIS, Act, Checkpoint, Entry, Tampered, Verified, root_of, sealed, verify
+from landreeve_hub.audit.entry import Act, Entry, Tampered, Verified, with_person
+from landreeve_hub.audit.shelf import HubShelf
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from landreeve_hub.store.moment import rfc3339
+
+log = logging.getLogger(__name__)
+ORIGIN = "landreeve-hub/audit"
+
+
+class _Legacy(msgspec.Struct, frozen=True):
+    """A checkpoint as version 0.1 first wrote it."""
+
+    size: int
+    root: str
+    at: str
+    signature: str
+
+    def signed(self) -> bytes:
+        return f"landreeve-hub/audit\n{self.size}\n{self.root}\n{self.at}\n".encode()
 
 
 class AuditLog:
     """Append with `record` (or `record_in` inside a transaction), seal with `checkpoint`, check with `verify`.
 
     The signing key is ``keys/audit.pem`` and the newest checkpoint ``keys/audit.checkpoint``: both lie outside
-    the database, so someone who can write the tables alone cannot hide it.
+    the database, so someone who can write the tables alone cannot hide it. `fault` is what
+    the last sealing found wrong.
     """
 
-    def __init__(self, store: Store, keys: Path) -> None:
+    def __init__(self, store: Store, folder: Path, origin: str = ORIGIN) -> None:
         self._store = store
-        self._key = _load_key(keys / "audit.pem")
-        self._path = keys / "audit.checkpoint"
+        self.keys = keys.load(folder, origin)
+        self._path = folder / "audit.checkpoint"
+        self.fault: Tampered | None = None
 
     def record_in(self, connection: Connection, now: datetime, act: Act) -> Entry:
         """Append within the caller's transaction: the effect and its record are kept or lost together."""
-        last = connection.execute(
-            select(tables.audit.c.seq, tables.audit.c.hash).order_by(tables.audit.c.seq.desc()).limit(1)
-        ).first()
-        # What JSON cannot hold as itself becomes what JSON reads back, or the hash would not hold.
-        plain = msgspec.json.decode(msgspec.json.encode(act.data))
-        seq, prev = (last.seq + 1, last.hash) if last else (1, GENESIS)
-        entry = sealed(Entry(seq, rfc3339(now), act.actor, act.action, act.object, act.decision, plain, prev))
-        connection.execute(insert(tables.audit).values(msgspec.to_builtins(entry)))
-        return entry
+        return ledger.append(HubShelf(connection), rfc3339(now), with_person(act), os.urandom)
 
     async def record(self, now: datetime, act: Act) -> Entry:
         """Append in a transaction of its own."""
         return await self._store.write(lambda c: self.record_in(c, now, act))
 
     async def checkpoint(self, now: datetime) -> Checkpoint | None:
-        """Sign the log as it stands, unless nothing came since; refuses to seal a log that does not verify."""
-        entries = await self._store.read(_entries)
-        newest = self.newest_checkpoint()
-        if not entries or (newest and newest.size == len(entries)):
-            return newest
-        if isinstance(verify(entries, newest), Tampered):
-            return newest
-        bare = Checkpoint(len(entries), root_of(entries), rfc3339(now))
-        signed = msgspec.structs.replace(bare, signature=self._key.sign(bare.note()).hex())
-        _replace(self._path, msgspec.json.encode(signed))
-        return signed
-
-    def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest signed checkpoint, or None before the first."""
-        if not self._path.exists():
-            return None
-        return msgspec.json.decode(self._path.read_bytes(), type=Checkpoint)
-
-    async def verify(self) -> Verified | Tampered:
-        """Whether the log is whole: chain, numbering, and the signed checkpoint."""
+        """Sign the log as it stands, unless nothing came since; refuses to seal a log that did not grow from the last
+        checkpoint. O(new + log n)."""
         try:
             newest = self.newest_checkpoint()
-            if newest:
-                self._key.public_key().verify(bytes.fromhex(newest.signature), newest.note())
-        except (InvalidSignature, msgspec.DecodeError, ValueError):
-            return Tampered(0, f"the checkpoint {self._path.name} does not carry this hub's signature.")
-        return verify(await self._store.read(_entries), newest)
+        except BadNoteError as error:
+            self.fault = Tampered(0, str(error))
+            return None
+        made = await self._store.write(lambda c: self._seal(HubShelf(c), newest, now))
+        if isinstance(made, Tampered):
+            log.error("the audit log is not sealed: %s", made.sentence)
+            self.fault = made
+            return newest
+        self.fault = None
+        if made:
+            write_durably(self._path, made.encode(), 0o600)
+        return self.newest_checkpoint()
 
+    def _seal(self, shelf: HubShelf, newest: Checkpoint | None, now: datetime) -> str | Tampered:
+        kept = self._kept(shelf)
+        if kept and (newest is None or kept.size > newest.size):
+            newest = kept  # a kill came between the commit and the file
+        size, _ = shelf.last()
+        if newest and newest.size == size and newest.origin == self.keys.origin:
+            return shelf.newest()
+        if fault := ledger.growth(shelf, newest):
+            return fault
+        if size == 0:
+            return ""
+        made = ledger.head(shelf, self.keys.origin).text()
+        whole = note.Note(made, (note.sign(made, self.keys.origin, self.keys.log),)).whole()
+        if kept is None or kept.size < size:
+            shelf.add_note(size, rfc3339(now), whole)
+        return whole
 
-def _entries(connection: Connection) -> list[Entry]:
-    rows = connection.execute(select(tables.audit).order_by(tables.audit.c.seq)).mappings()
-    return [Entry(**row) for row in rows]
+    def _kept(self, shelf: HubShelf) -> Checkpoint | None:
+        found = shelf.newest()
+        if not found or not note.signed_by(note.parse_note(found), self.keys.key):
+            return None
+        return note.parse_checkpoint(note.parse_note(found).text)
 
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The newest signed checkpoint of the file, or None before the first; `BadNoteError` when its signature is not
+        this log's."""
+        if not self._path.exists():
+            return None
+        data = self._path.read_bytes()
+        if data.startswith(b"{"):
+            return self._legacy(data)
+        found = note.parse_note(data.decode("utf-8", "replace"))
+        if not note.signed_by(found, self.keys.key):
+            raise BadNoteError(f"the checkpoint {self._path.name} does not carry this hub's signature.")
+        return note.parse_checkpoint(found.text)
 
-def _load_key(path: Path) -> Ed25519PrivateKey:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        made = Ed25519PrivateKey.generate().private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        _replace(path, made)
-    key = serialization.load_pem_private_key(path.read_bytes(), None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise TypeError(f"{path}: the audit key must be ed25519; move the file away to have a new one made")
-    return key
+    def _legacy(self, data: bytes) -> Checkpoint:
+        try:
+            old = msgspec.json.decode(data, type=_Legacy)
+            self.keys.log.public_key().verify(bytes.fromhex(old.signature), old.signed())
+            return Checkpoint("landreeve-hub/audit", old.size, bytes.fromhex(old.root))
+        except (InvalidSignature, msgspec.DecodeError, ValueError) as error:
+            raise BadNoteError(f"the checkpoint {self._path.name} does not carry this hub's signature.") from error
 
+    async def verify(self) -> Verified | Tampered:
+        """Whether the log is whole: chain, numbering, tree, and every signed checkpoint. Reads all of it."""
+        try:
+            newest = self.newest_checkpoint()
+        except BadNoteError as error:
+            return Tampered(0, str(error))
+        return await self._store.read(lambda c: ledger.verify(HubShelf(c), newest, self.keys.key))
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write whole or not at all, readable by the owner alone."""
-    temporary = path.with_suffix(path.suffix + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    async def listed(self, before: int, limit: int) -> list[Entry]:
+        """Entries below ``before`` (0: from the newest), newest first, with what is personal in them readable."""
+
+        def read(connection: Connection) -> list[Entry]:
+            query = select(tables.audit).order_by(tables.audit.c.seq.desc()).limit(limit)
+            if before:
+                query = query.where(tables.audit.c.seq < before)
+            found = [Entry(**row) for row in connection.execute(query).mappings()]
+            return ledger.revealed(HubShelf(connection), found)
+
+        return await self._store.read(read)
+
+    def erase_in(self, connection: Connection, now: datetime, name: str, by: str) -> dict[str, int | str]:
+        """Destroy the key of whom entries are about; the log still verifies. LookupError when nobody of that name is.
+
+        ``plain`` counts entries of before commitments, which name the person for ever: a chain cannot forget them.
+        """
+        shelf = HubShelf(connection)
+        subject = shelf.subject(name)
+        if subject is None:
+            raise LookupError(f"no entry of the audit log is about {name[:80]!r}")
+        counted = text("SELECT count(DISTINCT seq) FROM audit_private WHERE subject = :id")
+        plain = text("SELECT count(*) FROM audit WHERE format = 0 AND (actor = :name OR object = :name)")
+        entries = connection.execute(counted, {"id": subject.id}).scalar_one()
+        left = connection.execute(plain, {"name": name}).scalar_one()
+        shelf.erase(subject.id, rfc3339(now))
+        data = {"entries": entries, "plain": left}
+        self.record_in(connection, now, Act(by, "audit.erase", subject.id, data=data))
+        return {"subject": subject.id, "entries": entries, "plain": left}
