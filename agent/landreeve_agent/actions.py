@@ -71,7 +71,8 @@ class Actions:
     async def audit(self, actor: str, action: str, subject: str, data: Mapping[str, Any]) -> None:
         """Into the site's log and on its way to the hub."""
         now = self.clock()
-        body = Audit(actor=actor, action=action, object=subject, decision="allowed", data=dict(data))
+        decision = "denied" if action.endswith(".refuse") else "allowed"
+        body = Audit(actor=actor, action=action, object=subject, decision=decision, data=dict(data))
         line = Event(name="audit", subject=subject, cause=action, sentence=_told(actor, action, subject))
 
         def write(tables: Tables) -> None:
@@ -125,6 +126,8 @@ class Actions:
 
 _SENTENCES = {
     "session.open": "Somebody signed in to the console with a one-time code.",
+    "session.refuse": "A wrong or expired code was tried at the console.",
+    "session.close": "Somebody signed out of the console.",
     "code.make": "A one-time code for the console was made.",
     "model.define": "The definition of {subject} was added.",
     "training.start": "A training of {subject} was asked for on this box.",

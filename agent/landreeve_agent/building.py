@@ -18,9 +18,12 @@ from landreeve.wire.plans import BoxFacts, class_of
 from landreeve_models.definition import BadDefinitionError, load_definition
 
 from landreeve_agent.actions import Actions
+from landreeve_agent.audit.log import SiteLog
+from landreeve_agent.audit.witness import Mutual
 from landreeve_agent.config import AgentSettings, StateFolder
 from landreeve_agent.console.access import Codes, Sessions, doors, ensure_tokens, write_private
 from landreeve_agent.console.api import LocalApi
+from landreeve_agent.console.audit_api import AuditApi
 from landreeve_agent.console.server import ConsoleServer, build, listen
 from landreeve_agent.console.status import StatusSource, UpdateView, read_active
 from landreeve_agent.console.verdict import Finding
@@ -104,6 +107,8 @@ class House:
         settings, state = self.settings, self.state
         self.meter = Meter()
         self.outbox = Outbox(self.database, max_bytes=int(settings.link.outbox_mb * 1e6))
+        self.audit = SiteLog(self.database, self.outbox, state.root / "keys", self.clock)
+        self.mutual = Mutual(self.audit, self.outbox, self.clock, lambda: self.membership.identity is not None)
         self.rooms = Rooms(self._room_failed)
         self.definitions = Definitions(state.definitions)
         self.blobs = BlobStore(state.blobs)
@@ -124,6 +129,7 @@ class House:
             status=lambda: self.source.latest, on_command=self._on_command, on_desired=self._on_desired,
             on_joined=lambda: self._start(self._be_born()), meter=self.meter,
             on_event=lambda event: self._start(self.reporter.event(event, self.clock())),
+            on_witness=self.mutual.on_witness,
         )  # fmt: skip
         self._look_for_hub()
         self.hardware = self._make_hardware()
@@ -211,6 +217,7 @@ class House:
             hardware=self.hardware.document, train=self.actions.train, roll_back=self.actions.roll_back,
             audit=self.actions.audit, max_rows=self.settings.intake.max_rows,
             session_s=settings.session_hours * 3600, now=self.clock,
+            audits=AuditApi(self.audit, self.mutual, self.state.run),
         )  # fmt: skip
         allowed = doors(settings.host, settings.hosts)
         app, stop = build(api, allowed, tokens, sessions, agent_version(), inference=self.inference.door)
@@ -258,6 +265,7 @@ class House:
         for room in self.doors.rooms(self.inference, self.state):
             self.rooms.keep(room.name, room.run)
         self._schedule()
+        await self.audit.note_settings(settings)
         self._start(self._be_born())
         self.rooms.keep("link", self.membership.run)
 
@@ -289,6 +297,7 @@ class House:
     def _schedule(self) -> None:
         settings = self.settings
         self.schedule.every("metrics", settings.telemetry.interval_s, lambda: self.reporter.metrics(self.clock()))
+        self.schedule.every("audit", settings.audit.checkpoint_s, self.mutual.tell)
         if not self.problem:  # with settings nobody meant, nothing is deleted and nothing is trained
             keep = Retention(self.database, settings.intake.keep_days)
             self.schedule.every("retention", settings.schedule.retention_s, lambda: keep.run(self.clock()))
@@ -306,6 +315,7 @@ class House:
 
     async def _be_born(self) -> None:
         """Tell the hub who we are, as soon as the hardware is known: a matter of seconds."""
+        await self.mutual.tell()
         await self.reporter.birth(
             self.clock(), agent=agent_version(), site=self.site, hardware=await self.hardware.document(),
             certificate_expires=self.membership.certificate_expires(), labels=self.settings.site.labels,
@@ -373,6 +383,7 @@ class House:
             )
         doubts = (*self.moved, *self.doors.problems, *self.hardware.problems, self.inference.door.problem)
         found += [Finding("warning", text, "/") for text in doubts if text]
+        found += [Finding("error", text, "/") for text in self.mutual.doubts()]
         found += [
             Finding("error", f"definition {name}: {why}", "/models") for name, why in self.definitions.problems.items()
         ]

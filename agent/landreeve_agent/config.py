@@ -165,6 +165,12 @@ class BatchSettings(msgspec.Struct, frozen=True):
     keep_days: Annotated[float, Meta(ge=0, le=3650, description="days files are kept after they were answered")] = 14.0
 
 
+class AuditSettings(msgspec.Struct, frozen=True):
+    checkpoint_s: Annotated[
+        float, Meta(ge=0.5, le=86_400, description="seconds between two checkpoints of the audit log, sent to the hub")
+    ] = 3600.0
+
+
 class AgentSettings(msgspec.Struct, frozen=True):
     """Everything that can be set on a box."""
 
@@ -183,6 +189,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     grpc: GrpcSettings = GrpcSettings()
     mqtt_inference: MqttInferenceSettings = MqttInferenceSettings()
     batch: BatchSettings = BatchSettings()
+    audit: AuditSettings = AuditSettings()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from landreeve.blobs.store import BlobStore
 from landreeve.trust import certs
 from landreeve.trust.verdict import Believed, Rejected
-from landreeve.wire.messages import Command, DeviceState, Event, ModelState, SignedDesired, Want
+from landreeve.wire.messages import Command, DeviceState, Event, ModelState, SignedDesired, Want, Witness
 
 from landreeve_agent.config import LinkSettings, StateFolder
 from landreeve_agent.console.status import AgentStatus, HubView, ModelView
@@ -63,6 +63,7 @@ class Membership:
     on_joined: Callable[[], None]
     on_event: Callable[[Event], None] = lambda _event: None
     meter: Meter = field(default_factory=Meter)
+    on_witness: Callable[[Witness], Awaitable[None]] | None = None
     _joined: _Joined | None = None
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -150,7 +151,7 @@ class Membership:
         # TUF takes 11 MB with its cryptography: a box that works alone does without.
         from landreeve.trust.verify import DesiredVerifier
 
-        handlers = Handlers(self.on_desired, self.on_command, self._on_want)
+        handlers = Handlers(self.on_desired, self.on_command, self._on_want, self.on_witness)
         session = Session(
             identity,
             self.state.root / "keys",

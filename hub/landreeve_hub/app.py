@@ -27,6 +27,7 @@ from landreeve_hub.errors import AlreadyRunningError, HubError, OperatorError
 from landreeve_hub.fleet.authority import AuthorityError
 from landreeve_hub.fleet.enrolment import Rules
 from landreeve_hub.fleet.enrolment_api import Desk, FleetFacts, router
+from landreeve_hub.incidents.rules import broken_log
 from landreeve_hub.process import Port, Ports, Tls, WebServer, only_one, show_anew, web_server
 from landreeve_hub.rooms import Builder, Rooms, bracketed, make_keys, reachable
 from landreeve_hub.signing import roots
@@ -215,6 +216,9 @@ class Hub:
 
         async def seal(now: datetime) -> None:
             await rooms.audit.checkpoint(now)
+            if fault := rooms.audit.fault:
+                incident = broken_log(fault.sentence)
+                await rooms.store.write(lambda c: rooms.services.incidents.open_in(c, now, incident))
 
         async def admit(_now: datetime) -> None:
             await rooms.identities.warden.admit()
@@ -232,7 +236,7 @@ class Hub:
             self._every(pace.rollout_s, rooms.runner.tick, self._wake),
             self._every(pace.learning_s, rooms.learning.tick),
             self._every(HOUR_S, refresh),
-            self._every(HOUR_S, seal),
+            self._every(pace.checkpoint_s, seal),
             self._every(HOUR_S, tidy),
             self._every(GUESTS_S, admit),
             self._every(HOUR_S, relist),

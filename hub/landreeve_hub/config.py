@@ -76,6 +76,9 @@ class Pace(msgspec.Struct, frozen=True):
 
     rollout_s: Annotated[float, Meta(ge=0.05, le=60, description="seconds between two looks at running rollouts")] = 1.0
     learning_s: Annotated[float, Meta(ge=0.05, le=600, description="seconds between two looks for retraining")] = 2.0
+    checkpoint_s: Annotated[
+        float, Meta(ge=0.5, le=86_400, description="seconds between two checkpoints of the audit log")
+    ] = 3600.0
 
 
 class KeepSettings(msgspec.Struct, frozen=True):

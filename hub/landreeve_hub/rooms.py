@@ -11,7 +11,19 @@ from fastapi import FastAPI
 from landreeve.blobs.store import BlobStore
 from landreeve.wire.codec import Block
 from landreeve.wire.ids import check_id
-from landreeve.wire.messages import Audit, Body, Candidate, DriftReport, Event, Fact, PlanReport, UpdateReport, Want
+from landreeve.wire.messages import (
+    Audit,
+    AuditHead,
+    Body,
+    Candidate,
+    Cosigned,
+    DriftReport,
+    Event,
+    Fact,
+    PlanReport,
+    UpdateReport,
+    Want,
+)
 from sqlalchemy import Connection
 
 from landreeve_hub.api import app as api
@@ -19,6 +31,7 @@ from landreeve_hub.api.changes import Changes
 from landreeve_hub.api.services import Services
 from landreeve_hub.audit.entry import Act
 from landreeve_hub.audit.log import AuditLog
+from landreeve_hub.audit.witnesses import Witnesses
 from landreeve_hub.broker.child import Broker, find_program
 from landreeve_hub.broker.place import broker_place
 from landreeve_hub.broker.plan import HUB_NAME, PROBES, BrokerPlan
@@ -135,7 +148,8 @@ class Builder:
         rate = settings.limits.facts_per_s or None
         known = partial(_authorities, authority)
         publisher = Publisher(store, Director(folder.root), targets, speech.publish, self._clock, rate, known)
-        audit, incidents = AuditLog(store, folder.keys), Incidents()
+        audit, incidents = AuditLog(store, folder.keys, f"landreeve-hub/{settings.fleet}"), Incidents()
+        witnesses = Witnesses(store, audit, incidents, settings.fleet, speech.publish, clock=self._clock)
         warden = Warden(store, authority, broker, address, settings.fleet, line.publish, self._clock)
         identities = Identities(store, authority, warden, publisher, audit, self._clock, say)
         runner = RolloutRunner(store, publisher, incidents, audit, say)
@@ -146,11 +160,11 @@ class Builder:
         receiver = Receiver(
             store,
             settings.fleet,
-            self._appliers(audit, learning, IncidentWatch(incidents, self._clock)),
+            self._appliers(audit, learning, IncidentWatch(incidents, self._clock), witnesses),
             line.publish,
             self._clock,
             blocks=_Traffic(blocks, uploads),
-            listeners=[speech.heard, self._listener()],
+            listeners=[speech.heard, self._listener(), _answering(witnesses)],
         )
         self_test = self._self_test(authority, address, line, receiver, store, incidents)
         services = Services(
@@ -159,6 +173,7 @@ class Builder:
             runner=runner,
             incidents=incidents,
             audit=audit,
+            witnesses=witnesses,
             commands=commands,
             delivery=Delivery(store),
             identities=identities,
@@ -228,17 +243,21 @@ class Builder:
             return reachable(self._settings.broker.bind), broker.port
         return broker_place(self._settings.broker.url)
 
-    def _appliers(self, audit: AuditLog, learning: Learning, watch: IncidentWatch) -> dict[type[Body], Applier]:
+    def _appliers(
+        self, audit: AuditLog, learning: Learning, watch: IncidentWatch, witnesses: Witnesses
+    ) -> dict[type[Body], Applier]:
         def record(connection: Connection, device: str, fact: Fact) -> None:
             if isinstance(fact.body, Audit):
                 body = fact.body
-                data = {**body.data, "at": fact.at}
+                data = {**body.data, "at": fact.at, **({"site_seq": body.seq, "leaf": body.leaf} if body.seq else {})}
                 act = Act(f"site:{device}:{body.actor}", body.action, body.object, body.decision, data)
                 audit.record_in(connection, self._clock(), act)
 
         chains: dict[type[Body], list[Applier]] = {kind: [one] for kind, one in standard_appliers(record).items()}
         chains[Event].append(learning.apply)
         chains[Candidate] = [learning.apply]
+        chains[AuditHead] = [witnesses.apply_head]
+        chains[Cosigned] = [witnesses.apply_line]
         return {kind: _chain([*chain, watch.apply]) for kind, chain in chains.items()}
 
     def _listener(self) -> Callable[[Outcome], None]:
@@ -265,6 +284,17 @@ class Builder:
 def _authorities(authority: Authority) -> tuple[str, ...]:
     """Whom devices are told to trust: nobody in particular in a fleet that never rolled its authority."""
     return authorities(authority.trusted_pem) if authority.rolled else ()
+
+
+def _answering(witnesses: Witnesses) -> Callable[[Outcome], None]:
+    """Answers devices whose checkpoints a batch brought, the newest of each."""
+
+    def answer(outcome: Outcome) -> None:
+        heads = {device: fact.body for device, fact in outcome.accepted if isinstance(fact.body, AuditHead)}
+        for device, head in heads.items():
+            witnesses.answer(device, head)
+
+    return answer
 
 
 class _Traffic:

@@ -22,6 +22,7 @@ from landreeve_hub.api.app import build
 from landreeve_hub.api.guard import undeclared
 from landreeve_hub.api.services import Services
 from landreeve_hub.audit.log import AuditLog
+from landreeve_hub.audit.witnesses import Witnesses
 from landreeve_hub.desired.publish import Publisher
 from landreeve_hub.exchange.archive import read_archive, write_archive
 from landreeve_hub.fleet.authority import Authority
@@ -63,6 +64,7 @@ class Hub:
             runner=self.runner,
             incidents=Incidents(),
             audit=self.audit,
+            witnesses=Witnesses(self.store, self.audit, Incidents(), "demo", self.send, clock=self.clock),
             commands=Commands(self.store, "demo", self.send),
             delivery=NoDelivery(),
             identities=self.identities(state, publisher),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landreeve_agent.commands import box, data, hardware, infer, models, plans, settings
+from landreeve_agent.commands import audit, box, data, hardware, infer, models, plans, settings
 
 app = typer.Typer(
     help="Landreeve on this box: runs, watches, trains and updates the models of one site.",
@@ -42,3 +42,4 @@ data.install(app)
 infer.install(app)
 plans.install(app)
 settings.install(app)
+audit.install(app)

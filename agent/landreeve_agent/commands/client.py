@@ -34,7 +34,15 @@ class LocalClient:
         """POST a document."""
         return self._call("POST", path, body)
 
+    def get_bytes(self, path: str) -> bytes:
+        """GET a file."""
+        return self._fetch("GET", path, None)
+
     def _call(self, method: str, path: str, body: Any) -> Any:
+        data = self._fetch(method, path, body)
+        return json.loads(data) if data else None
+
+    def _fetch(self, method: str, path: str, body: Any) -> bytes:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=TIMEOUT_S)
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         try:
@@ -49,7 +57,7 @@ class LocalClient:
             connection.close()
         if answer.status >= 400:
             _refused(answer.status, data)
-        return json.loads(data) if data else None
+        return data
 
 
 def connect(state: StateFolder) -> LocalClient:

@@ -14,6 +14,7 @@ from landreeve_models.definition import BadDefinitionError, Definition, check_de
 
 from landreeve_agent.console import reading
 from landreeve_agent.console.access import COOKIE, Actor, Codes, Scope, Sessions, TooManyTries
+from landreeve_agent.console.audit_api import AuditApi
 from landreeve_agent.console.guard import cookie_of
 from landreeve_agent.console.problems import Problem, problem_response
 from landreeve_agent.console.status import ModelView, StatusSource
@@ -103,6 +104,7 @@ class LocalApi:
     audit: AuditTrail
     max_rows: int
     session_s: float
+    audits: AuditApi | None = None
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
@@ -113,7 +115,8 @@ class LocalApi:
 
     def _router(self) -> APIRouter:
         router = APIRouter(prefix="/api/v1")
-        for rule, method, path, handler, summary in self._routes():
+        audits = self.audits.routes() if self.audits else ()
+        for rule, method, path, handler, summary in (*self._routes(), *((Rule.FULL, *route) for route in audits)):
             admit = [Depends(_admit(rule))]
             router.add_api_route(
                 path, handler, methods=[method], summary=summary, response_model=None, dependencies=admit
@@ -149,6 +152,7 @@ class LocalApi:
             wait = {"Retry-After": f"{answer.retry_after_s:.0f}"}
             raise Problem(429, "Too many tries", "Wait half a minute before the next try.", headers=wait)
         if not answer:
+            await self.audit("console", "session.refuse", "console", {})
             raise Problem(401, "Wrong code", "This code is wrong, used or expired. A fresh one: landreeve code")
         response = _json({"signed_in": True}, 201)
         response.set_cookie(
@@ -161,6 +165,7 @@ class LocalApi:
         secret = cookie_of(request.headers.get("cookie", ""))
         if secret:
             self.sessions.close(secret)
+            await self.audit("console", "session.close", "console", {})
         response = Response(status_code=204)
         response.delete_cookie(COOKIE, path="/")
         return response

@@ -7,16 +7,19 @@ broker's PUBACK means nothing here (measured with kill -9: deleting on PUBACK lo
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from landreeve.wire.codec import decode, encode
 from landreeve.wire.messages import (
     AnyBody,
     Audit,
+    AuditHead,
     Birth,
     Candidate,
+    Cosigned,
     DriftReport,
     Event,
     Fact,
@@ -51,7 +54,10 @@ _CHANNELS: dict[type[AnyBody], Up] = {
     PlanReport: Up.EVENT,
     Audit: Up.AUDIT,
     LogLines: Up.LOG,
+    AuditHead: Up.AUDIT,
+    Cosigned: Up.AUDIT,
 }
+Enter = Callable[[SqliteDatabase, Any, datetime], AnyBody]
 _CHANNEL_OF_KIND = {str(body.__struct_config__.tag): channel for body, channel in _CHANNELS.items()}
 
 
@@ -90,7 +96,13 @@ class Outbox:
         self._max_bytes = max_bytes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._born = False
+        self._entered: dict[type[AnyBody], Enter] = {}
         database.after_commit(self._committed)
+
+    def enter(self, kind: type[AnyBody], entered: Enter) -> None:
+        """From now on each fact of that kind passes through ``entered`` in the write that makes it: what it answers is
+        what leaves. That is how the site's own audit log never misses what the hub is told."""
+        self._entered[kind] = entered
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on `wake` is set in this loop whenever new facts are on the disk."""
@@ -98,6 +110,8 @@ class Outbox:
 
     def enqueue(self, db: SqliteDatabase, body: AnyBody, now: datetime) -> int:
         """Adds a fact inside a write and returns its number; it exists exactly if that write commits."""
+        if entered := self._entered.get(type(body)):
+            body = entered(db, body, now)
         epoch, seq = _epoch(db, now), _next_seq(db)
         _insert(db, Fact(epoch=epoch, seq=seq, at=stamp(now), body=body))
         self._born = True

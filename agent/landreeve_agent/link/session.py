@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 from landreeve.wire.codec import READS, BadMessageError, Block, decode, decode_block, encode, readable
-from landreeve.wire.messages import Ack, Command, DeviceState, SignedDesired, Want
+from landreeve.wire.messages import Ack, Command, DeviceState, SignedDesired, Want, Witness
 from landreeve.wire.topics import (
     BadTopicError,
     Down,
@@ -83,6 +83,7 @@ class Handlers:
     on_desired: Callable[[SignedDesired], Awaitable[None]]
     on_command: Callable[[Command], Awaitable[None]]
     on_want: Callable[[str, Want], None]
+    on_witness: Callable[[Witness], Awaitable[None]] | None = None
 
 
 @dataclass(slots=True)
@@ -278,7 +279,7 @@ class Session:
         match channel:
             case Down.ACK:
                 self._acks.put_nowait(message)
-            case Down.DESIRED | Down.COMMAND:
+            case Down.DESIRED | Down.COMMAND | Down.WITNESS:
                 self._orders.put_nowait(message)
             case Down.BLOCKS:
                 self._take_block(decode_block(message.payload))
@@ -357,6 +358,9 @@ class Session:
             return
         if message.topic == self._down(Down.DESIRED):
             await self._handlers.on_desired(decode(message.payload, SignedDesired))
+        elif message.topic == self._down(Down.WITNESS):
+            if self._handlers.on_witness is not None:
+                await self._handlers.on_witness(decode(message.payload, Witness))
         else:
             await self._handlers.on_command(decode(message.payload, Command))
         message.done()

@@ -135,3 +135,42 @@ def plans(db: SqliteDatabase) -> None:
     """What preflight tried for each release, and which plan won."""
     for statement in _PLANS:
         db.conn.execute(statement)
+
+
+_AUDIT = (
+    # Rows of the log are numbered by the log itself; what is personal lies beside, sealed (`landreeve.audit`).
+    (
+        "CREATE TABLE audit (seq INTEGER PRIMARY KEY, at TEXT NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL, "
+        "object TEXT NOT NULL, decision TEXT NOT NULL, data TEXT NOT NULL, prev TEXT NOT NULL, hash TEXT NOT NULL, "
+        "format INTEGER NOT NULL) STRICT"
+    ),
+    (
+        "CREATE TABLE audit_nodes (level INTEGER NOT NULL, n INTEGER NOT NULL, hash BLOB NOT NULL, "
+        "PRIMARY KEY (level, n)) STRICT, WITHOUT ROWID"
+    ),
+    (
+        "CREATE TABLE audit_private (seq INTEGER NOT NULL, member TEXT NOT NULL, subject TEXT NOT NULL, "
+        "box BLOB NOT NULL, PRIMARY KEY (seq, member)) STRICT"
+    ),
+    (
+        "CREATE TABLE audit_subjects (id TEXT PRIMARY KEY, name TEXT NOT NULL, key TEXT NOT NULL, "
+        "created TEXT NOT NULL, erased TEXT NOT NULL) STRICT"
+    ),
+    "CREATE TABLE audit_checkpoints (size INTEGER PRIMARY KEY, at TEXT NOT NULL, note TEXT NOT NULL) STRICT",
+    (
+        "CREATE TABLE audit_cosignatures (size INTEGER NOT NULL, witness TEXT NOT NULL, key TEXT NOT NULL, "
+        "line TEXT NOT NULL, at TEXT NOT NULL, PRIMARY KEY (size, witness)) STRICT"
+    ),
+    "CREATE INDEX audit_cosignatures_witness ON audit_cosignatures (witness, size)",
+    (
+        "CREATE TABLE audit_witnessed (log TEXT PRIMARY KEY, key TEXT NOT NULL, note TEXT NOT NULL, at TEXT NOT NULL, "
+        "epoch INTEGER NOT NULL, seq INTEGER NOT NULL, refused TEXT NOT NULL, evidence TEXT NOT NULL) STRICT"
+    ),
+)
+
+
+@migrations()
+def audit(db: SqliteDatabase) -> None:
+    """The site's own audit log, and the hub's as it was witnessed."""
+    for statement in _AUDIT:
+        db.conn.execute(statement)

@@ -11,7 +11,7 @@ MAX_INTEGER = 2**53 - 1
 def canonical(value: Any) -> bytes:
     """The bytes of a JSON value: members sorted by UTF-16 code units, numbers as ECMAScript writes them.
 
-    Integers beyond ±(2⁵³ - 1), which JSON readers disagree on, and NaN are ValueError: see `plain`.
+    Numbers are doubles: `plain` keeps larger integers as text. NaN and what is no number are ValueError.
 
     >>> canonical({"b": 1.0, "a": [1e-7, 1e21, 0.5, "é"]}).decode()
     '{"a":[1e-7,1e+21,0.5,"é"],"b":1}'
@@ -55,9 +55,12 @@ def _text(value: Any) -> str:
 def _number(value: float) -> str:
     """ECMA-262 Number::toString; Python's repr has the same shortest digits, in another shape."""
     if isinstance(value, int):
-        if abs(value) > MAX_INTEGER:
-            raise ValueError(f"{value} is beyond what JSON numbers hold exactly")
-        return str(value)
+        if abs(value) <= MAX_INTEGER:
+            return str(value)
+        try:
+            value = float(value)  # what a reader made of a float without a fraction; the RFC knows doubles alone
+        except OverflowError:
+            raise ValueError("an integer beyond what JSON numbers hold") from None
     if not math.isfinite(value):
         raise ValueError(f"{value} is no JSON number")
     if value == 0:

@@ -12,7 +12,7 @@ import msgspec
 from landreeve.audit import personal
 from landreeve.audit.canonical import plain
 from landreeve.audit.ledger import member_of
-from landreeve.audit.note import Key
+from landreeve.audit.note import Key, parse_key
 from landreeve.audit.shelf import BATCH, Shelf
 
 FORMAT = "landreeve-audit-export/1"
@@ -86,7 +86,7 @@ def write(shelf: Shelf, key: Key, at: str, sink: Sink, *, software: str = "", re
         whole = shelf.note_with_witnesses(number, text).whole()
         sink.write(f"checkpoints/{number:012d}.note", iter([whole.encode()]))
     for found in shelf.cosigned():
-        witnesses.setdefault(found.witness, found.key)
+        witnesses.setdefault(parse_key(found.key).name, found.key)
     sink.write("witnesses.json", iter([msgspec.json.encode(witnesses)]))
     if reveal:
         sink.write("personal.jsonl", _revealed(shelf, size))

@@ -194,8 +194,7 @@ def verify(shelf: Shelf, newest: Checkpoint | None, key: Key) -> Verified | Tamp
     if kept != walk.root():
         return Tampered(walk.size, "the kept tree does not fit the entries; proofs made from it would not hold.")
     size = max((one.size for one in checkpoints), default=0)
-    witnesses = len({found.witness for found in shelf.cosigned(size)}) if size else 0
-    return Verified(walk.size, size, walk.root().hex(), witnesses)
+    return Verified(walk.size, size, walk.root().hex(), shelf.witnesses(size))
 
 
 def _note_fault(shelf: Shelf, size: int, text: str, key: Key) -> Tampered | None:

@@ -3,7 +3,7 @@
 import base64
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from landreeve.audit import merkle
@@ -22,6 +22,21 @@ class Cosigned:
     key: str
     line: str
     at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Another's log as this side witnesses it: pinned key, newest believed note, order of what came last, and why it
+    was refused since, with the evidence (JSON)."""
+
+    log: str
+    key: str
+    note: str
+    at: str
+    epoch: int = 0
+    seq: int = 0
+    refused: str = ""
+    evidence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +119,36 @@ class Shelf(ABC):
         )  # fmt: skip
         return [Cosigned(int(row[0]), *map(str, row[1:])) for row in rows]
 
+    def note_of(self, size: int) -> str:
+        """The bare note of the checkpoint of that size, or nothing."""
+        rows = self.run("SELECT note FROM audit_checkpoints WHERE size = :size", size=size)
+        return str(rows[0][0]) if rows else ""
+
+    def witness_key(self, witness: str) -> str:
+        """The key that witness has signed with since it was first seen; empty before."""
+        rows = self.run("SELECT key FROM audit_cosignatures WHERE witness = :witness LIMIT 1", witness=witness)
+        return str(rows[0][0]) if rows else ""
+
+    def witnesses(self, size: int) -> int:
+        """How many cosigned the checkpoint of that size."""
+        return int(self.run("SELECT count(*) FROM audit_cosignatures WHERE size = :size", size=size)[0][0])
+
+    def witnessed(self) -> int:
+        """The size of the newest checkpoint that anybody cosigned; 0 when none."""
+        return int(self.run("SELECT max(size) FROM audit_cosignatures")[0][0] or 0)
+
     def cosigned_by(self, witness: str) -> int:
         """The size of the newest checkpoint that witness cosigned; 0 when none."""
         rows = self.run("SELECT max(size) FROM audit_cosignatures WHERE witness = :witness", witness=witness)
         return int(rows[0][0] or 0)
 
     def add_cosigned(self, found: Cosigned) -> None:
+        """Keep the line; of each witness the last one of a day stays, or a thousand sites would fill the disk."""
+        self.run(
+            "DELETE FROM audit_cosignatures WHERE witness = :witness AND size < :size "
+            "AND substr(at, 1, 10) = substr(:at, 1, 10)",
+            witness=found.witness, size=found.size, at=found.at,
+        )  # fmt: skip
         self.run(
             "INSERT INTO audit_cosignatures (size, witness, key, line, at) VALUES (:size, :witness, :key, :line, :at) "
             "ON CONFLICT (size, witness) DO UPDATE SET key = excluded.key, line = excluded.line, at = excluded.at",
@@ -120,6 +159,46 @@ class Shelf(ABC):
         """The checkpoint with every cosignature there is."""
         lines: list[Signature] = [parse_line(found.line) for found in self.cosigned(size)]
         return with_lines(parse_note(note), lines)
+
+    # Others' logs -------------------------------------------------------------------------------------------
+
+    def watched(self, log: str) -> Watched | None:
+        """What is known of another's log."""
+        return next(iter(self._watched("WHERE log = :log", log=log)), None)
+
+    def all_watched(self) -> list[Watched]:
+        """Every log that is witnessed here."""
+        return self._watched("")
+
+    def _watched(self, where: str, **values: Any) -> list[Watched]:
+        rows = self.run(
+            f"SELECT log, key, note, at, epoch, seq, refused, evidence FROM audit_witnessed {where} ORDER BY log",  # noqa: S608 - two literals above
+            **values,
+        )
+        return [
+            Watched(str(r[0]), str(r[1]), str(r[2]), str(r[3]), int(r[4]), int(r[5]), str(r[6]), str(r[7]))
+            for r in rows
+        ]
+
+    def keep_watched(self, row: Watched) -> None:
+        """Replace what is known."""
+        self.run(
+            "INSERT INTO audit_witnessed (log, key, note, at, epoch, seq, refused, evidence) "
+            "VALUES (:log, :key, :note, :at, :epoch, :seq, :refused, :evidence) "
+            "ON CONFLICT (log) DO UPDATE SET key = excluded.key, note = excluded.note, at = excluded.at, "
+            "epoch = excluded.epoch, seq = excluded.seq, refused = excluded.refused, evidence = excluded.evidence",
+            log=row.log, key=row.key, note=row.note, at=row.at, epoch=row.epoch, seq=row.seq,
+            refused=row.refused, evidence=row.evidence,
+        )  # fmt: skip
+
+    def keep_refused(self, log: str, at: str, mark: tuple[int, int], cause: str, evidence: str) -> None:
+        """The log was refused; what was believed of it stays."""
+        known = self.watched(log) or Watched(log, "", "", at)
+        self.keep_watched(replace(known, epoch=mark[0], seq=mark[1], refused=cause, evidence=evidence))
+
+    def forget_watched(self, log: str) -> None:
+        """Begin anew with the log's next checkpoint: someone decided to trust it."""
+        self.run("DELETE FROM audit_witnessed WHERE log = :log", log=log)
 
     # Persons ------------------------------------------------------------------------------------------------
 

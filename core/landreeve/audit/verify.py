@@ -234,6 +234,19 @@ def text_or_file(text: str) -> str:
     return text if "+" in text else Path(text).read_text(encoding="utf-8").strip()
 
 
+def check(export: Path, key: str, seen: Sequence[Path], witnesses: Sequence[str] = ()) -> Report | str:
+    """The report for what a command line was given, or what is wrong with it."""
+    try:
+        known = Known(
+            parse_key(text_or_file(key)) if key else None,
+            {one.name: one for one in (parse_key(text_or_file(text)) for text in witnesses)},
+            [note for path in seen for note in seen_in(path)],
+        )
+        return verify(export, known)
+    except (BadExportError, BadNoteError, OSError, zipfile.BadZipFile) as error:
+        return str(error)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the verdict; 0 whole, 3 tampered, 2 no export."""
     parser = argparse.ArgumentParser(prog="landreeve.audit.verify", description="Check an exported audit log offline.")
@@ -243,13 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seen", action="append", type=Path, default=[], help="a note seen before, or an older export")
     parser.add_argument("--json", action="store_true", help="print the whole report")
     given = parser.parse_args(arguments)
-    try:
-        witnesses = [parse_key(text_or_file(text)) for text in given.witness]
-        seen = [note for path in given.seen for note in seen_in(path)]
-        key = parse_key(text_or_file(given.key)) if given.key else None
-        report = verify(given.export, Known(key, {one.name: one for one in witnesses}, seen))
-    except (BadExportError, BadNoteError, OSError, zipfile.BadZipFile) as error:
-        print(f"error: {error}", file=sys.stderr)
+    report = check(given.export, given.key, given.seen, given.witness)
+    if isinstance(report, str):
+        print(f"error: {report}", file=sys.stderr)
         return UNREADABLE
     print(msgspec.json.encode(report).decode() if given.json else ("✓ " if report.whole else "✕ ") + report.sentence)
     return WHOLE if report.whole else TAMPERED

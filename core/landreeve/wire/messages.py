@@ -159,13 +159,37 @@ class PlanReport(Body, frozen=True, kw_only=True, tag="plan"):
 
 
 class Audit(Body, frozen=True, kw_only=True, tag="audit"):
-    """Who did what on the site."""
+    """Who did what on the site. ``seq`` and ``leaf`` are its place and hash in the site's own log, where it has one."""
 
     actor: str
     action: str
     object: str
     decision: str
     data: dict[str, Any] = {}
+    seq: int = 0
+    leaf: str = ""
+
+
+class AuditHead(Body, frozen=True, kw_only=True, tag="audit_head"):
+    """The device's own audit log as it stands, to be witnessed: its signed note (C2SP checkpoint), the proof that it
+    grew from ``old`` entries, the log's key and the key it witnesses with. ``seen`` is how many entries of the hub's
+    log it cosigned last: from there the hub proves its own.
+    """
+
+    key: str
+    witness_key: str
+    note: str
+    old: int = 0
+    proof: tuple[str, ...] = ()
+    seen: int = 0
+
+
+class Cosigned(Body, frozen=True, kw_only=True, tag="cosigned"):
+    """The device's signature under a checkpoint of the hub's audit log, of ``size`` entries (C2SP cosignature)."""
+
+    size: int
+    key: str
+    line: str
 
 
 class LogLines(Body, frozen=True, kw_only=True, tag="log"):
@@ -174,7 +198,20 @@ class LogLines(Body, frozen=True, kw_only=True, tag="log"):
     lines: tuple[str, ...]
 
 
-AnyBody = Birth | Event | UpdateReport | Metrics | Gap | DriftReport | Candidate | PlanReport | Audit | LogLines
+AnyBody = (
+    Birth
+    | Event
+    | UpdateReport
+    | Metrics
+    | Gap
+    | DriftReport
+    | Candidate
+    | PlanReport
+    | Audit
+    | LogLines
+    | AuditHead
+    | Cosigned
+)
 
 
 class Fact(Wire, frozen=True, kw_only=True):
@@ -197,6 +234,23 @@ class Ack(Wire, frozen=True, kw_only=True):
     epoch: int
     seq: int
     reads: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+
+class Witness(Wire, frozen=True, kw_only=True):
+    """The hub's answer to an `AuditHead`, on ``dn/<id>/witness``: its own checkpoint with the proof that it grew from
+    the ``old`` entries the device had seen, and what it makes of the device's: a cosignature ``line`` under the
+    checkpoint of ``size`` entries, ``want`` (a proof from that many entries on; -1: none), or why it is ``refused``.
+    """
+
+    key: str
+    witness_key: str
+    note: str = ""
+    old: int = 0
+    proof: tuple[str, ...] = ()
+    size: int = 0
+    line: str = ""
+    want: int = -1
+    refused: str = ""
 
 
 class ModelState(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,6 +42,7 @@ class Down(StrEnum):
     COMMAND = "command"
     BLOCKS = "blocks"
     PRESENCE = "presence"
+    WITNESS = "witness"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,13 @@
 """The audit log: reading, checking, erasing."""
 
+import secrets
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+from sqlalchemy import Connection
+from starlette.background import BackgroundTask
 
 from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Permission
@@ -11,7 +15,7 @@ from landreeve_hub.api.body import read
 from landreeve_hub.api.guard import may
 from landreeve_hub.api.problems import Problem
 from landreeve_hub.api.services import Services
-from landreeve_hub.audit.entry import Tampered
+from landreeve_hub.audit.entry import Act, Tampered
 
 
 class Whom(msgspec.Struct, forbid_unknown_fields=True):
@@ -44,5 +48,32 @@ def router(services: Services) -> APIRouter:
             return await services.store.write(lambda c: services.audit.erase_in(c, now, asked.subject, person.name))
         except LookupError as error:
             raise Problem(404, str(error)) from error
+
+    @routes.get("/audit/status")
+    async def status(_: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
+        """How many entries are sealed, who witnessed them, and how the sites' own logs stand."""
+        return await services.witnesses.standing()
+
+    @routes.post("/audit/trust")
+    async def trust(request: Request, person: Annotated[Person, may(Permission.ERASE)]) -> dict[str, Any]:
+        """Begin anew with a site's audit log: someone knows why it is another one (a restored backup)."""
+        asked, now = await read(request, Whom), services.clock()
+
+        def begin(connection: Connection) -> bool:
+            services.audit.record_in(connection, now, Act(person.name, "audit.trust", asked.subject))
+            return services.witnesses.trust_in(connection, asked.subject)
+
+        if not await services.store.write(begin):
+            raise Problem(404, f"No audit log of a device {asked.subject[:80]!r} is witnessed here.")
+        return {"device": asked.subject}
+
+    @routes.get("/audit/export")
+    async def export(person: Annotated[Person, may(Permission.AUDIT)], *, personal: bool = False) -> FileResponse:
+        """The whole log as a zip that verifies offline; ``personal`` adds names, which then no erasure reaches."""
+        if personal and not person.may(Permission.ERASE):
+            raise Problem(403, "Names leave the log only by someone who may also erase them (security, DPO).")
+        path = services.work / f"audit-{secrets.token_hex(8)}.zip"
+        await services.audit.export(path, services.clock(), person.name, reveal=personal)
+        return FileResponse(path, filename="audit.zip", background=BackgroundTask(path.unlink))
 
     return routes

@@ -12,6 +12,7 @@ from landreeve.release.layout import Packed
 from landreeve_hub.access.limiter import Limiter
 from landreeve_hub.api.changes import Changes
 from landreeve_hub.audit.log import AuditLog
+from landreeve_hub.audit.witnesses import Witnesses
 from landreeve_hub.broker.advice import Finding
 from landreeve_hub.fleet.identities import Identities
 from landreeve_hub.incidents.incidents import Incidents
@@ -58,6 +59,7 @@ class Services:
     runner: RolloutRunner
     incidents: Incidents
     audit: AuditLog
+    witnesses: Witnesses
     commands: Commands
     delivery: Delivery
     identities: Identities

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
-from landreeve.audit import keys, ledger, note
+from landreeve.audit import export, keys, ledger
+from landreeve.audit.export import Archive, Manifest
 from landreeve.audit.note import BadNoteError, Checkpoint
-from landreeve.blobs.durable import write_durably
+from landreeve.audit.sealing import Sealer
 from sqlalchemy import Connection, select, text
 
 from landreeve_hub.audit.entry import Act, Entry, Tampered, Verified, with_person
@@ -45,7 +46,7 @@ class AuditLog:
     def __init__(self, store: Store, folder: Path, origin: str = ORIGIN) -> None:
         self._store = store
         self.keys = keys.load(folder, origin)
-        self._path = folder / "audit.checkpoint"
+        self._sealer = Sealer(self.keys, folder / "audit.checkpoint", self._legacy)
         self.fault: Tampered | None = None
 
     def record_in(self, connection: Connection, now: datetime, act: Act) -> Entry:
@@ -64,51 +65,18 @@ class AuditLog:
         except BadNoteError as error:
             self.fault = Tampered(0, str(error))
             return None
-        made = await self._store.write(lambda c: self._seal(HubShelf(c), newest, now))
+        made = await self._store.write(lambda c: self._sealer.seal(HubShelf(c), newest, rfc3339(now)))
+        self.fault = made if isinstance(made, Tampered) else None
         if isinstance(made, Tampered):
             log.error("the audit log is not sealed: %s", made.sentence)
-            self.fault = made
             return newest
-        self.fault = None
-        if made:
-            write_durably(self._path, made.encode(), 0o600)
+        self._sealer.keep(made)
         return self.newest_checkpoint()
-
-    def _seal(self, shelf: HubShelf, newest: Checkpoint | None, now: datetime) -> str | Tampered:
-        kept = self._kept(shelf)
-        if kept and (newest is None or kept.size > newest.size):
-            newest = kept  # a kill came between the commit and the file
-        size, _ = shelf.last()
-        if newest and newest.size == size and newest.origin == self.keys.origin:
-            return shelf.newest()
-        if fault := ledger.growth(shelf, newest):
-            return fault
-        if size == 0:
-            return ""
-        made = ledger.head(shelf, self.keys.origin).text()
-        whole = note.Note(made, (note.sign(made, self.keys.origin, self.keys.log),)).whole()
-        if kept is None or kept.size < size:
-            shelf.add_note(size, rfc3339(now), whole)
-        return whole
-
-    def _kept(self, shelf: HubShelf) -> Checkpoint | None:
-        found = shelf.newest()
-        if not found or not note.signed_by(note.parse_note(found), self.keys.key):
-            return None
-        return note.parse_checkpoint(note.parse_note(found).text)
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest signed checkpoint of the file, or None before the first; `BadNoteError` when its signature is not
         this log's."""
-        if not self._path.exists():
-            return None
-        data = self._path.read_bytes()
-        if data.startswith(b"{"):
-            return self._legacy(data)
-        found = note.parse_note(data.decode("utf-8", "replace"))
-        if not note.signed_by(found, self.keys.key):
-            raise BadNoteError(f"the checkpoint {self._path.name} does not carry this hub's signature.")
-        return note.parse_checkpoint(found.text)
+        return self._sealer.newest()
 
     def _legacy(self, data: bytes) -> Checkpoint:
         try:
@@ -116,7 +84,7 @@ class AuditLog:
             self.keys.log.public_key().verify(bytes.fromhex(old.signature), old.signed())
             return Checkpoint("landreeve-hub/audit", old.size, bytes.fromhex(old.root))
         except (InvalidSignature, msgspec.DecodeError, ValueError) as error:
-            raise BadNoteError(f"the checkpoint {self._path.name} does not carry this hub's signature.") from error
+            raise BadNoteError("the checkpoint audit.checkpoint does not carry this hub's signature.") from error
 
     async def verify(self) -> Verified | Tampered:
         """Whether the log is whole: chain, numbering, tree, and every signed checkpoint. Reads all of it."""
@@ -137,6 +105,20 @@ class AuditLog:
             return ledger.revealed(HubShelf(connection), found)
 
         return await self._store.read(read)
+
+    async def export(self, path: Path, now: datetime, by: str, *, reveal: bool = False) -> Manifest:
+        """Write the log into a zip that stands alone, sealed first; the export is itself recorded before."""
+        await self.record(now, Act(by, "audit.export", "audit", data={"personal": reveal}))
+        await self.checkpoint(now)
+
+        def write(connection: Connection) -> Manifest:
+            archive = Archive(path)
+            try:
+                return export.write(HubShelf(connection), self.keys.key, rfc3339(now), archive, reveal=reveal)
+            finally:
+                archive.close()
+
+        return await self._store.read(write)
 
     def erase_in(self, connection: Connection, now: datetime, name: str, by: str) -> dict[str, int | str]:
         """Destroy the key of whom entries are about; the log still verifies. LookupError when nobody of that name is.

@@ -1,15 +1,14 @@
-"""``incident``, ``audit``, ``retrain`` and ``drift``."""
+"""``incident``, ``retrain`` and ``drift``."""
 
 from typing import Annotated, Any
 
 import typer
-from landreeve.cli import Exit, Format, emit, note
+from landreeve.cli import Format, emit, note
 
 from landreeve_hub.commands.client import connect
 from landreeve_hub.commands.options import Output, State, Token, Url
 
 INCIDENT_COLUMNS = ("id", "state", "severity", "kind", "opened", "sentence")
-AUDIT_COLUMNS = ("seq", "at", "actor", "action", "object", "decision")
 RUN_COLUMNS = ("id", "model", "site", "state", "at", "request")
 Note = Annotated[str, typer.Option("--note", help="What there is to say about it.")]
 
@@ -62,35 +61,6 @@ def incidents() -> typer.Typer:
     ) -> None:
         """It is over."""
         emit(connect(url, token, state).post(f"incidents/{incident}/close", {"note": said}), output)
-
-    return group
-
-
-def audit() -> typer.Typer:
-    """``audit list|verify``."""
-    group = typer.Typer(help="Who did what: the tamper-evident log.", no_args_is_help=True)
-
-    @group.command("list")
-    def listed(
-        *,
-        limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
-        url: Url = "",
-        token: Token = "",
-        state: State = None,
-        output: Output = Format.TABLE,
-    ) -> None:
-        """The newest entries."""
-        found = connect(url, token, state).get("audit", limit=str(limit))["items"]
-        emit(found, output, AUDIT_COLUMNS)
-
-    @group.command("verify")
-    def verify(*, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE) -> None:
-        """Check that the log is as it was written (exit 3 when it is not)."""
-        answer = connect(url, token, state).get("audit/verify")
-        emit(answer, output)
-        if not answer["whole"]:
-            note(f"The audit log was tampered with: {answer['sentence']}")
-            raise SystemExit(int(Exit.PROBLEMS))
 
     return group
 

@@ -3,6 +3,7 @@
 import typer
 
 from landreeve_hub.commands import (
+    audit,
     authority,
     broker,
     devices,
@@ -37,7 +38,7 @@ def build() -> typer.Typer:
         ("plans", plans.group()),
         ("rollout", rollouts.group()),
         ("incident", records.incidents()),
-        ("audit", records.audit()),
+        ("audit", audit.audit()),
         ("retrain", records.retrains()),
         ("config", settings.group()),
     ):

@@ -31,6 +31,8 @@ def incident_of(body: Body, device: str, site: str) -> Raise | None:
             return _signature(_Doubt(body.model, body.rollout, body.cause, body.sentence), device, site)
         case Event() if body.name == "update.refused":
             return _signature(_Doubt("", body.subject, body.cause, body.sentence), device, site)
+        case Event() if body.name == "audit.refused":
+            return _refused_by_witness(body, device, site)
         case _:
             return None
 
@@ -74,6 +76,33 @@ def _signature(doubt: _Doubt, device: str, site: str) -> Raise:
     subject = {"device": device, "site": site, "model": doubt.model}
     key = f"signature:{device}:{doubt.model}:{doubt.order}:{doubt.cause}"
     return Raise(key, "signature_rejected", "error", doubt.cause, text, subject)
+
+
+def _refused_by_witness(body: Event, device: str, site: str) -> Raise:
+    text = (
+        f"{site} refuses this hub's audit log: {body.sentence} If the hub was restored from a backup, say so to the "
+        "sites (landreeve audit trust); if not, entries were changed or taken away."
+    )
+    subject = {"device": device, "site": site, **{name: str(body.data.get(name, "")) for name in ("seen", "offered")}}
+    return Raise(f"audit:hub:{body.cause}:{device}", "audit_log_refused", "error", body.cause, text, subject)
+
+
+def refused_log(device: str, site: str, cause: str, sentence: str, evidence: dict[str, str]) -> Raise:
+    """The incident of a site's audit log that the hub refuses; ``evidence`` is both notes."""
+    text = (
+        f"The audit log of {site} is not the one this hub has seen: {sentence} If the box was restored from a backup, "
+        f"say so (landreeve-hub audit trust {device}); if not, entries were changed or taken away."
+    )
+    subject = {"device": device, "site": site, **evidence}
+    return Raise(f"audit:{device}:{cause}", "audit_log_refused", "error", cause, text, subject)
+
+
+def broken_log(sentence: str) -> Raise:
+    """The incident of the hub's own audit log that did not grow from its last checkpoint."""
+    text = (
+        f"The hub's audit log is not as it was written: {sentence} It is sealed no further until someone looks at it."
+    )
+    return Raise("audit:own", "audit_log_broken", "error", "tampered", text)
 
 
 CRASHES = 5

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 KEEP_REJECTIONS = 200
 KEEP_REJECTED_BYTES = 64 * 1024
 # Their effects hold all of them (device-minutes, windows): the body is not kept twice.
-_KEPT_ELSEWHERE = ("metric", "drift")
+_KEPT_ELSEWHERE = ("metric", "drift", "audit_head", "cosigned")
 
 
 class Envelope(Wire, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from sqlalchemy import (
     text,
 )
 
+from landreeve_hub.store import audit_tables
 from landreeve_hub.store.columns import EMPTY, ROW
 from landreeve_hub.store.columns import count as _count
 from landreeve_hub.store.columns import document as _document
@@ -450,70 +451,10 @@ audit = Table(
     _document("data"),
     _text("prev"),
     _text("hash"),
-    Column("format", Integer, nullable=False, server_default=_ZERO),
+    Column("format", Integer, nullable=False, server_default=text("0")),
 )
 
-# Complete subtrees of the audit log's tree above its leaves: see `landreeve.audit.merkle`.
-audit_nodes = Table(
-    "audit_nodes",
-    metadata,
-    Column("level", Integer, primary_key=True, autoincrement=False),
-    Column("n", BigInteger, primary_key=True, autoincrement=False),
-    Column("hash", LargeBinary, nullable=False),
-)
-
-# What is personal in an entry, sealed under its subject's key.
-audit_private = Table(
-    "audit_private",
-    metadata,
-    Column("seq", BigInteger, primary_key=True, autoincrement=False),
-    Column("member", Text, primary_key=True),
-    Column("subject", Text, nullable=False),
-    Column("box", LargeBinary, nullable=False),
-)
-
-audit_subjects = Table(
-    "audit_subjects",
-    metadata,
-    Column("id", Text, primary_key=True),
-    _text("name"),
-    _text("key"),
-    _text("created"),
-    _text("erased"),
-    Index("audit_subjects_name", "name"),
-)
-
-audit_checkpoints = Table(
-    "audit_checkpoints",
-    metadata,
-    Column("size", BigInteger, primary_key=True, autoincrement=False),
-    _text("at"),
-    _text("note"),
-)
-
-audit_cosignatures = Table(
-    "audit_cosignatures",
-    metadata,
-    Column("size", BigInteger, primary_key=True, autoincrement=False),
-    Column("witness", Text, primary_key=True),
-    _text("key"),
-    _text("line"),
-    _text("at"),
-)
-
-# The newest believed checkpoint of each log this hub witnesses, and the first one it refused.
-audit_witnessed = Table(
-    "audit_witnessed",
-    metadata,
-    Column("log", Text, primary_key=True),
-    _text("key"),
-    _text("note"),
-    _text("at"),
-    _count("epoch"),
-    _count("seq"),
-    _text("refused"),
-    _text("evidence"),
-)
+audit_tables.declare(metadata)
 
 commands = Table(
     "commands",

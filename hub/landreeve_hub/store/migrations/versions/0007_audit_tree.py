@@ -58,6 +58,7 @@ def upgrade() -> None:
         *map(_text, ("key", "line", "at")),
         sa.PrimaryKeyConstraint("size", "witness"),
     )
+    op.create_index("audit_cosignatures_witness", "audit_cosignatures", ["witness", "size"])
     op.create_table(
         "audit_witnessed",
         _key("log", sa.Text),

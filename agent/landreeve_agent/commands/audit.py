@@ -1,0 +1,83 @@
+"""``audit list|status|verify|export|trust``: who did what on this box."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from landreeve.cli import Exit, Format, emit, fail, note
+
+from landreeve_agent.commands.client import connected
+from landreeve_agent.commands.options import Output, state_of
+
+COLUMNS = ("seq", "at", "actor", "action", "object", "decision")
+
+
+def install(app: typer.Typer) -> None:
+    """Add these commands."""
+    group = typer.Typer(help="Who did what on this box: the tamper-evident log.", no_args_is_help=True)
+    group.command("list")(listed)
+    group.command("status")(status)
+    group.command("verify")(verify)
+    group.command("export")(export)
+    group.command("trust")(trust)
+    app.add_typer(group, name="audit")
+
+
+def listed(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    output: Output = Format.TABLE,
+) -> None:
+    """The newest entries."""
+    emit(connected(state_of(context)).get(f"/audit?limit={limit}")["items"], output, COLUMNS)
+
+
+def status(context: typer.Context, output: Output = Format.TABLE) -> None:
+    """How the log is sealed and witnessed, and how the hub's stands (exit 3 when one is refused)."""
+    found = connected(state_of(context)).get("/audit/status")
+    emit(found, output)
+    if found["hub_refused"] or found["refused_by_hub"]:
+        raise SystemExit(int(Exit.PROBLEMS))
+
+
+def verify(
+    context: typer.Context,
+    offline: Annotated[Path | None, typer.Option("--offline", help="check this export, without any agent")] = None,
+    key: Annotated[str, typer.Option("--key", help="with --offline: the log's key as known before")] = "",
+    seen: Annotated[list[Path] | None, typer.Option("--seen", help="with --offline: a note or older export")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Check that the log is as it was written (exit 3 when it is not)."""
+    if offline is not None:
+        from landreeve.audit.verify import check
+
+        report = check(offline, key, seen or [])
+        if isinstance(report, str):
+            fail(Exit.USAGE, report)
+        emit(report, output)
+        whole, sentence = report.whole, report.sentence
+    else:
+        answer = connected(state_of(context)).get("/audit/verify")
+        emit(answer, output)
+        whole, sentence = answer["whole"], answer.get("sentence", "")
+    if not whole:
+        note(f"The audit log was tampered with: {sentence}")
+        raise SystemExit(int(Exit.PROBLEMS))
+
+
+def export(
+    context: typer.Context,
+    target: Annotated[Path, typer.Argument(help="the zip to write")],
+    output: Output = Format.TABLE,
+) -> None:
+    """The log as files that verify alone: python -m landreeve.audit.verify FILE."""
+    if target.exists():
+        fail(Exit.CONFLICT, f"{target} exists; name another file")
+    data = connected(state_of(context)).get_bytes("/audit/export")
+    target.write_bytes(data)
+    emit({"file": str(target), "bytes": len(data)}, output)
+
+
+def trust(context: typer.Context, output: Output = Format.TABLE) -> None:
+    """Accept that the hub's audit log is another one than was seen (the hub was restored)."""
+    emit(connected(state_of(context)).post("/audit/trust"), output)

@@ -1,0 +1,67 @@
+"""The audit log over the local API: list, standing, verify, export, trust."""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from fastapi import Request, Response
+from fastapi.responses import FileResponse
+from landreeve.audit.entry import Tampered
+from starlette.background import BackgroundTask
+
+from landreeve_agent.audit.log import SiteLog
+from landreeve_agent.audit.witness import Mutual
+from landreeve_agent.console.access import Actor
+
+Route = tuple[str, str, Callable[..., Awaitable[Response]], str]
+
+
+@dataclass(frozen=True)
+class AuditApi:
+    """Handlers over the log; ``work`` is a folder for archives under way."""
+
+    log: SiteLog
+    mutual: Mutual
+    work: Path
+
+    def routes(self) -> tuple[Route, ...]:
+        """(method, path, handler, summary); for administrators."""
+        return (
+            ("GET", "/audit", self.listed, "Who did what on this box, newest first"),
+            ("GET", "/audit/status", self.standing, "How the log is sealed and witnessed"),
+            ("GET", "/audit/verify", self.verify, "Whether the log is as it was written"),
+            ("GET", "/audit/export", self.export, "The log as a zip that verifies offline"),
+            ("POST", "/audit/trust", self.trust, "Begin anew with the hub's audit log"),
+        )
+
+    async def listed(self, before: int = 0, limit: int = 100) -> Response:
+        return _json({"items": await self.log.listed(before, max(1, min(limit, 1000)))})
+
+    async def standing(self) -> Response:
+        key = {"origin": self.log.keys.origin, "key": self.log.keys.key.text()}
+        return _json({**msgspec.structs.asdict(await self.mutual.standing()), **key})
+
+    async def verify(self) -> Response:
+        answer = await self.log.verify()
+        return _json({"whole": not isinstance(answer, Tampered), **msgspec.structs.asdict(answer)})
+
+    async def export(self, request: Request) -> Response:
+        path = self.work / f"audit-{secrets.token_hex(8)}.zip"
+        await self.log.export(path, _actor(request).name)
+        return FileResponse(path, filename="audit.zip", background=BackgroundTask(path.unlink))
+
+    async def trust(self, request: Request) -> Response:
+        await self.mutual.trust(_actor(request).name)
+        return _json(await self.mutual.standing())
+
+
+def _actor(request: Request) -> Actor:
+    actor: Actor = request.scope["state"]["actor"]
+    return actor
+
+
+def _json(document: Any) -> Response:
+    return Response(msgspec.json.encode(document), media_type="application/json")
