@@ -212,7 +212,7 @@ class Hub:
         pace = self._settings.pace
 
         async def refresh(_now: datetime) -> None:
-            await rooms.publisher.refresh()
+            await rooms.services.resigned()
 
         async def seal(now: datetime) -> None:
             await rooms.audit.checkpoint(now)

@@ -62,6 +62,7 @@ from landreeve_hub.registry.releases import Registry
 from landreeve_hub.registry.uploads import Challengers, Uploads
 from landreeve_hub.rollout.runner import RolloutRunner
 from landreeve_hub.signing import keys
+from landreeve_hub.signing.desk import KeyDesk
 from landreeve_hub.signing.director import Director
 from landreeve_hub.signing.targets import TargetsRepository
 from landreeve_hub.store.database import Store
@@ -178,6 +179,8 @@ class Builder:
             delivery=Delivery(store),
             identities=identities,
             mint=self._mint(store, authority),
+            keys=KeyDesk(folder.root, targets, self._clock),
+            resigned=partial(_resigned, registry, publisher),
             clock=self._clock,
             version=version("landreeve"),
             work=folder.work,
@@ -295,6 +298,12 @@ def _answering(witnesses: Witnesses) -> Callable[[Outcome], None]:
             witnesses.answer(device, head)
 
     return answer
+
+
+async def _resigned(registry: Registry, publisher: Publisher) -> None:
+    """What is signed changed: releases whose signatures arrived are approved, documents carry the new metadata."""
+    await registry.settle()
+    await publisher.refresh()
 
 
 class _Traffic:

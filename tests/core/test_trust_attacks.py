@@ -184,7 +184,9 @@ def test_thief_of_every_online_key_cannot_add_a_release(fleet: Fleet, device: De
     )
     listed.version += 1
     data = sign_targets(listed, online)
-    forged = {f"{listed.version}.targets.json": data.decode()} | sign_freshness(data, listed.version, 99, online, NOW)
+    forged = {f"{listed.version}.targets.json": data.decode()} | sign_freshness(
+        {"targets": (listed.version, data)}, 99, online, NOW
+    )
     assert device.sees(msgspec.structs.replace(signed, targets=forged)) is Cause.BAD_SIGNATURE
 
 
@@ -318,7 +320,7 @@ def _resigned(fleet: Fleet, signed: SignedDesired, director: Targets, key: Crypt
     signer = key or KeyFolder(fleet.state).load("director")
     data = sign_targets(director, signer)
     version = timestamp_version(signed.director)
-    fresh = sign_freshness(data, director.version, version, signer, NOW)
+    fresh = sign_freshness({"targets": (director.version, data)}, version, signer, NOW)
     files = {**signed.director, f"{director.version}.targets.json": data.decode(), **fresh}
     return msgspec.structs.replace(signed, director=files)
 

@@ -52,7 +52,7 @@ def main(what: str, folder: Path) -> None:
     """Try every n, each on a fresh copy of the trust folder."""
     kept, trust = folder / "kept", folder / "trust"
     trust.rename(kept)
-    for n in range(1, 1000) if what == "kill" else range(0, 6000, 250):
+    for n in range(1, 1000, 3) if what == "kill" else range(0, 6000, 500):
         shutil.rmtree(trust, ignore_errors=True)
         shutil.copytree(kept, trust, symlinks=True)
         child = os.fork()

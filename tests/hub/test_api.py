@@ -34,12 +34,15 @@ from landreeve_hub.learning import known_plans
 from landreeve_hub.learning.commands import Commands
 from landreeve_hub.registry.releases import Registry
 from landreeve_hub.rollout.runner import RolloutRunner
-from landreeve_hub.signing import keys
+from landreeve_hub.signing import keys, request
+from landreeve_hub.signing.approvers import public_half
+from landreeve_hub.signing.desk import KeyDesk
 from landreeve_hub.signing.director import Director
 from landreeve_hub.signing.targets import TargetsRepository
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from landreeve_hub.store.moment import rfc3339
+from securesystemslib.signer import CryptoSigner
 from sqlalchemy import delete, insert, update
 
 URL = "http://127.0.0.1"
@@ -58,9 +61,10 @@ class Hub:
         publisher = Publisher(self.store, Director(state), targets, self.send, self.clock)
         self.audit = AuditLog(self.store, state / "keys")
         self.runner = RolloutRunner(self.store, publisher, Incidents(), self.audit)
+        self.registry = Registry(self.store, BlobStore(state / "blobs"), targets)
         self.services = Services(
             store=self.store,
-            releases=Registry(self.store, BlobStore(state / "blobs"), targets),
+            releases=self.registry,
             runner=self.runner,
             incidents=Incidents(),
             audit=self.audit,
@@ -69,11 +73,16 @@ class Hub:
             delivery=NoDelivery(),
             identities=self.identities(state, publisher),
             mint=self.mint,
+            keys=KeyDesk(state, targets, self.clock),
+            resigned=self.resigned,
             clock=self.clock,
             version="0.1.0",
             work=state,
         )
         self.app = build(self.services)
+
+    async def resigned(self) -> None:
+        await self.registry.settle()
 
     def clock(self) -> datetime:
         return self.now
@@ -310,6 +319,37 @@ async def test_emergency_approval_is_flagged_for_someone_elses_review(hub: Hub) 
         assert (await admin.post(f"/api/v1/incidents/{incident['id']}/close")).status_code == 403
     async with await hub.person("sue", Role.SECURITY) as other:
         assert (await other.post(f"/api/v1/incidents/{incident['id']}/close")).status_code == 200
+
+
+async def test_release_waits_for_an_approvers_own_key_and_says_how_to_sign(
+    hub: Hub, ann: httpx2.AsyncClient, bob: httpx2.AsyncClient
+) -> None:
+    key = CryptoSigner.generate_ed25519()
+    half = msgspec.json.encode(public_half(key, "bob")).decode()
+    assert (await ann.post("/api/v1/keys/approvers", json={"public": half})).status_code == 403
+    assert (await bob.post("/api/v1/keys/approvers", json={"public": half})).status_code == 201
+    async with await hub.person("root", Role.ADMIN) as admin:
+        assert (await admin.post("/api/v1/keys/approvers/bob/admit")).json()["state"] == "admitted"
+        body = {"name": "delays", "paths": ["models/*/*"], "threshold": 1}
+        assert (await admin.post("/api/v1/keys/roles", json=body)).json()["state"] == "in force"
+    digest = await push(ann, release())
+    approved = (await bob.post(f"/api/v1/releases/{digest}/approve")).json()
+    assert approved["state"] == "awaiting"
+    assert approved["waits_for"].startswith("awaiting signatures: 0 of 1 (missing: bob (")
+    assert (await bob.get("/api/v1/releases?state=awaiting")).json()[0]["waits_for"] == approved["waits_for"]
+    refused = await ann.post("/api/v1/rollouts", json={"model": "delay", "version": approved["version"]})
+    assert refused.status_code == 409, refused.text
+    change = (await bob.get("/api/v1/keys/changes")).json()[0]
+    exported = (await bob.get(f"/api/v1/keys/changes/{change['id']}")).content
+    assert (await bob.post("/api/v1/keys/changes", content=exported)).json()["detail"].startswith("this file brings no")
+    signed, _ = request.sign(request.parse(exported), key)
+    taken = await bob.post("/api/v1/keys/changes", content=request.encode(signed))
+    assert taken.json()["state"] == "in force"
+    assert (await bob.get(f"/api/v1/releases/{digest}")).json()["state"] == "approved"
+    roles = (await bob.get("/api/v1/keys")).json()["roles"]
+    assert [view["keys"] for view in roles if view["role"] == "delays"] == [
+        [f"bob ({key.public_key.keyid[:8]}): elsewhere"]
+    ]
 
 
 async def test_release_comes_back_as_it_was_pushed(hub: Hub, ann: httpx2.AsyncClient) -> None:

@@ -82,6 +82,12 @@ class Signatures:
         del now
         self.signed.pop(digest, None)
 
+    def releases(self) -> dict[str, int]:
+        return {digest: facts[0] for digest, facts in self.signed.items()}
+
+    def standing(self, digest: str) -> str:
+        return "" if digest in self.signed else "awaiting signatures: 0 of 1 (missing: targets)"
+
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:

@@ -33,6 +33,7 @@ class Permission(StrEnum):
     AUDIT = "audit"
     ERASE = "erase"
     EMERGENCY = "emergency"
+    KEYS = "keys"
 
 
 _ALL = frozenset(Permission)
@@ -44,7 +45,7 @@ MATRIX: dict[Role, frozenset[Permission]] = {
     Role.OPERATOR: _BASE | {_P.STEER, _P.ROLL_BACK, _P.ENROL, _P.INCIDENTS},
     Role.ML_ENGINEER: _BASE | {_P.TRAIN, _P.PROPOSE, _P.STEER, _P.INCIDENTS},
     Role.APPROVER: _BASE | {_P.APPROVE, _P.ROLL_BACK, _P.INCIDENTS},
-    Role.SECURITY: _BASE | {_P.ROLL_BACK, _P.ENROL, _P.DEVICES, _P.INCIDENTS, _P.AUDIT, _P.ERASE},
+    Role.SECURITY: _BASE | {_P.ROLL_BACK, _P.ENROL, _P.DEVICES, _P.INCIDENTS, _P.AUDIT, _P.ERASE, _P.KEYS},
     Role.DPO: _BASE | {_P.AUDIT, _P.ERASE},
     Role.AUDITOR: _BASE | {_P.AUDIT},
     Role.ADMIN: _ALL,

@@ -20,8 +20,11 @@ from landreeve_hub.rollout.conflicts import NoConflictError
 from landreeve_hub.rollout.policy import BadPlanError
 from landreeve_hub.rollout.propose import RolloutRefusedError
 from landreeve_hub.rollout.runner import NotAllowedError
+from landreeve_hub.signing.errors import BadRequestError, SigningError
 
 _STATUS: dict[type[Exception], int] = {
+    BadRequestError: 422,
+    SigningError: 409,
     BadPlanError: 422,
     BadIdError: 422,
     BadReleaseError: 422,

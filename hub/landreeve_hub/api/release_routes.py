@@ -51,12 +51,14 @@ def router(services: Services) -> APIRouter:
         _: Annotated[Person, may(Permission.VIEW)], model: str = "", state: str = ""
     ) -> list[dict[str, Any]]:
         """Releases, newest first; ``state=draft`` are those awaiting approval."""
-        return await store.read(lambda c: release_rows(c, model=model, state=state))
+        rows = await store.read(lambda c: release_rows(c, model=model, state=state))
+        return await _with_waiting(services, rows)
 
     @routes.get("/releases/{digest}")
     async def release(digest: str, _: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
         """One release by digest (or its beginning), ``MODEL:VERSION``, or ``MODEL`` for the newest approved one."""
-        return await store.read(lambda c: _shown(c, find(c, digest)))
+        shown = await store.read(lambda c: _shown(c, find(c, digest)))
+        return (await _with_waiting(services, [shown]))[0]
 
     @routes.get("/releases/{digest}/archive")
     async def archive(
@@ -131,7 +133,8 @@ def _change(routes: APIRouter, services: Services) -> None:
     async def approve(
         digest: str, request: Request, person: Annotated[Person, may(Permission.APPROVE)]
     ) -> dict[str, Any]:
-        """Sign the release; whoever proposed it cannot (`landreeve_hub.access.separation`)."""
+        """Sign the release; whoever proposed it cannot (`landreeve_hub.access.separation`). Where approvers' own keys
+        are needed it is ``awaiting``, and ``waits_for`` says which signatures are missing."""
         asked, now = await read(request, Approval), services.clock()
         row = await store.read(lambda c: find(c, digest))
         verdict = judge(row["created_by"], person.name, person.role, now, asked.emergency)
@@ -149,7 +152,8 @@ def _change(routes: APIRouter, services: Services) -> None:
 
         await store.write(note)
         services.changes.say("releases")
-        return await store.read(lambda c: _shown(c, find(c, row["digest"])))
+        shown = await store.read(lambda c: _shown(c, find(c, row["digest"])))
+        return (await _with_waiting(services, [shown]))[0]
 
     @routes.post("/releases/{digest}/withdraw")
     async def withdraw(digest: str, person: Annotated[Person, may(Permission.APPROVE)]) -> dict[str, Any]:
@@ -161,6 +165,14 @@ def _change(routes: APIRouter, services: Services) -> None:
         await services.audit.record(now, Act(person.name, "release.withdraw", row["digest"]))
         services.changes.say("releases")
         return await store.read(lambda c: _shown(c, find(c, row["digest"])))
+
+
+async def _with_waiting(services: Services, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each release in the state ``awaiting`` waits for, as ``waits_for``."""
+    if not any(row["state"] == "awaiting" for row in rows):
+        return rows
+    waiting = await services.releases.awaiting()
+    return [{**row, "waits_for": waiting[row["digest"]]} if row["digest"] in waiting else row for row in rows]
 
 
 # --- reading ---

@@ -20,6 +20,7 @@ from landreeve_hub.learning.commands import Commands
 from landreeve_hub.registry.releases import Registered
 from landreeve_hub.registry.shelf import Shelf
 from landreeve_hub.rollout.runner import RolloutRunner
+from landreeve_hub.signing.desk import KeyDesk
 from landreeve_hub.store.database import Store
 
 
@@ -32,6 +33,8 @@ class Releases(Protocol):
     async def register(self, packed: Packed, by: str, now: datetime) -> Registered: ...
 
     async def approve(self, digest: str, by: str, now: datetime) -> None: ...
+
+    async def awaiting(self) -> dict[str, str]: ...
 
     async def withdraw(self, digest: str, by: str, now: datetime) -> None: ...
 
@@ -64,6 +67,9 @@ class Services:
     delivery: Delivery
     identities: Identities
     mint: Mint
+    keys: KeyDesk
+    resigned: Callable[[], Awaitable[None]]
+    """To be awaited when something was signed or changed hands: releases and documents follow."""
     clock: Callable[[], datetime]
     version: str
     work: Path

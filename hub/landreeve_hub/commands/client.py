@@ -34,6 +34,15 @@ class Hub:
         answer = self._call("POST", path, json=dict(body or {}), headers=headers, timeout=timeout_s)
         return answer.json() if answer.content else {}
 
+    def post_bytes(self, path: str, data: bytes) -> Any:
+        """The JSON of an answer to a file of JSON, sent as it is."""
+        return self._call("POST", path, content=data, headers={"Content-Type": "application/json"}).json()
+
+    def delete(self, path: str) -> Any:
+        """The JSON of an answer, if it has any."""
+        answer = self._call("DELETE", path)
+        return answer.json() if answer.content else {}
+
     def upload(self, path: str, archive: bytes) -> Any:
         """Send a release folder as a tar."""
         headers = {"Content-Type": "application/x-tar"}

@@ -23,7 +23,7 @@ from landreeve_hub.desired.document import compose, content_hash
 from landreeve_hub.desired.rates import rate_of
 from landreeve_hub.errors import NotFoundError
 from landreeve_hub.learning.known_plans import hints_for
-from landreeve_hub.signing.chain import FRESH_LIFETIME
+from landreeve_hub.signing.chain import AHEAD, FRESH_LIFETIME
 from landreeve_hub.signing.director import Director, timestamp_version
 from landreeve_hub.signing.errors import SigningError, UnapprovedReleaseError
 from landreeve_hub.signing.targets import TargetsRepository
@@ -150,7 +150,8 @@ class Publisher:
         return topic, fresh, True
 
     def _is_stale(self, stored: _Stored, now: datetime) -> bool:
-        if now - parse_rfc3339(stored.signed_at) >= RESIGN_AFTER:
+        signed_at = parse_rfc3339(stored.signed_at)
+        if now - signed_at >= RESIGN_AFTER or signed_at - now > AHEAD:  # by a clock that was ahead
             return True
         signed = decode(stored.document, SignedDesired)
         return not self._director.roots().keys() <= signed.director.keys()
@@ -166,7 +167,7 @@ class Publisher:
                 generation=document.generation,
                 document=document_text(document),
                 director=director,
-                targets=self._targets.metadata(),
+                targets=self._targets.metadata({model.release: model.model for model in document.models}),
             )
         )
 

@@ -28,6 +28,7 @@ from landreeve_hub.store.upsert import upsert
 
 OWN_BILL = "bom.json"
 DRAFT, APPROVED, WITHDRAWN, QUARANTINED = "draft", "approved", "withdrawn", "quarantined"
+AWAITING = "awaiting"  # approved by a person, but signatures of keys kept elsewhere are still missing
 
 
 class Targets(Protocol):
@@ -35,8 +36,10 @@ class Targets(Protocol):
 
     def add_release(  # noqa: PLR0917  the order in which a release is spoken of everywhere
         self, digest: str, length: int, model: str, version: str, approved_by: str, now: datetime
-    ) -> None: ...
-    def remove_release(self, digest: str, now: datetime) -> None: ...
+    ) -> object: ...
+    def remove_release(self, digest: str, now: datetime) -> object: ...
+    def releases(self) -> dict[str, int]: ...
+    def standing(self, digest: str) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +83,40 @@ class Registry:
         return (await self._store.write(lambda c: _add(c, found, source))).version
 
     async def approve(self, digest: str, by: str, now: datetime) -> None:
-        """Sign a draft (or a withdrawn release, anew) so that devices may install it; write its bill of materials."""
+        """Sign a draft (or a withdrawn release, anew) so that devices may install it; write its bill of materials.
+        Where keys are needed that are kept elsewhere, it is *awaiting* until their signatures came (`settle`)."""
         row = await self._row(digest)
-        if row.state not in {DRAFT, WITHDRAWN, APPROVED}:
+        if row.state not in {DRAFT, WITHDRAWN, APPROVED, AWAITING}:
             raise WrongStateError(f"{row.model} {row.version} is {row.state}: only a draft can be approved")
         # First, so that nothing is signed whose papers cannot be written.
         paper = await asyncio.to_thread(self._bill, row, Decision(row.created_by, by, rfc3339(now)))
         sign = self._targets.add_release
         await asyncio.to_thread(sign, digest, row.manifest_bytes, row.model, row.version, by, now)
+        in_force = digest in await asyncio.to_thread(self._targets.releases)
+        change = {"state": APPROVED if in_force else AWAITING, "approved_by": by}
 
         def approved(connection: Connection) -> None:
-            connection.execute(
-                update(tables.releases).where(tables.releases.c.digest == digest).values(state=APPROVED, approved_by=by)
-            )
+            connection.execute(update(tables.releases).where(tables.releases.c.digest == digest).values(change))
             _file_bill(connection, digest, paper, rfc3339(now))
 
         await self._store.write(approved)
+
+    async def settle(self) -> tuple[str, ...]:
+        """Releases whose signatures have all arrived become approved; their digests."""
+        signed = await asyncio.to_thread(self._targets.releases)
+        table = tables.releases
+        query = select(table.c.digest).where(table.c.state == AWAITING)
+        waiting = await self._store.read(lambda c: list(c.execute(query).scalars()))
+        arrived = tuple(digest for digest in waiting if digest in signed)
+        for digest in arrived:
+            await self._change(digest, state=APPROVED)
+        return arrived
+
+    async def awaiting(self) -> dict[str, str]:
+        """What each release in that state waits for, in words, by digest."""
+        query = select(tables.releases.c.digest).where(tables.releases.c.state == AWAITING)
+        digests = await self._store.read(lambda c: list(c.execute(query).scalars()))
+        return {digest: await asyncio.to_thread(self._targets.standing, digest) for digest in digests}
 
     async def withdraw(self, digest: str, by: str, now: datetime) -> None:
         """Take the signature back: no device installs it from now on; those that run it keep serving.

@@ -40,7 +40,7 @@ class Director:
         signer = self._keys.load(DIRECTOR_KEY)
         targets = _targets(desired, release_lengths, now)
         data = sign_targets(targets, signer)
-        fresh = sign_freshness(data, targets.version, max(version, targets.version), signer, now)
+        fresh = sign_freshness({"targets": (targets.version, data)}, max(version, targets.version), signer, now)
         return self.roots() | {f"{targets.version}.targets.json": data.decode()} | fresh
 
     def roots(self) -> dict[str, str]:

@@ -4,23 +4,24 @@ from datetime import datetime
 from pathlib import Path
 
 from landreeve_hub.signing import roots
+from landreeve_hub.signing.changes import Standing
 from landreeve_hub.signing.targets import TargetsRepository
 
 
 def init(state: Path, now: datetime) -> None:
     """Keys, roots and an empty approvers' list under the hub's state folder; what is there already stays.
 
-    Three root keys of which two are needed, the approvers' key, the director's key.
+    Three root keys of which two are needed, the approvers' key, the director's key. What a crash cut short is ended.
     """
     roots.init(state, now)
-    TargetsRepository(state).refresh(now)
+    repository = TargetsRepository(state)
+    repository.changes.recover(now)
+    repository.refresh(now)
 
 
-def rotate(state: Path, name: str, now: datetime) -> None:
-    """Replace the key of that name (`keyfolder.ALL_KEYS`) and sign the approvers' list anew.
+def rotate(state: Path, name: str, now: datetime) -> Standing:
+    """Replace the key of that name (`keyfolder.ALL_KEYS`) and sign the approvers' list anew, as far as keys here can.
 
-    Needs two root keys on this machine, and the approvers' key when it signed the list. Afterwards every
-    device's document must be signed again: `landreeve_hub.desired.publish.Publisher.refresh`.
+    Afterwards every device's document must be signed again: `landreeve_hub.desired.publish.Publisher.refresh`.
     """
-    roots.rotate(state, name, now)
-    TargetsRepository(state).resign(now)
+    return TargetsRepository(state).changes.rotate(name, None, now, "hub")

@@ -1,22 +1,32 @@
-"""Who may sign: the roots of both repositories, their first making and the replacing of keys.
+"""Who may sign: the roots of both repositories, and their first making. Later ones come by `changes`.
 
 Layout under the hub's state folder: ``metadata/<repository>/<n>.root.json``; the highest n is in force.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from landreeve.blobs.durable import write_durably
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.metadata import Metadata, Root
 
-from landreeve_hub.signing.keyfolder import ALL_KEYS, DIRECTOR_KEY, ROOT_KEYS, ROOT_THRESHOLD, TARGETS_KEY, KeyFolder
+from landreeve_hub.signing.keyfolder import (
+    ALL_KEYS,
+    DIRECTOR_KEY,
+    ROOT_KEYS,
+    ROOT_THRESHOLD,
+    TARGETS_KEY,
+    KeyFolder,
+    named,
+)
 
 DIRECTOR = "director"
 TARGETS = "targets"
+REPOSITORIES = (DIRECTOR, TARGETS)
 ROOT_LIFETIME = timedelta(days=730)
 # Which key signs which role. Snapshot and timestamp only say what is newest, so the online key does in both.
-_ROLES = {
+ROLES = {
     DIRECTOR: {"targets": DIRECTOR_KEY, "snapshot": DIRECTOR_KEY, "timestamp": DIRECTOR_KEY},
     TARGETS: {"targets": TARGETS_KEY, "snapshot": DIRECTOR_KEY, "timestamp": DIRECTOR_KEY},
 }
@@ -28,53 +38,36 @@ def repository_folder(state: Path, repository: str) -> Path:
 
 
 def init(state: Path, now: datetime) -> None:
-    """Make keys and first roots where there are none, and end a key replacement that a crash cut short.
+    """Make keys and first roots where there are none.
 
     Keys are made only before the first root: later a missing key has been moved away on purpose.
     """
+    missing = [repository for repository in REPOSITORIES if not root_versions(state, repository)]
     keys = KeyFolder(state)
-    for repository in (DIRECTOR, TARGETS):
-        if not root_versions(state, repository):
-            _write(state, repository, _first_root(repository, keys, now), keys, extra=())
-    for name in ALL_KEYS:
-        if keys.next(name) is not None:
-            rotate(state, name, now)
-
-
-def rotate(state: Path, name: str, now: datetime) -> None:
-    """Replace a key by a new one in both roots. Needs two root keys on this machine (`KeyMissingError`).
-
-    Devices follow by themselves: each new root is signed by the old threshold and by its own. What the old key
-    has signed must be signed again afterwards (`TargetsRepository.resign`, `Publisher.refresh`).
-    May be repeated after a crash.
-    """
-    keys = KeyFolder(state)
-    old, new = keys.load(name), keys.make_next(name)
-    for repository in (DIRECTOR, TARGETS):
-        root = newest_root(state, repository)
-        if old.public_key.keyid in root.keys:
-            _replace(root, old, new)
-            root.version += 1
-            root.expires = now + ROOT_LIFETIME
-            _write(state, repository, root, keys, extra=(new,))
-    keys.promote(name)
+    signers = {name: keys.make(name) for name in ALL_KEYS} if missing else {}
+    for repository in missing:
+        _write_first(state, repository, signers, now)
 
 
 def newest_root(state: Path, repository: str) -> Root:
     """The root in force."""
-    version = max(root_versions(state, repository))
-    return Metadata[Root].from_file(str(_path(state, repository, version))).signed
+    return Metadata[Root].from_bytes(newest_root_text(state, repository).encode()).signed
 
 
 def newest_root_text(state: Path, repository: str) -> str:
     """The root in force as a device gets it at enrolment."""
-    return _path(state, repository, max(root_versions(state, repository))).read_text()
+    return root_text(state, repository, max(root_versions(state, repository)))
+
+
+def root_text(state: Path, repository: str, version: int) -> str:
+    """The root of that version."""
+    return _path(state, repository, version).read_text()
 
 
 def root_files(state: Path, repository: str) -> dict[str, str]:
     """Every root after the first by file name: what a device needs to follow from whichever it trusts."""
     versions = (version for version in root_versions(state, repository) if version > 1)
-    return {f"{version}.root.json": _path(state, repository, version).read_text() for version in versions}
+    return {f"{version}.root.json": root_text(state, repository, version) for version in versions}
 
 
 def root_versions(state: Path, repository: str) -> tuple[int, ...]:
@@ -83,33 +76,39 @@ def root_versions(state: Path, repository: str) -> tuple[int, ...]:
     return tuple(sorted(int(file.name.partition(".")[0]) for file in files if file.name[0].isdigit()))
 
 
-def _first_root(repository: str, keys: KeyFolder, now: datetime) -> Root:
-    root = Root(version=1, expires=now + ROOT_LIFETIME, consistent_snapshot=True)
-    for name in ROOT_KEYS:
-        root.add_key(keys.make(name).public_key, "root")
-    root.roles["root"].threshold = ROOT_THRESHOLD
-    for role, name in _ROLES[repository].items():
-        root.add_key(keys.make(name).public_key, role)
+def next_root(root: Root, keys: tuple[Key, Key] | None, now: datetime) -> Root:
+    """The root after this one, with the second key in every role that the first had; without any it is renewed."""
+    if keys is not None:
+        old, new = keys
+        for role, entry in root.roles.items():
+            if old.keyid in entry.keyids:
+                root.revoke_key(old.keyid, role)
+                root.add_key(new, role)
+    root.version += 1
+    root.expires = now + ROOT_LIFETIME
     return root
 
 
-def _replace(root: Root, old: CryptoSigner, new: CryptoSigner) -> None:
-    for role, entry in root.roles.items():
-        if old.public_key.keyid in entry.keyids:
-            root.revoke_key(old.public_key.keyid, role)
-            root.add_key(new.public_key, role)
-
-
-def _write(state: Path, repository: str, root: Root, keys: KeyFolder, extra: tuple[CryptoSigner, ...]) -> None:
-    """Sign with every root key that is here. A signature too many is ignored by verifiers; one too few is
-    found before anything is written."""
-    metadata = Metadata(root)
-    for signer in (*(keys.load(name) for name in ROOT_KEYS if keys.has(name)), *extra):
-        metadata.sign(signer, append=True)
-    root.verify_delegate("root", metadata.signed_bytes, metadata.signatures)
-    path = _path(state, repository, root.version)
+def write_root(state: Path, repository: str, text: str) -> None:
+    """Put a signed root into force. May be repeated; whoever calls has verified it."""
+    version = Metadata[Root].from_bytes(text.encode()).signed.version
+    path = _path(state, repository, version)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, metadata.to_bytes())
+    write_durably(path, text.encode())
+
+
+def _write_first(state: Path, repository: str, signers: Mapping[str, CryptoSigner], now: datetime) -> None:
+    root = Root(version=1, expires=now + ROOT_LIFETIME, consistent_snapshot=True)
+    for name in ROOT_KEYS:
+        root.add_key(named(signers[name].public_key, name), "root")
+    root.roles["root"].threshold = ROOT_THRESHOLD
+    for role, name in ROLES[repository].items():
+        root.add_key(named(signers[name].public_key, name), role)
+    metadata = Metadata(root)
+    for name in ROOT_KEYS:
+        metadata.sign(signers[name], append=True)
+    root.verify_delegate("root", metadata.signed_bytes, metadata.signatures)
+    write_root(state, repository, metadata.to_bytes().decode())
 
 
 def _path(state: Path, repository: str, version: int) -> Path:

@@ -1,137 +1,148 @@
 """The targets repository: which releases approvers have signed, whoever may run them.
 
-Files under ``metadata/targets``; ``timestamp.json`` is written last and decides which state is in force, so a
-crash leaves the former one.
+Who signs is decided by the names of models: the first delegated role whose paths match (``models/flight-*/*``),
+else the approvers' own list. A release counts once its list is in force.
 """
 
 import threading
 from datetime import datetime
 from pathlib import Path
 
-from landreeve.blobs.durable import write_durably
-from landreeve.trust.document import release_name
+from landreeve.trust.document import Component, component_of, release_name, target_name
 from landreeve.wire.ids import check_digest, check_id
-from tuf.api.metadata import Metadata, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import TargetFile, Targets
 
-from landreeve_hub.signing.chain import FRESH_LIFETIME, TARGETS_LIFETIME, TIMESTAMP_FILE, sign_freshness, sign_targets
+from landreeve_hub.signing.chain import FRESH_LIFETIME, TARGETS_LIFETIME, is_due
+from landreeve_hub.signing.changes import ChangeBook, Standing
+from landreeve_hub.signing.edits import AddTarget, RemoveTarget, Renew
 from landreeve_hub.signing.errors import SigningError
-from landreeve_hub.signing.keyfolder import DIRECTOR_KEY, TARGETS_KEY, KeyFolder
-from landreeve_hub.signing.roots import TARGETS, repository_folder, root_files
+from landreeve_hub.signing.lists import TOP, Lists
 
 
 class TargetsRepository:
-    """The approvers' list under a hub's state folder (after `landreeve_hub.signing.roots.init`).
+    """The approvers' lists under a hub's state folder (after `landreeve_hub.signing.roots.init`).
 
-    Thread-safe within one process; reading needs no key.
+    Thread-safe within one process: hold ``lock`` around ``changes``. Reading needs no key.
     """
 
     def __init__(self, state: Path) -> None:
-        self._state = state
-        self._folder = repository_folder(state, TARGETS)
-        self._keys = KeyFolder(state)
-        self._lock = threading.RLock()
+        self.lists = Lists(state)
+        self.changes = ChangeBook(state, self.lists)
+        self.lock = threading.RLock()
 
     def add_release(  # noqa: PLR0917  the order in which a release is spoken of everywhere
         self, digest: str, length: int, model: str, version: str, approved_by: str, now: datetime
-    ) -> None:
-        """Sign a release (sha256 and length of its manifest). The same again changes nothing; `SigningError`
-        when the digest is listed with other facts."""
-        target = _target(digest, length, {"model": check_id(model), "version": check_id(version)}, approved_by, now)
-        with self._lock:
-            targets = self._targets()
-            known = targets.targets.get(target.path)
-            if known is None:
-                targets.targets[target.path] = target
-                self._sign(targets, now)
-            elif _facts(known) != _facts(target):
+    ) -> Standing:
+        """Sign a release (sha256 and length of its manifest): how far that is. The same again changes nothing;
+        `SigningError` when the digest is listed with other facts."""
+        facts = {"model": check_id(model), "version": check_id(version)}
+        with self.lock:
+            role, name = self._place(digest, model)
+            target = _target(name, digest, length, facts, approved_by, now)
+            known = self._known(digest) or self._wanted(role, name)
+            if known is not None and _facts(known) != _facts(target):
                 raise SigningError(f"release {digest[:12]} is already signed as {_facts(known)}; withdraw it first")
+            if known is not None and self._known(digest) is not None:
+                return Standing("", role, (), in_force=True)
+            return self.changes.want(AddTarget(role, name, (known or target).to_dict()), now, approved_by)
 
-    def remove_release(self, digest: str, now: datetime) -> None:
-        """Withdraw a release: no device installs it from now on. Unknown ones are ignored."""
-        with self._lock:
-            targets = self._targets()
-            if targets.targets.pop(release_name(digest), None) is not None:
-                self._sign(targets, now)
+    def remove_release(self, digest: str, now: datetime, by: str = "") -> Standing | None:
+        """Withdraw a release: no device installs it from now on. None for unknown ones."""
+        with self.lock:
+            standing = None
+            for role, listed in self._every().items():
+                for name, target in listed.targets.items():
+                    if target.hashes.get("sha256") == digest:
+                        standing = self.changes.want(RemoveTarget(role, name), now, by)
+            for edit in self._adding(digest):
+                standing = self.changes.want(RemoveTarget(edit.role, edit.name), now, by)
+            return standing
 
     def releases(self) -> dict[str, int]:
-        """Signed releases: sha256 of the manifest to its length in bytes."""
-        with self._lock:
-            return {target.hashes["sha256"]: target.length for target in self._targets().targets.values()}
+        """Signed releases that are not being withdrawn: sha256 of the manifest to its length in bytes."""
+        with self.lock:
+            found = {}
+            for role, listed in self._every().items():
+                leaving = {one.name for one in self.changes.wants(role) if isinstance(one, RemoveTarget)}
+                for name, target in listed.targets.items():
+                    if name not in leaving and component_of(target.custom) == Component.MODEL:
+                        found[target.hashes["sha256"]] = target.length
+            return found
 
-    def metadata(self) -> dict[str, str]:
-        """Every file a device needs to verify the state in force, by name."""
-        with self._lock:
-            timestamp = self._timestamp()
-            names = (*self._names(timestamp), TIMESTAMP_FILE)
-            return root_files(self._state, TARGETS) | {name: (self._folder / name).read_text() for name in names}
+    def standing(self, digest: str) -> str:
+        """What an approval of that release waits for, in words; empty when it waits for nothing."""
+        with self.lock:
+            return next((self.changes.standing_of(edit).sentence for edit in self._adding(digest)), "")
+
+    def metadata(self, models: dict[str, str] | None = None) -> dict[str, str]:
+        """Every file a device needs to verify the state in force, by name; of delegated roles only those with a say
+        about these releases (model by digest), or all."""
+        names = None if models is None else [target_name(Component.MODEL, m, digest) for digest, m in models.items()]
+        with self.lock:
+            return self.lists.metadata(names)
 
     def refresh(self, now: datetime) -> bool:
-        """Sign anew what has used half of its life; whether anything was.
+        """Sign anew what has used half of its life, or was signed by a clock ahead; whether anything was.
 
-        The list itself needs the approvers' key: without it here, only snapshot and timestamp are renewed.
+        A list needs its signers' keys: without them here, only snapshot and timestamp are renewed, and a renewal of
+        the list is open for them to sign.
         """
-        with self._lock:
-            if not (self._folder / TIMESTAMP_FILE).exists():
-                self._sign(Targets(), now)
-                return True
-            if self._targets().expires - now < TARGETS_LIFETIME / 2 and self._keys.has(TARGETS_KEY):
-                self._sign(self._targets(), now)
-                return True
-            if self._timestamp().expires - now < FRESH_LIFETIME / 2:
-                self._sign_freshness(now)
-                return True
-            return False
+        with self.lock:
+            if not self.lists.exist:
+                self.changes.want(Renew(TOP, 0), now, "hub")
+                return self.lists.exist
+            before = self.lists.timestamp().version
+            for role, listed in self._every().items():
+                if is_due(listed.expires, TARGETS_LIFETIME, now) and not self.changes.wants(role):
+                    self.changes.want(Renew(role, listed.version), now, "hub")
+            if is_due(self.lists.timestamp().expires, FRESH_LIFETIME, now):
+                self.lists.freshen(now)
+            return self.lists.timestamp().version != before
 
-    def resign(self, now: datetime) -> None:
-        """Sign everything with the keys in force: after a key has been replaced."""
-        with self._lock:
-            self._sign(self._targets(), now)
+    def role_of(self, model: str) -> str:
+        """Whose signatures approve releases of a model."""
+        return self._place("0" * 64, model)[0]
 
-    def _sign(self, targets: Targets, now: datetime) -> None:
-        in_force = (self._folder / TIMESTAMP_FILE).exists()
-        targets.version = self._targets().version + 1 if in_force else 1
-        targets.expires = now + TARGETS_LIFETIME
-        data = sign_targets(targets, self._keys.load(TARGETS_KEY))
-        write_durably(self._folder / f"{targets.version}.targets.json", data)
-        self._put_in_force(data, targets.version, self._timestamp().version + 1 if in_force else 1, now)
+    def _place(self, digest: str, model: str) -> tuple[str, str]:
+        """Who lists a release, and under which name."""
+        name = target_name(Component.MODEL, model, digest)
+        top = self.lists.top()
+        for role, entry in (top.delegations.roles or {} if top.delegations else {}).items():
+            if entry.is_delegated_path(name):
+                return role, name
+        return TOP, release_name(digest)
 
-    def _sign_freshness(self, now: datetime) -> None:
-        version = self._targets().version
-        data = (self._folder / f"{version}.targets.json").read_bytes()
-        self._put_in_force(data, version, self._timestamp().version + 1, now)
+    def _every(self) -> dict[str, Targets]:
+        return {TOP: self.lists.top(), **self.lists.delegated()}
 
-    def _put_in_force(self, targets: bytes, targets_version: int, version: int, now: datetime) -> None:
-        files = sign_freshness(targets, targets_version, version, self._keys.load(DIRECTOR_KEY), now)
-        timestamp = files.pop(TIMESTAMP_FILE)
-        for name, text in files.items():
-            write_durably(self._folder / name, text.encode())
-        write_durably(self._folder / TIMESTAMP_FILE, timestamp.encode())
-        self._forget_former({*files, f"{targets_version}.targets.json"})
+    def _known(self, digest: str) -> TargetFile | None:
+        for listed in self._every().values():
+            for target in listed.targets.values():
+                if target.hashes.get("sha256") == digest:
+                    return target
+        return None
 
-    def _forget_former(self, keep: set[str]) -> None:
-        for pattern in ("*.targets.json", "*.snapshot.json"):
-            for file in self._folder.glob(pattern):
-                if file.name not in keep:
-                    file.unlink()
+    def _adding(self, digest: str) -> list[AddTarget]:
+        names = [TOP, *self._roles()]
+        edits = [edit for role in names for edit in self.changes.wants(role)]
+        return [one for one in edits if isinstance(one, AddTarget) and one.name.endswith(f"/{digest}")]
 
-    def _names(self, timestamp: Timestamp) -> tuple[str, str]:
-        """File names of the snapshot in force and of its targets."""
-        snapshot_name = f"{timestamp.snapshot_meta.version}.snapshot.json"
-        snapshot = Metadata[Snapshot].from_file(str(self._folder / snapshot_name)).signed
-        return snapshot_name, f"{snapshot.meta['targets.json'].version}.targets.json"
+    def _roles(self) -> list[str]:
+        delegations = self.lists.top().delegations
+        return list(delegations.roles or {}) if delegations else []
 
-    def _timestamp(self) -> Timestamp:
-        return Metadata[Timestamp].from_file(str(self._folder / TIMESTAMP_FILE)).signed
-
-    def _targets(self) -> Targets:
-        if not (self._folder / TIMESTAMP_FILE).exists():
-            raise SigningError(f"there is no signed list in {self._folder}; run `landreeve-hub init` first")
-        return Metadata[Targets].from_file(str(self._folder / self._names(self._timestamp())[1])).signed
+    def _wanted(self, role: str, name: str) -> TargetFile | None:
+        for edit in self.changes.wants(role):
+            if isinstance(edit, AddTarget) and edit.name == name:
+                return TargetFile.from_dict(dict(edit.target), name)
+        return None
 
 
-def _target(digest: str, length: int, name: dict[str, str], approved_by: str, now: datetime) -> TargetFile:
-    custom = {**name, "approved_by": approved_by, "approved": now.isoformat()}
-    return TargetFile(length, {"sha256": check_digest(digest)}, release_name(digest), {"custom": custom})
+def _target(  # noqa: PLR0917  facts of one target
+    name: str, digest: str, length: int, facts: dict[str, str], approved_by: str, now: datetime
+) -> TargetFile:
+    custom = {**facts, "approved_by": approved_by, "approved": now.isoformat()}
+    return TargetFile(length, {"sha256": check_digest(digest)}, name, {"custom": custom})
 
 
 def _facts(target: TargetFile) -> str:
