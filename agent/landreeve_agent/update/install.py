@@ -107,6 +107,8 @@ class Installer:
         config = parse_config(self._blobs.read(manifest.settings.sha256))
         if config.model != order.model:
             raise BadReleaseError(f"it is a release of {config.model!r}, ordered for {order.model!r}")
+        if config.component != order.component:
+            raise BadReleaseError(f"it is of kind {config.component!r}, ordered as {order.component!r}")
         if _numbers(config.minimum_agent) > _numbers(self._agent_version):
             raise BadReleaseError(f"it needs agent {config.minimum_agent}, this is {self._agent_version}: update it")
         return manifest_bytes, manifest, config

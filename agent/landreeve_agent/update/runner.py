@@ -441,7 +441,7 @@ def _order(wanted: DesiredModel, generation: int, releases: dict[str, int]) -> O
         hints=wanted.hints,
         strategy=wanted.strategy or Strategy(),
         schedule=wanted.schedule,
-        component=wanted.component,
+        component=wanted.component or MODEL,
     )
 
 

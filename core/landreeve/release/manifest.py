@@ -28,6 +28,7 @@ WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
 WEIGHT_CONFIG_TYPE = "application/vnd.cncf.model.weight.config.v1.raw"
 DATASET_TYPE = "application/vnd.cncf.model.dataset.v1.raw"
 DOC_TYPE = "application/vnd.cncf.model.doc.v1.raw"
+CODE_TYPE = "application/vnd.cncf.model.code.v1.raw"
 FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"  # the file name by which general OCI clients lay a layer out
 SETTINGS_FILE = "landreeve.json"
@@ -43,6 +44,7 @@ ALLOWED_SUFFIXES = {
     ".safetensors": DATASET_TYPE,
     ".json": WEIGHT_CONFIG_TYPE,
     ".md": DOC_TYPE,
+    ".whl": CODE_TYPE,
 }
 
 
@@ -164,7 +166,8 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReleaseConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What we say of a release. ``blocks`` maps a layer's sha256 to its blocks' sha256s."""
+    """What we say of a release. ``blocks`` maps a layer's sha256 to its blocks' sha256s. ``component`` is the kind of
+    thing it is: a model, or an ``agent``, whose files are wheels."""
 
     model: str
     family: str
@@ -173,6 +176,7 @@ class ReleaseConfig(msgspec.Struct, frozen=True, kw_only=True):
     gates: Gates
     lineage: Lineage
     minimum_agent: str = "0.1.0"
+    component: str = "model"
     hardware: dict[str, Any] = {}
     blocks: dict[str, tuple[str, ...]] = {}
 
@@ -222,8 +226,8 @@ def _check_blobs(manifest: Manifest) -> None:
 
 def _check_type(layer: Descriptor) -> None:
     kind = layer.media_type
-    if kind in RAW_TYPES:
-        return
+    if kind in RAW_TYPES or (kind == CODE_TYPE and layer.path.endswith(".whl")):
+        return  # whether this release may hold wheels is decided by its component (`landreeve.release.vet`)
     if kind.startswith("application/vnd.cncf.model.code."):
         raise BadReleaseError(f"layer {layer.path!r}: is code ({kind}); a release holds none")
     if kind.partition("+")[0].endswith(".tar"):

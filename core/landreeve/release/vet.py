@@ -51,6 +51,10 @@ def vet(manifest_bytes: bytes, read: Read) -> Vetted:
         data = check_blob(layer, _get(read, layer))
         if layer != settings and config.blocks.get(layer.sha256) != block_digests(data, BLOCK_BYTES):
             raise BadReleaseError(f"config: blocks of {layer.path!r} are missing or wrong; pack the release again")
+        if layer.path.endswith(".whl") and config.component != "agent":
+            raise BadReleaseError(
+                f"{layer.path}: a {config.component[:20]} holds no code; accepted are ONNX and safetensors"
+            )
         check_contents(layer.path, data)
     return Vetted(digest_of(manifest_bytes), manifest, config)
 

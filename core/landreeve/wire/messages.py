@@ -357,7 +357,7 @@ class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
     hints: tuple[RunPlan, ...] = ()
     schedule: Schedule | None = None
     strategy: Strategy | None = None
-    component: str = "model"
+    component: str | None = None
 
 
 class Desired(Wire, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 import typer
 
 from landreeve_hub.commands import (
+    agents,
     audit,
     authority,
     broker,
@@ -37,6 +38,7 @@ def build() -> typer.Typer:
         ("broker", broker.group()),
         ("keys", keys.group()),
         ("model", models.group()),
+        ("agent", agents.group()),
         ("plans", plans.group()),
         ("rollout", rollouts.group()),
         ("incident", records.incidents()),

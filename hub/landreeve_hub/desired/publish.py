@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 from landreeve.trust.document import document_text, parse_document
@@ -201,7 +202,7 @@ def _topic(connection: Connection, device: str, newest: int) -> str:
 
 def _orders(connection: Connection, device: str) -> tuple[DesiredModel, ...]:
     joined = assignments.outerjoin(releases, releases.c.digest == assignments.c.digest)
-    columns = (assignments, releases.c.manifest_bytes, releases.c.version.label("release_version"))
+    columns = (assignments, releases.c.manifest_bytes, releases.c.config, releases.c.version.label("release_version"))
     rows = connection.execute(select(*columns).select_from(joined).where(assignments.c.device == device)).mappings()
     orders = tuple(_order(row) for row in rows)
     return tuple(msgspec.structs.replace(order, hints=hints_for(connection, device, order.release)) for order in orders)
@@ -222,7 +223,14 @@ def _order(row: RowMapping) -> DesiredModel:
         probation=msgspec.convert(row["probation"] or {}, Probation),
         schedule=msgspec.convert(row["schedule"], Schedule) if row["schedule"] else None,
         strategy=msgspec.convert(row["strategy"], Strategy) if row["strategy"] else None,
+        component=_component(row["config"] or {}),
     )
+
+
+def _component(config: Mapping[str, Any]) -> str | None:
+    """The kind of thing a release is, where it is no model: what is not said makes no new generation."""
+    kind = str(config.get("component", "model"))
+    return None if kind == "model" else kind
 
 
 def _believed(connection: Connection, device: str) -> int:
