@@ -81,12 +81,21 @@ async def test_every_byte_of_a_release_is_pulled_by_tag_and_by_digest(
 
 async def test_blob_goes_on_from_where_it_broke_off(pushed: Packed, viewer: httpx2.AsyncClient) -> None:
     digest, data = max(pushed.blobs.items(), key=lambda item: len(item[1]))
-    url = f"/v2/delay/blobs/sha256:{digest}"
-    rest = await viewer.get(url, headers={"Range": "bytes=7-"})
-    assert (rest.status_code, rest.content) == (206, data[7:])
-    assert rest.headers["content-range"] == f"bytes 7-{len(data) - 1}/{len(data)}"
-    beyond = await viewer.get(url, headers={"Range": f"bytes={len(data)}-"})
-    assert beyond.status_code == 416
+    url, size = f"/v2/delay/blobs/sha256:{digest}", len(data)
+    parts = {"7-": (7, size), "0-0": (0, 1), "3-9": (3, 10), "-5": (size - 5, size), "5-99999999": (5, size)}
+    for asked, (first, end) in parts.items():
+        answer = await viewer.get(url, headers={"Range": f"bytes={asked}"})
+        assert (answer.status_code, answer.content) == (206, data[first:end]), asked
+        assert answer.headers["content-range"] == f"bytes {first}-{end - 1}/{size}"
+        assert answer.headers["content-length"] == str(end - first)
+    for whole in ("bytes=0-", "bytes=-", "bytes=9-3", "bytes=0-1,3-4", "lines=1-2", f"bytes=-{size * 2}"):
+        answer = await viewer.get(url, headers={"Range": whole})
+        assert (answer.status_code, answer.content) == (200, data), whole
+    for beyond in (f"bytes={size}-", "bytes=-0"):
+        answer = await viewer.get(url, headers={"Range": beyond})
+        assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{size}")
+    stale = await viewer.get(url, headers={"Range": "bytes=7-", "If-Range": '"another"'})
+    assert (stale.status_code, stale.content) == (200, data)
 
 
 async def test_tags_come_in_pages(hub: Hub, viewer: httpx2.AsyncClient) -> None:

@@ -12,11 +12,11 @@ from urllib.parse import quote
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.requests import HTTPConnection
-from starlette.responses import FileResponse
 
 from landreeve_hub.access import identity
 from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Permission
+from landreeve_hub.api import oci_blobs
 from landreeve_hub.api.guard import Require
 from landreeve_hub.api.oci_errors import VERSION_HEADER, OciProblem
 from landreeve_hub.api.services import Services
@@ -25,7 +25,6 @@ from landreeve_hub.registry.shelf import Document, NoSuchBlobError, NoSuchManife
 PREFIX = "/v2"
 SERVICE = "landreeve-hub"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
-BLOB_TYPE = "application/octet-stream"
 MAX_TAGS = 1000
 READ, WRITE = ["GET", "HEAD"], ["POST", "PUT", "PATCH", "DELETE"]
 _KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}  # what a digest names never changes
@@ -116,7 +115,7 @@ def router(services: Services) -> APIRouter:
         return _manifest(request, found, by_digest=":" in wanted)
 
     @routes.api_route("/{name:path}/blobs/{digest}", methods=READ)
-    async def blob(name: str, digest: str, _: Puller) -> Response:
+    async def blob(name: str, digest: str, request: Request, _: Puller) -> Response:
         """A blob by digest, whole or a range of it."""
         value = _sha256(digest)
         try:
@@ -126,9 +125,7 @@ def router(services: Services) -> APIRouter:
         except NoSuchBlobError as error:
             raise OciProblem(404, "BLOB_UNKNOWN", str(error)) from error
         headers = {**VERSION_HEADER, **_KEPT, "Docker-Content-Digest": digest, "ETag": f'"{digest}"'}
-        if isinstance(found, bytes):
-            return Response(found, headers=headers, media_type=BLOB_TYPE)
-        return FileResponse(found, headers=headers, media_type=BLOB_TYPE)
+        return oci_blobs.respond(request, found, headers)
 
     _referrers(routes, services)
     _refusals(routes)

@@ -1,15 +1,15 @@
 """The registry as others' tools read it: repositories, tags, manifests, blobs, referrers of OCI.
 
-A model is a repository (`landreeve.release.reference.repository_of`), its versions and aliases are tags. Drafts and
-approved releases are on the shelf; what was withdrawn or quarantined is not, since a machine that pulls would run it.
+A model is a repository (`landreeve.release.reference.repository_of`), its versions and aliases are tags. Every
+release is on the shelf but those withdrawn or quarantined, since a machine that pulls would run them.
 A blob is found only by way of a release of the same repository, so one repository never opens another's.
 """
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from landreeve.blobs.codec import BlobReader
 from landreeve.blobs.store import BlobStore
 from landreeve.release.manifest import MANIFEST_TYPE, digest_of, parse_manifest
 from landreeve.release.reference import is_tag, repository_of
@@ -20,7 +20,7 @@ from landreeve_hub.registry.bill import EMPTY
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 
-SHELVED = ("draft", "approved")
+OFF_THE_SHELF = ("withdrawn", "quarantined")
 
 
 class NoSuchRepositoryError(NotFoundError, LookupError):
@@ -48,6 +48,23 @@ class Document:
 class _Row:
     digest: str
     tags: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Bytes in memory, read as a blob is."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return self.data[offset : offset + length]
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 class Shelf:
@@ -80,18 +97,19 @@ class Shelf:
                 return Document(paper.digest, MANIFEST_TYPE, paper.manifest)
         raise NoSuchManifestError(f"{repository}: has no {wanted[:80]!r} to give; it may have been withdrawn")
 
-    async def blob(self, repository: str, digest: str) -> Path | bytes:
-        """A blob of one of the repository's releases, or of what refers to one; ``digest`` in hex. `NoSuchBlobError`.
+    async def blob(self, repository: str, digest: str) -> BlobReader:
+        """A blob of one of the repository's releases, or of what refers to one, to be closed; ``digest`` in hex.
+        `NoSuchBlobError`.
 
-        A file is not hashed again here: whoever pulls checks every byte against the digest.
+        It is not hashed again here: whoever pulls checks every byte against the digest.
         """
         rows = await self._rows(repository)
         if await asyncio.to_thread(self._belongs, rows, digest):
-            return self._blobs.path(digest)
+            return await asyncio.to_thread(self._blobs.open, digest)
         for paper in await self._papers(rows):
             found = {digest_of(EMPTY): EMPTY, paper.content_digest: paper.content, paper.digest: paper.manifest}
             if digest in found:
-                return bytes(found[digest])
+                return _Held(bytes(found[digest]))
         raise NoSuchBlobError(f"{repository}: no release here consists of blob sha256:{digest[:12]}…")
 
     async def referrers(self, repository: str, digest: str) -> list[dict[str, Any]]:
@@ -142,7 +160,7 @@ def _rows(connection: Connection, repository: str) -> list[_Row]:
     for alias in connection.execute(select(aliases).where(aliases.c.model == model)):
         named.setdefault(alias.digest, set()).add(alias.alias)
     query = select(releases.c.digest, releases.c.version).where(
-        releases.c.model == model, releases.c.state.in_(SHELVED)
+        releases.c.model == model, releases.c.state.not_in(OFF_THE_SHELF)
     )
     return [
         _Row(row.digest, frozenset(tag for tag in {row.version, *named.get(row.digest, ())} if is_tag(tag)))
