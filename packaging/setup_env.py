@@ -29,6 +29,7 @@ WITHOUT = {
     "mosquitto": "the hub runs nats-server instead",
     "chromium": "the browser tests cannot run",
     "skopeo": "its pulls from the hub's registry are skipped",
+    "iproute2": "the tests of bad networks are skipped",
 }
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -123,12 +124,15 @@ def installed(package: str) -> bool:
 
 
 def system_packages(wanted: str, *, install: bool) -> None:
-    """mosquitto for the hub (else the NATS wheel serves), Chromium and skopeo for tests."""
+    """mosquitto for the hub (else the NATS wheel serves), Chromium, skopeo and ip for tests."""
     missing = [] if shutil.which("mosquitto") or Path("/usr/sbin/mosquitto").exists() else ["mosquitto"]
     if wanted == "test" and not (shutil.which("chromium") or shutil.which("chromium-browser")):
         missing.append("chromium")
     if wanted == "test" and not shutil.which("skopeo"):
         missing.append("skopeo")
+    sbin = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
+    if wanted == "test" and sys.platform == "linux" and not shutil.which("ip", path=sbin):
+        missing.append("iproute2")
     if missing and install and shutil.which("apt-get") and os.geteuid() == 0:
         apt_install(missing)
         return

@@ -105,6 +105,21 @@ def tls_context(keys: Path) -> ssl.SSLContext:
     return context
 
 
+def _in_words(error: Exception) -> str:
+    """What went wrong, in words of the site's admin where TLS speaks of itself."""
+    somebody_else = (
+        "something on the way answers in the broker's place (a captive portal where one signs in to the network, a "
+        "proxy that opens TLS) or the address is wrong. Nothing was sent"
+    )
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate shown there is not the fleet's ({error.verify_message}): {somebody_else}"
+    if isinstance(error, ssl.SSLError) and error.reason in {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"}:
+        return f"no TLS is spoken there ({error.reason}): {somebody_else}"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
+    return str(error) or type(error).__name__
+
+
 class PahoCarrier:
     """paho-mqtt with its network loop in its own thread. Its callbacks only hand over to the event loop, and
     none lets an exception out: paho would lose its thread silently."""
@@ -194,7 +209,7 @@ class PahoCarrier:
                 self._client.loop_start()
                 await self._accepted
         except (OSError, ValueError, TimeoutError) as error:
-            raise CarrierError(f"broker {endpoint.host}:{endpoint.port}: {error or 'no answer in time'}") from error
+            raise CarrierError(f"broker {endpoint.host}:{endpoint.port}: {_in_words(error)}") from error
 
     def _shut_socket(self) -> None:
         sock = self._client.socket()
