@@ -77,6 +77,12 @@ class LinkSettings(msgspec.Struct, frozen=True):
     reconnect_jitter_s: Annotated[
         float, Meta(ge=0, le=600, description="upper bound of the random wait before reconnecting to the hub")
     ] = 60.0
+    renew_look_s: Annotated[
+        float, Meta(ge=0.1, le=86_400, description="seconds between two looks whether the certificate is due")
+    ] = 600.0
+    renew_jitter_s: Annotated[
+        float, Meta(ge=0, le=604_800, description="seconds over which boxes spread when the hub's authority is new")
+    ] = 3600.0
     outbox_mb: Annotated[
         float, Meta(gt=0, le=10_240, description="size of the outbox above which metrics are dropped, oldest first")
     ] = 64.0

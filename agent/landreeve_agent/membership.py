@@ -5,6 +5,7 @@ A box that has not joined works alone; joining while it runs is noticed within s
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +19,7 @@ from landreeve.wire.messages import Command, DeviceState, Event, ModelState, Sig
 
 from landreeve_agent.config import LinkSettings, StateFolder
 from landreeve_agent.console.status import AgentStatus, HubView, ModelView
-from landreeve_agent.link.identity import Identity, load_identity
+from landreeve_agent.link.identity import Identity, keys_folder, load_identity
 from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.session import Contact, Handlers, Options, Session
@@ -29,6 +30,8 @@ from landreeve_agent.version import BUILD_TIME
 
 if TYPE_CHECKING:
     from landreeve.trust.verify import DesiredVerifier
+
+    from landreeve_agent.link.renewal import Renewer
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ class _Joined:
     fetcher: Fetcher
     uploader: Uploader
     verifier: "DesiredVerifier"
+    renewer: "Renewer"
 
 
 @dataclass
@@ -66,6 +70,7 @@ class Membership:
     on_witness: Callable[[Witness], Awaitable[None]] | None = None
     _joined: _Joined | None = None
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
+    _run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
     def identity(self) -> Identity | None:
@@ -91,6 +96,7 @@ class Membership:
             tasks.create_task(self._joined.session.run())
             tasks.create_task(self._joined.uploader.run())
             tasks.create_task(self._watch_state(self._joined.session))
+            tasks.create_task(self._joined.renewer.run())
 
     async def _wait_for_identity(self) -> None:
         while not self.look():  # noqa: ASYNC110 - another process writes the file
@@ -114,6 +120,11 @@ class Membership:
         if self._joined is None:
             raise RuntimeError("a signed document without a hub: the link must be built before it is used")
         return self._joined.verifier.verify(signed, now)
+
+    def trust(self, authorities: tuple[str, ...]) -> None:
+        """Trust whom the hub's believed document names, and move to the newest of them."""
+        if self._joined is not None:
+            self._joined.renewer.trust(authorities)
 
     def limit_rate(self, facts_per_s: float | None) -> None:
         """Send at most that many facts a second, as the hub asked."""
@@ -151,6 +162,9 @@ class Membership:
         # TUF takes 11 MB with its cryptography: a box that works alone does without.
         from landreeve.trust.verify import DesiredVerifier
 
+        from landreeve_agent.link.keyring import Keyring
+        from landreeve_agent.link.renewal import Renewer
+
         handlers = Handlers(self.on_desired, self.on_command, self._on_want, self.on_witness)
         session = Session(
             identity,
@@ -162,12 +176,17 @@ class Membership:
             options=Options(reconnect_jitter_s=self.settings.reconnect_jitter_s),
             meter=self.meter,
         )
+        renewer = Renewer(
+            Keyring(keys_folder(self.state.root)), identity.hub_url, identity.site, session.prove, self.on_event,
+            self.clock, self.settings.renew_look_s, self.settings.renew_jitter_s,
+        )  # fmt: skip
         return _Joined(
             identity,
             session,
             Fetcher(session, self.blobs, tell=self.on_event),
             Uploader(session, self.blobs),
             DesiredVerifier(self.state.trust, identity.device, BUILD_TIME),
+            renewer,
         )
 
     def _on_want(self, digest: str, want: Want) -> None:
@@ -178,7 +197,7 @@ class Membership:
         told: tuple[object, ...] = ()
         while True:
             state = self._device_state()
-            now = (state.generation, state.models)
+            now = (state.generation, state.models, state.certificate_serial)
             if now != told:
                 session.state_changed()
                 told = now
@@ -195,7 +214,15 @@ class Membership:
             generation=status.generation if status else 0,
             models=models,
             certificate_days=self._certificate_days() or 0.0,
+            run=self._run,
+            certificate_serial=self._certificate_serial(),
         )
+
+    def _certificate_serial(self) -> str:
+        try:
+            return certs.describe(self.state.certificate.read_bytes()).serial
+        except (OSError, certs.BadCertificateError):
+            return ""
 
     def _certificate_days(self) -> float | None:
         try:

@@ -1,8 +1,10 @@
 """The box itself: make it, run it, join a hub, ask how it is."""
 
+import contextlib
 import os
+import sqlite3
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from landreeve.cli import Exit, Format, emit, fail, note
@@ -11,8 +13,11 @@ from landreeve.settings import SettingsError, write_values
 from landreeve_agent.commands.client import connected
 from landreeve_agent.commands.options import Output, state_of
 from landreeve_agent.commands.running import changes_of, run_site
-from landreeve_agent.config import AgentSettings, load_settings
+from landreeve_agent.config import AgentSettings, StateFolder, load_settings
 from landreeve_agent.errors import OperatorError
+
+if TYPE_CHECKING:
+    from landreeve_agent.link.enrol import Former
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="a setting as KEY=VALUE; may be repeated")]
 
@@ -64,6 +69,10 @@ def run(context: typer.Context, sets: Sets = None) -> None:
 def join(
     context: typer.Context,
     token: Annotated[str, typer.Argument(help="the single-use token the hub made for this site")],
+    wait: Annotated[float, typer.Option("--wait", help="seconds to wait while a person at the hub decides")] = 86_400.0,
+    again: Annotated[
+        bool, typer.Option("--again", help="make this box another device: its disk was cloned, or it was revoked")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Join a hub: the key is made on this box, the hub signs its certificate."""
@@ -72,11 +81,39 @@ def join(
     state = state_of(context)
     try:
         state.prepare()
-        identity = enrol.join(state.root, token, datetime.now(UTC))
+        patience = enrol.Patience(wait, _Waiting())
+        former = _former(state) if again else None
+        identity = enrol.join(state.root, token, datetime.now(UTC), patience=patience, again=former)
     except (OperatorError, enrol.JoinError) as error:
         fail(Exit.FAILURE, str(error))
     emit({"device": identity.device, "site": identity.site, "hub": identity.hub_url}, output)
     note("joined; a running agent notices by itself")
+
+
+class _Waiting:
+    """Says once that a person has to decide, and which key to compare."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, sentence: str, fingerprint: str) -> None:
+        if not self._said:
+            note(f"waiting: {sentence}\n\n    this box's key   {fingerprint}\n")
+        self._said = True
+
+
+def _former(state: StateFolder) -> "Former":
+    """What a box that becomes another device brings along; only while no agent runs on it."""
+    from landreeve_agent import lock
+    from landreeve_agent.link.enrol import Former
+
+    held = lock.take(state.run / "lock")  # raises when an agent has it
+    held.release()
+    if not state.database.exists():
+        return Former()
+    with contextlib.closing(sqlite3.connect(f"file:{state.database}?mode=ro", uri=True)) as db:
+        row = db.execute("SELECT value FROM meta WHERE key = 'desired.generation'").fetchone()
+    return Former(int(row[0]) if row else 0)
 
 
 def status(context: typer.Context, output: Output = Format.TABLE) -> None:

@@ -2,34 +2,40 @@
 
 The private key is made here and never leaves. ``identity.json`` is written last: until then nothing has
 happened, and joining again with the same token continues with the same key, so an answer lost on the way costs
-nothing.
+nothing. A hub whose people look at every key first answers that it waits: then the same is asked again until they
+have decided.
+
+A box that is a device already may become another one (`again`): its disk was cloned, or it was revoked. The new pair
+is made beside the old one, as in a renewal.
 """
 
+import shutil
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
 import httpx2
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-from cryptography.x509.oid import NameOID
 from landreeve.blobs.durable import write_durably
 from landreeve.trust.anchor import install
-from landreeve.trust.certs import describe, parse
-from landreeve.trust.enrolment import EnrolmentAnswer, EnrolmentProblem, EnrolmentRequest
+from landreeve.trust.certs import BadCertificateError, describe, fingerprint, parse, parse_all
+from landreeve.trust.enrolment import EnrolmentAnswer, EnrolmentRequest, EnrolmentWaiting
+from landreeve.trust.keyprint import keyprint
 from landreeve.trust.token import EnrolmentToken, parse_token
 
 from landreeve_agent.errors import OperatorError
+from landreeve_agent.link.desk import TIMEOUT_S, Desk, RefusedError, believing, request_for, sentence
 from landreeve_agent.link.identity import Identity, keys_folder, load_identity, save_identity, trust_folder
+from landreeve_agent.link.keyring import Keyring, load_key, new_key, write_key
 
-TIMEOUT_S = 20.0
 _MAX_CA_BYTES = 64 * 1024
+_FLOOR = "floor.json"
 
 
 class Step(StrEnum):
@@ -53,22 +59,46 @@ class JoinError(OperatorError):
         super().__init__(f"could not {step.value}: {sentence}")
 
 
-def join(state: Path, token_text: str, now: datetime) -> Identity:
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to ask again while people at the hub decide, and who is told the key's fingerprint meanwhile."""
+
+    seconds: float = 0.0
+    told: Callable[[str, str], None] = lambda _sentence, _fingerprint: None
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What a box brings along that is a device already. ``generation`` is the highest it has believed."""
+
+    generation: int = 0
+
+
+NO_PATIENCE = Patience()
+
+
+def join(
+    state: Path, token_text: str, now: datetime, *, patience: Patience = NO_PATIENCE, again: Former | None = None
+) -> Identity:
     """Enrol this box with its fleet and keep what it learns under ``state``; `JoinError` names the step."""
     with _step(Step.TOKEN):
-        token = _token(state, token_text)
+        token = _token(state, token_text, again)
     with _step(Step.FETCH):
         ca = _fetch_authority(token)
     with _step(Step.PIN):
         _check_pin(ca, token)
     with _step(Step.KEY):
-        key = _key(keys_folder(state))
+        key = _key(keys_folder(state)) if again is None else _other_key(state)
     with _step(Step.ENROL):
-        answer = _ask(token, ca, _request(key, token.site))
+        asked = EnrolmentRequest(
+            secret=token.secret, csr=request_for(key, token.site), generation=again.generation if again else 0
+        )
+        answer = _ask(token, ca, asked, keyprint(key.public_key()), patience)
     with _step(Step.CHECK):
         _check(answer, key, ca, now)
     with _step(Step.STORE):
-        return _store(state, token, answer)
+        return _store(state, token, answer, again=again is not None)
 
 
 @contextmanager
@@ -76,28 +106,16 @@ def _step(step: Step) -> Iterator[None]:
     """Names the step of whatever expected goes wrong in it."""
     try:
         yield
-    except (OSError, ValueError, httpx2.HTTPError, _RefusedError) as error:
-        raise JoinError(step, _sentence(error)) from error
+    except (OSError, ValueError, httpx2.HTTPError, RefusedError) as error:
+        raise JoinError(step, sentence(error)) from error
 
 
-class _RefusedError(Exception):
-    """The hub answered, and the answer is no."""
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return f"the hub's certificate is not accepted ({text}); check this box's clock and the hub's address"
-    if isinstance(error, httpx2.TransportError):
-        return f"the hub does not answer ({text}); check the address in the token, the network and the firewall"
-    return text
-
-
-def _token(state: Path, text: str) -> EnrolmentToken:
+def _token(state: Path, text: str, again: Former | None) -> EnrolmentToken:
     identity = load_identity(state)
-    if identity is not None:
+    if identity is not None and again is None:
         raise ValueError(
-            f"this box has already joined as {identity.device} ({identity.site}); use another state folder"
+            f"this box has already joined as {identity.device} ({identity.site}); use another state folder, or, to "
+            "make it another device, stop the agent and add --again"
         )
     return parse_token(text)
 
@@ -110,7 +128,7 @@ def _fetch_authority(token: EnrolmentToken) -> bytes:
     with httpx2.Client(verify=context, timeout=TIMEOUT_S, trust_env=False) as client:
         response = client.get(f"{token.url.rstrip('/')}/enrol/v1/ca")
     if response.status_code != httpx2.codes.OK or len(response.content) > _MAX_CA_BYTES:
-        raise _RefusedError(
+        raise RefusedError(
             f"{token.url} answers {response.status_code} and {len(response.content)} bytes; is it a Landreeve hub?"
         )
     return response.content
@@ -130,40 +148,41 @@ def _key(folder: Path) -> ec.EllipticCurvePrivateKey:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / "device.key"
     if path.exists():
-        key = load_pem_private_key(path.read_bytes(), None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ValueError(f"{path} is no P-256 key; remove it and join again")
-        return key
-    key = ec.generate_private_key(ec.SECP256R1())
-    write_durably(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
+        return load_key(path)
+    key = new_key()
+    write_key(path, key)
     return key
 
 
-def _request(key: ec.EllipticCurvePrivateKey, site: str) -> str:
-    # The subject is only a courtesy to whoever reads a log: the hub names the device itself.
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    return request.public_bytes(Encoding.PEM).decode()
-
-
-def _ask(token: EnrolmentToken, ca: bytes, csr: str) -> EnrolmentAnswer:
-    context = ssl.create_default_context(cadata=ca.decode())
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    body = msgspec.json.encode(EnrolmentRequest(secret=token.secret, csr=csr))
-    headers = {"content-type": "application/json"}
-    with httpx2.Client(verify=context, timeout=TIMEOUT_S, trust_env=False) as client:
-        response = client.post(f"{token.url.rstrip('/')}/enrol/v1/enrol", content=body, headers=headers)
-    if response.status_code != httpx2.codes.OK:
-        raise _RefusedError(_problem(response))
-    return msgspec.json.decode(response.content, type=EnrolmentAnswer)
-
-
-def _problem(response: httpx2.Response) -> str:
+def _other_key(state: Path) -> ec.EllipticCurvePrivateKey:
+    """The key of the device this box becomes. When an earlier attempt came as far as putting it to use, that one."""
+    keyring, identity = Keyring(keys_folder(state)), load_identity(state)
     try:
-        problem = msgspec.json.decode(response.content, type=EnrolmentProblem)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        problem = EnrolmentProblem()
-    return problem.detail or f"the hub answers {response.status_code} without a reason; see its log"
+        if identity is not None and keyring.described().common_name != identity.device:
+            return keyring.key()
+    except (OSError, BadCertificateError):
+        return keyring.prepare()
+    return keyring.prepare()
+
+
+def _ask(
+    token: EnrolmentToken, ca: bytes, asked: EnrolmentRequest, fingerprint: str, patience: Patience
+) -> EnrolmentAnswer:
+    desk = Desk(token.url, believing(ca))
+    deadline = time.monotonic() + patience.seconds
+    while True:
+        answer = desk.post("enrol", asked)
+        if answer.status_code == httpx2.codes.OK:
+            return msgspec.json.decode(answer.content, type=EnrolmentAnswer)
+        waiting = msgspec.json.decode(answer.content, type=EnrolmentWaiting)
+        if waiting.fingerprint != fingerprint:
+            raise RefusedError(
+                f"the hub shows the key {waiting.fingerprint}, this box has {fingerprint}: someone stands between them"
+            )
+        if time.monotonic() >= deadline:
+            raise RefusedError(f"{waiting.detail} Join again with the same token once that is done")
+        patience.told(waiting.detail, fingerprint)
+        patience.sleep(min(max(waiting.retry_s, 0.1), 60.0))
 
 
 def _check(answer: EnrolmentAnswer, key: ec.EllipticCurvePrivateKey, ca: bytes, now: datetime) -> None:
@@ -173,7 +192,8 @@ def _check(answer: EnrolmentAnswer, key: ec.EllipticCurvePrivateKey, ca: bytes, 
         raise ValueError("the certificate is not for this box's key")
     if described.common_name != answer.device:
         raise ValueError(f"the certificate names {described.common_name!r}, the answer {answer.device!r}")
-    if describe(answer.ca.encode(), "the hub's answer").fingerprint != describe(ca).fingerprint:
+    vouching = {fingerprint(one) for one in parse_all(answer.ca.encode(), "the hub's answer")}
+    if describe(ca).fingerprint not in vouching:
         raise ValueError("the answer carries another authority than the one the token names")
     if not described.not_before <= now < described.not_after:
         raise ValueError(
@@ -182,11 +202,16 @@ def _check(answer: EnrolmentAnswer, key: ec.EllipticCurvePrivateKey, ca: bytes, 
         )
 
 
-def _store(state: Path, token: EnrolmentToken, answer: EnrolmentAnswer) -> Identity:
+def _store(state: Path, token: EnrolmentToken, answer: EnrolmentAnswer, *, again: bool) -> Identity:
     roots = {"director": answer.director_root, "targets": answer.targets_root}
+    trust = parse_all(answer.ca.encode())
+    if again:
+        _change_over(state, answer)
     install(trust_folder(state), roots, datetime.fromisoformat(answer.hub_time).astimezone(UTC))
-    write_durably(keys_folder(state) / "ca.crt", answer.ca.encode(), 0o600)
-    write_durably(keys_folder(state) / "device.crt", answer.certificate.encode(), 0o600)
+    if not again:
+        keys = keys_folder(state)
+        write_durably(keys / "ca.crt", answer.ca.encode(), 0o600)
+        write_durably(keys / "device.crt", answer.certificate.encode(), 0o600)
     identity = Identity(
         device=answer.device,
         fleet=answer.fleet,
@@ -196,4 +221,21 @@ def _store(state: Path, token: EnrolmentToken, answer: EnrolmentAnswer) -> Ident
         broker_port=answer.broker_port,
     )
     save_identity(state, identity)
+    if again and len(trust) == 1:
+        (keys_folder(state) / "wanted.crt").unlink(missing_ok=True)
     return identity
+
+
+def _change_over(state: Path, answer: EnrolmentAnswer) -> None:
+    """Put the new pair to use and forget what was verified for the former device: its versions count from 1."""
+    keyring = Keyring(keys_folder(state))
+    if (keyring.next / "device.key").exists():
+        keyring.complete(answer.certificate, parse_all(answer.ca.encode()))
+        keyring.promote()
+    for path in trust_folder(state).glob("*"):
+        if path.name == _FLOOR:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

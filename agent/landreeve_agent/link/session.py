@@ -5,6 +5,7 @@ in the outbox, and what the hub wants of us is retained at the broker. Losing th
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import secrets
@@ -16,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 from landreeve.wire.codec import READS, BadMessageError, Block, decode, decode_block, encode, readable
-from landreeve.wire.messages import Ack, Command, DeviceState, SignedDesired, Want, Witness
+from landreeve.wire.messages import Ack, Command, DeviceState, Presence, SignedDesired, Want, Witness
 from landreeve.wire.topics import (
     BadTopicError,
     Down,
@@ -86,6 +87,14 @@ class Handlers:
     on_witness: Callable[[Witness], Awaitable[None]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Other keys to connect with, and who waits to hear whether the broker accepts them."""
+
+    keys: Path
+    accepted: "asyncio.Future[None]"
+
+
 @dataclass(slots=True)
 class Counts:
     """What this session did since the supervisor started; shown in the console."""
@@ -130,6 +139,7 @@ class Session:
         self.connected = asyncio.Event()
         self.on_block: Callable[[Block], bool] | None = None
         self.on_guide: Callable[[str, Offer | Lane], None] | None = None
+        self.on_presence: Callable[[Presence], None] | None = None
         self._keys = keys
         self._outbox = outbox
         self._handlers = handlers
@@ -138,6 +148,8 @@ class Session:
         self._options = options
         self._connect = connect
         self._carrier: Carrier | None = None
+        self._trial: _Trial | None = None
+        self._turn = asyncio.Event()
         self._number = 0
         self._hub_reads: frozenset[str] = frozenset()
         self._window = Window(options.window, options.resend_s)
@@ -158,7 +170,21 @@ class Session:
                 self.contact.counts.failures += 1
                 logger.exception("the link failed and starts again")
                 self._note(f"internal error: {error}")
-            await asyncio.sleep(random.uniform(0, self._options.reconnect_jitter_s))  # noqa: S311 - only spreads load
+            await self._pause()
+
+    async def prove(self, keys: Path) -> None:
+        """Connect anew, at once, with the keys in that folder, and stay with them; `CarrierError` when the broker does
+        not accept them: then the next connection is made with the former ones."""
+        self._trial = _Trial(keys, asyncio.get_running_loop().create_future())
+        self._turn.set()
+        await self._trial.accepted
+
+    async def _pause(self) -> None:
+        if self._turn.is_set():
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(random.uniform(0, self._options.reconnect_jitter_s)):  # noqa: S311 - spreads load
+                await self._turn.wait()
 
     def state_changed(self) -> None:
         """Says that `state` would now answer differently: it is published anew."""
@@ -197,7 +223,9 @@ class Session:
         self._number, client, self._hub_reads = await self._outbox.database.write(_next_session)
         self._window.restart(await self._outbox.epoch(self._clock()))
         self._empty_queues()
-        carrier = await self._connect(self._endpoint(client), self._will(), self._receive)
+        trial, self._trial = self._trial, None
+        self._turn.clear()
+        carrier = await self._open(client, trial)
         self._carrier = carrier
         try:
             await self._greet(carrier)
@@ -207,6 +235,19 @@ class Session:
             self.contact.connected = False
             await self._part(carrier)
             self._carrier = None
+
+    async def _open(self, client: str, trial: _Trial | None) -> Carrier:
+        endpoint = self._endpoint(client, trial.keys if trial else self._keys)
+        try:
+            carrier = await self._connect(endpoint, self._will(), self._receive)
+        except CarrierError as error:
+            if trial and not trial.accepted.done():
+                trial.accepted.set_exception(error)
+                self._turn.set()  # back to the former keys without a pause
+            raise
+        if trial and not trial.accepted.done():
+            trial.accepted.set_result(None)
+        return carrier
 
     async def _greet(self, carrier: Carrier) -> None:
         orders, _blocks = device_filters(self.identity.fleet, self.identity.device)
@@ -222,9 +263,9 @@ class Session:
         logger.info("connected to %s as %s", self.identity.broker_host, self.identity.device)
 
     async def _live(self, carrier: Carrier) -> None:
-        """Ends with `CarrierError` when the connection is lost."""
+        """Ends when other keys are to be tried, or with `CarrierError` when the connection is lost."""
         work = (self._drain(carrier), self._take_acks(), self._take_orders(), self._tell_state(carrier))
-        tasks = [asyncio.create_task(job) for job in (*work, carrier.lost.wait())]
+        tasks = [asyncio.create_task(job) for job in (*work, carrier.lost.wait(), self._turn.wait())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -233,6 +274,8 @@ class Session:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if self._turn.is_set() and not carrier.lost.is_set():
+            return
         raise CarrierError(f"the connection to {self.identity.broker_host} was lost")
 
     async def _part(self, carrier: Carrier) -> None:
@@ -283,6 +326,10 @@ class Session:
                 self._orders.put_nowait(message)
             case Down.BLOCKS:
                 self._take_block(decode_block(message.payload))
+                message.done()
+            case Down.PRESENCE:
+                if self.on_presence is not None and message.payload:
+                    self.on_presence(decode(message.payload, Presence))
                 message.done()
 
     def _guide(self, digest: str, message: Message, kind: type[Offer] | type[Lane]) -> None:
@@ -417,12 +464,10 @@ class Session:
         state = msgspec.structs.replace(self._state(), session=self._number, online=False, at=at, reads=READS)
         return Will(self._topic(Up.STATE), readable(encode(state), self._hub_reads))
 
-    def _endpoint(self, client: str) -> Endpoint:
+    def _endpoint(self, client: str, keys: Path | None) -> Endpoint:
         who, options = self.identity, self._options
         client_id = f"{who.device}-{client}"
-        return Endpoint(
-            who.broker_host, who.broker_port, client_id, self._keys, options.keepalive_s, options.persistent
-        )
+        return Endpoint(who.broker_host, who.broker_port, client_id, keys, options.keepalive_s, options.persistent)
 
     def _empty_queues(self) -> None:
         """What an old connection delivered cannot be acknowledged on the new one; the broker repeats it."""
