@@ -144,7 +144,7 @@ class Publisher:
                 return topic, stored, False
             document = parse_document(decode(stored.document, SignedDesired).document)
         else:
-            generation = 1 + (stored.generation if stored else _believed(connection, device))
+            generation = stored.generation + 1 if stored else 1
             document = compose(device, generation, orders, rate, now, authorities)
         fresh = _Stored(document.generation, self._sign(document, stored, now), content, rfc3339(now))
         upsert(connection, desired, {"device": device, **_columns(fresh)})
@@ -231,11 +231,6 @@ def _component(config: Mapping[str, Any]) -> str | None:
     """The kind of thing a release is, where it is no model: what is not said makes no new generation."""
     kind = str(config.get("component", "model"))
     return None if kind == "model" else kind
-
-
-def _believed(connection: Connection, device: str) -> int:
-    """What the box had believed before it became this device: nothing below that would count with it."""
-    return int(connection.execute(select(devices.c.generation).where(devices.c.id == device)).scalar_one())
 
 
 def _stored(connection: Connection, device: str) -> _Stored | None:

@@ -28,7 +28,7 @@ from landreeve_hub.fleet.authority import DEVICE_DAYS, Authority, BadRequestErro
 from landreeve_hub.fleet.register import Issued
 from landreeve_hub.store.database import Store
 from landreeve_hub.store.moment import parse_rfc3339, rfc3339
-from landreeve_hub.store.tables import devices, enrolment_tokens
+from landreeve_hub.store.tables import desired, devices, enrolment_tokens
 
 TOKEN_LIFETIME = timedelta(hours=24)
 MAX_TOKEN_LIFETIME = timedelta(days=7)
@@ -267,12 +267,12 @@ def _create(connection: Connection, token: AnyRow, holder: AnyRow | None, claim:
         "state": "enrolled",
         "labels": token.labels,
         "enrolled": rfc3339(claim.now),
-        "generation": min(max(claim.asked.generation, 0), MAX_GENERATION),
     }
     if holder is not None:
         row |= incarnation.succeed_in(connection, holder, claim.device, claim.now)
         row["labels"] = {**holder.labels, **token.labels}
     connection.execute(devices.insert().values(row))
+    _begin_above(connection, claim.device, min(max(claim.asked.generation, 0), MAX_GENERATION))
     register.keep_in(connection, claim.issued, claim.now)
     if holder is not None:
         incarnation.hand_over_in(connection, holder.id, claim.device)
@@ -281,3 +281,11 @@ def _create(connection: Connection, token: AnyRow, holder: AnyRow | None, claim:
     waiting.forget_in(connection, claim.device)
     replaced = holder.id if holder is not None else ""
     return Enrolled(claim.device, token.site, claim.issued.pem, claim.issued.expires, again=False, replaced=replaced)
+
+
+def _begin_above(connection: Connection, device: str, generation: int) -> None:
+    """A box that was a device before has believed documents: its next one must be newer than all of them. A number
+    without a document, as after a conflict (`landreeve_hub.rollout.conflicts`), says so."""
+    if generation:
+        stand_in = {"document": b"", "content_hash": "", "signed_at": "", "generation": generation}
+        connection.execute(desired.insert().values(device=device, **stand_in))
