@@ -26,8 +26,8 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 
     def begin(*settings: str) -> HubProcess:
         hub = HubProcess(tmp_path / "hub", *settings)
-        hub.start()
         running.append(hub)
+        hub.start()
         return hub
 
     yield begin
@@ -66,7 +66,7 @@ async def test_certificate_is_renewed_again_and_again_and_after_it_has_expired(s
         await until(lambda: renewals(box) >= 3 and box.connected)
         assert "after the former one had expired" in box.events[0].sentence
         assert serial(box) != first
-        assert hub.get("devices")[0]["online"]
+        await until(lambda: hub.get("devices")[0]["online"])
     finally:
         await box.stop()
 
@@ -182,6 +182,6 @@ async def test_box_becomes_another_device_and_believes_its_new_documents(start: 
     try:
         await until(lambda: bool(box.believed) and box.connected)
         assert min(box.believed) > seen
-        assert {row["site"]: row["online"] for row in hub.get("devices")}["jfk"]
+        await until(lambda: {row["site"]: row["online"] for row in hub.get("devices")}["jfk"])
     finally:
         await box.stop()
