@@ -44,7 +44,8 @@ class HubProcess:
         command = [sys.executable, "-m", "landreeve_hub", "serve", "--state", str(self.folder), *flags]
         self.log = self.folder.with_suffix(".log")
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stderr=log, stdout=log)
+            environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+            self._process = subprocess.Popen(command, stderr=log, stdout=log, env=environment)
         deadline = time.monotonic() + UP_S
         while not self._answers():
             assert self._process.poll() is None, self.log.read_text()
@@ -59,7 +60,12 @@ class HubProcess:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(20)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.kill(self._process.pid, signal.SIGABRT)  # its threads' stacks go to the log
+            self._process.wait(20)
+            raise
 
     def kill(self) -> None:
         os.kill(self._process.pid, signal.SIGKILL)

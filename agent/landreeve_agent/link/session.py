@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -34,19 +33,16 @@ from landreeve.wire.topics import (
     parse_topic,
 )
 from landreeve.wire.transfers import Lane, Offer
-from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.link.carrier import Carrier, CarrierError, Connect, Endpoint, Message, PahoCarrier, Will
 from landreeve_agent.link.meter import Meter
+from landreeve_agent.link.numbers import next_session, save_hub_reads
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.window import Window
 from landreeve_agent.store.stamps import stamp
 
 logger = logging.getLogger(__name__)
 
-_SESSION = "link.session"
-_CLIENT = "link.client"
-_HUB_READS = "link.hub_reads"
 _GOODBYE_S = 2.0
 
 
@@ -220,7 +216,7 @@ class Session:
             self._carrier.unsubscribe(self._shared_topic(digest))
 
     async def _one_connection(self) -> None:
-        self._number, client, self._hub_reads = await self._outbox.database.write(_next_session)
+        self._number, client, self._hub_reads = await self._outbox.database.write(next_session)
         self._window.restart(await self._outbox.epoch(self._clock()))
         self._empty_queues()
         trial, self._trial = self._trial, None
@@ -376,7 +372,7 @@ class Session:
         if ack.reads is msgspec.UNSET or self._hub_reads == frozenset(ack.reads):
             return
         self._hub_reads = frozenset(ack.reads)
-        await self._outbox.database.write(lambda db: _save_hub_reads(db, self._hub_reads))
+        await self._outbox.database.write(lambda db: save_hub_reads(db, self._hub_reads))
 
     async def _forget(self, ack: Ack) -> None:
         done = await self._outbox.acknowledge(ack.epoch, ack.seq, self._clock())
@@ -490,22 +486,3 @@ class Session:
 
     def _shared_topic(self, digest: str) -> str:
         return format_topic(SharedBlocksTopic(self.identity.fleet, digest))
-
-
-def _next_session(db: SqliteDatabase) -> tuple[int, str, frozenset[str]]:
-    """The session's number, which grows with every connection and is never used twice, also across restarts;
-    the random part of the client id, made once: brokers that do not bind ids to certificates let whoever knows an
-    id evict its owner; and what the hub said that it reads."""
-    number = db.conn.execute(
-        "INSERT INTO meta VALUES (?, '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1 "
-        "RETURNING value",
-        (_SESSION,),
-    ).fetchone()
-    db.conn.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (_CLIENT, secrets.token_hex(8)))
-    client = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_CLIENT,)).fetchone()
-    reads = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_HUB_READS,)).fetchone()
-    return int(number[0]), str(client[0]), frozenset(str(reads[0]).split() if reads else ())
-
-
-def _save_hub_reads(db: SqliteDatabase, reads: frozenset[str]) -> None:
-    db.conn.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_HUB_READS, " ".join(sorted(reads))))
