@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from landreeve_agent.intake.line import Line, parse_lines
-from landreeve_agent.serving.control import Plan, Route, Version
+from landreeve_agent.serving.control import Plan, Route, Share, Version
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.supervise import CRASH_LOOP, Limits, WorkerProcess
 
@@ -162,6 +162,38 @@ async def test_swapping_routes_under_load_fails_no_request_and_loses_no_row(tmp_
         assert sorted((line.id, line.version) for line in lines) == sorted(answered)
         assert {v for _, v in answered} == {"1.0.0", "2.0.0"}
         assert any(line.shadow is not None for line in lines)
+
+
+async def test_growing_share_keeps_who_it_had_and_drops_no_request(tmp_path: Path) -> None:
+    """An A/B test by a column: one value always meets one version, also while its share grows under load."""
+    async with running(tmp_path) as (worker, _):
+        old, new = route(tmp_path, "1.0.0"), route(tmp_path, "2.0.0", 1.0)
+        await worker.apply((old,))
+        seen: dict[str, list[str]] = {f"{n}": [] for n in range(40)}
+        stop = asyncio.Event()
+
+        async def client(names: list[str]) -> None:
+            while not stop.is_set():
+                for name in names:
+                    wind = {"name": "wind", "datatype": "FP64", "shape": [1], "data": [float(name)]}
+                    asked = body(id=f"{name}-{len(seen[name])}")
+                    inputs = [wind if tensor["name"] == "wind" else tensor for tensor in asked["inputs"]]
+                    status, answer = await post(worker, asked | {"inputs": inputs})
+                    assert status == 200, answer
+                    seen[name].append(str(answer["model_version"]))
+
+        clients = [asyncio.create_task(client(list(seen)[at::4])) for at in range(4)]
+        for share in (0.0, 0.2, 0.6, 1.0):
+            await worker.apply((Route("delay", old.active, None, (Share(new.active, share),), key="wind"),))
+            await asyncio.sleep(0.3)
+        stop.set()
+        await asyncio.gather(*clients)
+        for versions in seen.values():
+            assert versions == sorted(versions), "nobody goes back while the share grows"
+            assert versions[-1] == "2.0.0"
+        assert len({versions.count("1.0.0") // 4 for versions in seen.values()}) > 1, "not all changed at one moment"
+        lines = captured(tmp_path)
+        assert sorted(line.id for line in lines) == sorted(f"{n}-{i}" for n, v in seen.items() for i in range(len(v)))
 
 
 async def test_after_a_segmentation_fault_callers_wait_for_the_next_worker(tmp_path: Path) -> None:

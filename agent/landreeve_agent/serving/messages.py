@@ -77,16 +77,17 @@ class Infer(msgspec.Struct, eq=False):
     interface: object = None
 
     def value(self, column: str) -> str:
-        """The first row's value of that column as text; empty when there is none."""
+        """The first row's value of that column as text, a number alike however it was written; empty for none."""
         if not column:
             return ""
         if self.records is not None:
-            first = self.records[0]
-            found = first.get(column) if isinstance(first, dict) else getattr(first, column, None)
+            found = _value(self.records[0], column)
         else:
             values = self.columns.get(column)
             found = values[0] if values else None
-        return "" if found is None else str(found)
+        if found is None:
+            return ""
+        return str(float(found)) if isinstance(found, int | float) else str(found)
 
     def captured(self) -> list[Any]:
         """Each row's columns, as the capture writes them."""
@@ -98,3 +99,11 @@ class Infer(msgspec.Struct, eq=False):
         """Each row's columns by their names."""
         found: list[dict[str, Any]] = msgspec.to_builtins(self.captured())
         return found
+
+
+def _value(record: Any, column: str) -> Any:
+    """A column of a row as it is captured: a dict, or a Struct whose fields are named only where it is written."""
+    if isinstance(record, dict):
+        return record.get(column)
+    names = type(record).__struct_encode_fields__
+    return getattr(record, type(record).__struct_fields__[names.index(column)]) if column in names else None
