@@ -124,6 +124,22 @@ def test_release_of_a_tensor_model_is_pushed_and_listed(
     assert model in run("model", "list", "--state", str(state), "-o", "json").stdout
 
 
+def test_release_leaves_by_tar_and_folder_and_comes_back_the_same(state: Path, tmp_path: Path) -> None:
+    at = ("--state", str(state), "-o", "json")
+    pushed = told(run("model", "push", str(image_release(tmp_path / "r")), *at))
+    shown = told(run("model", "show", f"corner:{pushed['version']}", *at))
+    place = f"127.0.0.1:{shown['pull'].partition(':')[2].partition('/')[0]}/corner"
+    assert shown["pull"] == f"{place}:{pushed['version']}"
+    assert shown["pull_by_digest"] == f"{place}@sha256:{pushed['digest']}"
+    for out in ("corner.tar", "folder"):
+        pulled = told(run("model", "pull", f"corner:{pushed['version']}", str(tmp_path / out), *at))
+        assert pulled == {"digest": pushed["digest"], "place": str(tmp_path / out)}
+        assert told(run("model", "push", str(tmp_path / out), *at)) == pushed
+    assert run("model", "card", pushed["digest"], "--state", str(state)).stdout.startswith("# corner")
+    for wrong, code in (("oci://h/X", 3), (str(tmp_path / "none"), 4), ("oci://127.0.0.1:1/x:v1", 7)):
+        assert run("model", "push", wrong, *at).returncode == code
+
+
 def test_audit_verifies(state: Path) -> None:
     assert told(run("audit", "verify", "--state", str(state), "-o", "json"))["whole"] is True
 

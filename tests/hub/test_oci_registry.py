@@ -11,14 +11,18 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
+from landreeve.blobs.store import BlobStore
 from landreeve.release.layout import Packed
 from landreeve.release.manifest import digest_of
+from landreeve.sealed.blobs import SealedCodec
 from landreeve_hub.access import tokens, users
 from landreeve_hub.access.roles import Permission, Role
 from landreeve_hub.api import oci_routes
 from landreeve_hub.api.guard import Require, walk
 from landreeve_hub.api.oci_routes import RequirePull
+from landreeve_hub.registry.shelf import Shelf
 from landreeve_hub.store import tables
+from landreeve_hub.store.database import Store
 from sqlalchemy import insert, update
 
 from tests.hub.test_api import Hub, push, release
@@ -96,6 +100,22 @@ async def test_blob_goes_on_from_where_it_broke_off(pushed: Packed, viewer: http
         assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{size}")
     stale = await viewer.get(url, headers={"Range": "bytes=7-", "If-Range": '"another"'})
     assert (stale.status_code, stale.content) == (200, data)
+
+
+async def test_sealed_store_gives_out_the_blobs_and_not_its_files(tmp_path: Path) -> None:
+    store = Store(tmp_path / "hub.db")
+    blobs = BlobStore(tmp_path / "blobs", codec=SealedCodec({"0" * 16: b"k" * 32}))
+    packed = release()
+    for data in (packed.manifest_bytes, *packed.blobs.values()):
+        blobs.put(data)
+    row = {"digest": packed.digest, "model": "delay", "version": "v1", "state": "draft", "manifest_bytes": 2}
+    await store.write(lambda c: c.execute(insert(tables.releases).values(row)) and None)
+    shelf = Shelf(store, blobs)
+    for digest, data in packed.blobs.items():
+        reader = await shelf.blob("delay", digest)
+        assert reader.read_at(0, reader.size) == data != blobs.path(digest).read_bytes()
+        reader.close()
+    store.close()
 
 
 async def test_tags_come_in_pages(hub: Hub, viewer: httpx2.AsyncClient) -> None:
