@@ -1,6 +1,7 @@
 """What judging and serving a release costs, beside hashing its bytes once. Writes build/bench/release.json.
 
-CPU seconds of this process, in one run. The release has a graph of 20,000 nodes and 48 MB of weights.
+CPU seconds of this process, in one run. The release has 48 MB of weights and as much golden set; a graph of
+20,000 nodes is scanned alone.
 """
 
 import asyncio
@@ -60,8 +61,8 @@ def judging(packed: Packed, nodes: bytes, weight: bytes) -> list[dict[str, Any]]
     return [
         row("hashing the release once", hashed, "CPU s"),
         row("judging all of it (with digests of its blocks)", whole, "CPU s"),
-        row("judging against hashing", whole / hashed, "ratio", 8.0, holds=whole <= 8 * hashed),
-        row("a graph of 20,000 nodes, scanned", scanned, "CPU s", 5.0, holds=scanned <= 5.0),
+        row("judging against hashing", whole / hashed, "ratio", 5.0, holds=whole <= 5 * hashed),
+        row("a graph of 20,000 nodes, scanned", scanned, "CPU s", 1.0, holds=scanned <= 1.0),
         row("the same, parsed by protobuf (not judged)", parsed, "CPU s"),
         row("48 MB of weights, scanned", heavy, "CPU s", 0.1, holds=heavy <= 0.1),
     ]
@@ -92,7 +93,7 @@ def main() -> int:
     files = {"golden.safetensors": tensors_of(b"\2" * WEIGHT_BYTES), "definition.json": b'{"name": "delay"}'}
     config = release().config
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
-        rows = judging(pack({**files, "model.onnx": nodes}, config), nodes, weight)
+        rows = judging(pack({**files, "model.onnx": weight}, config), nodes, weight)
         rows += asyncio.run(serving(pack(files, config), Path(folder)))
     for one in rows:
         held = "" if one["bar"] is None else f"  (bar {one['bar']:g}: {'held' if one['holds'] else 'MISSED'})"
