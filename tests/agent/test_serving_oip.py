@@ -204,6 +204,19 @@ def test_answer_in_json_and_in_binary_carries_the_same_numbers() -> None:
     assert np.frombuffer(raw[json_bytes:], "<f4").tolist() == [0.25, 0.5]
 
 
+def test_the_answer_to_one_row_is_the_same_by_its_short_way() -> None:
+    request = Infer('r "1"', None, [None], 1, {}, [], (False,))
+    p = np.array([0.1], np.float32)
+    values = p.tolist()
+    text, _ = oip.encode(INTERFACE, request, ["r"], [p])
+    assert json.loads(oip.encode_values(INTERFACE, request, ["r"], values)) == json.loads(text)
+    request.wanted = (True,)
+    raw, json_bytes = oip.encode(INTERFACE, request, ["r"], [p])
+    short, short_bytes = oip.encode_raw(INTERFACE, request, ["r"], values)
+    assert json.loads(short[:short_bytes]) == json.loads(raw[:json_bytes])
+    assert short[short_bytes:] == p.tobytes()
+
+
 def matrix(rows: list[list[float]], **changes: object) -> tuple[dict[str, object], bytes]:
     """All columns as one tensor, in binary."""
     x = np.array(rows, "<f4")

@@ -47,6 +47,7 @@ class _Answer(msgspec.Struct, omit_defaults=True):
 _decoder = msgspec.json.Decoder(Body)
 _encoder = msgspec.json.Encoder()
 _encode = _encoder.encode
+_pack_one = struct.Struct("<f").pack
 _DTYPES = {name: np.dtype(kind).newbyteorder("<") for name, kind in DTYPES.items()}
 _ONE, _ONE_BY_ONE = (1,), (1, 1)
 _NOTHING: Raw = b""
@@ -360,8 +361,11 @@ def _wanted(message: Any, outputs: tuple[TensorSpec, ...]) -> tuple[bool | None,
 
 def encode_values(interface: Interface, request: Infer, ids: Sequence[str], values: list[float]) -> bytes:
     """The JSON answer of a model with one float output for each row: the common case, put together from pieces."""
+    if request.rows == 1:
+        begin, output_begin = interface.begin, interface.output_begin
+        return b'%b%b%b1],"data":%b}]}' % (begin, _encode(request.id), output_begin, _encode(values))
     rows = b"%d" % request.rows
-    tail = b"]}" if request.rows == 1 else b'],"parameters":{"ids":%b}}' % _encode(ids)
+    tail = b'],"parameters":{"ids":%b}}' % _encode(ids)
     return b"".join(
         (interface.begin, _encode(request.id), interface.output_begin, rows, b'],"data":', _encode(values), b"}", tail)
     )
@@ -370,8 +374,11 @@ def encode_values(interface: Interface, request: Infer, ids: Sequence[str], valu
 def encode_raw(interface: Interface, request: Infer, ids: Sequence[str], values: list[float]) -> tuple[bytes, int]:
     """The same in binary, with the length of its JSON part."""
     rows = len(values)
-    tail = b"}}]}" if rows == 1 else b'}}],"parameters":{"ids":%b}}' % _encode(ids)
     begin, output_begin = interface.begin, interface.output_begin
+    if rows == 1:
+        head = b'%b%b%b1],"parameters":{"binary_data_size":4}}]}' % (begin, _encode(request.id), output_begin)
+        return head + _pack_one(values[0]), len(head)
+    tail = b'}}],"parameters":{"ids":%b}}' % _encode(ids)
     size = b'%d],"parameters":{"binary_data_size":%d' % (rows, 4 * rows)
     head = b"".join((begin, _encode(request.id), output_begin, size, tail))
     return head + struct.pack(f"<{rows}f", *values), len(head)

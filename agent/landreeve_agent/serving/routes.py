@@ -108,9 +108,13 @@ class Lane:
         """The rows of all jobs as the graph takes them."""
         requests: list[Infer] = [job.request for job in jobs]  # type: ignore[attr-defined]  # an Ask or a Follow
         interface = self.model.interface
-        # Ready features hold the ranks of the version the request was decoded for.
-        if all(request.features is not None and request.interface is interface for request in requests):
-            rows = [row for request in requests for row in request.features or ()]
+        rows: list[Sequence[float]] = []
+        for request in requests:
+            # Ready features hold the ranks of the version the request was decoded for.
+            if request.features is None or request.interface is not interface:
+                break
+            rows += request.features
+        else:
             return [np.array(rows, np.float32)]
         feeds = [self.model.feeds(request) for request in requests]
         if len(feeds) == 1:
