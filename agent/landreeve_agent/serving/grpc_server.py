@@ -68,6 +68,9 @@ class GrpcDoor:
         self._access = access
         self._options = options
         self._server: grpc.aio.Server | None = None
+        self._under_way = 0
+        others = routes.alone
+        routes.alone = lambda: self._under_way <= 1 and others()
 
     async def start(self) -> int:
         """Listen; the port. `LoadFailedError` when it cannot be had, or would stand open to the network."""
@@ -152,7 +155,11 @@ class GrpcDoor:
         if left_s is not None:  # what cannot be answered in time is not begun
             left_us = max(int((left_s - _MARGIN_S) * 1e6), 1)
             decoded.timeout_us = min(decoded.timeout_us, left_us) if decoded.timeout_us else left_us
-        answer = await _submitted(functools.partial(routes.submit, model, version, decoded), began_ns)
+        self._under_way += 1
+        try:
+            answer = await _submitted(functools.partial(routes.submit, model, version, decoded), began_ns)
+        finally:
+            self._under_way -= 1
         if isinstance(answer, errors.ServingError):
             raise answer
         return grpc_codec.encode(answer, raw=bool(request.raw_input_contents))
