@@ -281,13 +281,9 @@ def _value_type(column: Input) -> Any:
     """A text, or a number within the column's bounds; null where the column may be unknown."""
     kinds: list[Any] = [str]
     if column.column.kind == "number":
-        bounds: dict[str, Any] = {}
-        if column.low > -_INT64:
-            bounds["ge"] = math.ceil(column.low)
-        if column.high < _INT64:
-            bounds["le"] = math.floor(column.high)
-        kinds = [Annotated[float, msgspec.Meta(ge=column.low, le=column.high)]]
-        kinds.append(Annotated[int, msgspec.Meta(**bounds)] if bounds else int)
+        # Integers beyond 64 bits pass a type that has no bounds: they are the full way's to judge.
+        whole = msgspec.Meta(ge=max(math.ceil(column.low), -_INT64), le=min(math.floor(column.high), _INT64 - 1))
+        kinds = [Annotated[float, msgspec.Meta(ge=column.low, le=column.high)], Annotated[int, whole]]
     if not column.column.required:
         kinds.append(None)
     return Union[tuple(kinds)]  # noqa: UP007 - as above
