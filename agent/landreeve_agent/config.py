@@ -177,6 +177,15 @@ class AuditSettings(msgspec.Struct, frozen=True):
     ] = 3600.0
 
 
+class AtRestSettings(msgspec.Struct, frozen=True):
+    key: Annotated[
+        str, Meta(description="where the key of this state folder is: credential:NAME, file:/path, command:PROGRAM")
+    ] = ""
+    scratch: Annotated[
+        str, Meta(description="folder on a tmpfs for rows and checkpoints of trainings; empty: in the state folder")
+    ] = ""
+
+
 class AgentSettings(msgspec.Struct, frozen=True):
     """Everything that can be set on a box."""
 
@@ -196,6 +205,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     mqtt_inference: MqttInferenceSettings = MqttInferenceSettings()
     batch: BatchSettings = BatchSettings()
     audit: AuditSettings = AuditSettings()
+    at_rest: AtRestSettings = AtRestSettings()
 
 
 @dataclass(frozen=True)
@@ -251,6 +261,10 @@ class StateFolder:
     @property
     def run(self) -> Path:
         return self.root / "run"
+
+    @property
+    def vault(self) -> Path:
+        return self.root / "keys" / "vault.json"
 
     @property
     def hardware(self) -> Path:

@@ -5,7 +5,7 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,6 +57,7 @@ class Inference:
     isolated: Collection[str] = ()
     grpc: Hold | None = None
     grpc_max_bytes: int = 0
+    spool_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     _worker: WorkerProcess | None = field(default=None)
 
     @property
@@ -95,6 +96,7 @@ class Inference:
             tls_key=door.key,
             grpc=self.grpc.address if self.grpc else None,
             grpc_max_bytes=self.grpc_max_bytes or None,
+            spool_keys=self.spool_keys,
         )
 
     def _placed(self, route: Route) -> Route:

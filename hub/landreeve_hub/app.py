@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from landreeve.cli import Exit, fail, note
+from landreeve.sealed.errors import SealedError
 from landreeve.settings import SettingsError, write_values
 from landreeve.wire.ids import BadIdError, check_id
 from sqlalchemy import Connection, func, select
@@ -40,7 +41,7 @@ HOUR_S = 3600.0
 GUESTS_S = 2.0
 DAY = timedelta(days=1)
 TRY_BROKER_S = 5.0
-EXPECTED = (HubError, SettingsError, SigningError, AuthorityError, BadIdError)
+EXPECTED = (SealedError, HubError, SettingsError, SigningError, AuthorityError, BadIdError)
 
 
 def serve(state: Path, flags: Mapping[str, str]) -> int:

@@ -109,6 +109,14 @@ class EnrolmentSettings(msgspec.Struct, frozen=True):
     ] = 180.0
 
 
+class AtRestSettings(msgspec.Struct, frozen=True):
+    """Encryption of what lies on the disk."""
+
+    key: Annotated[
+        str, Meta(description="where the key of this state folder is: credential:NAME, file:/path, command:PROGRAM")
+    ] = ""
+
+
 class HubSettings(msgspec.Struct, frozen=True):
     """Everything that can be set at a hub."""
 
@@ -123,6 +131,7 @@ class HubSettings(msgspec.Struct, frozen=True):
     pace: Pace = Pace()
     limits: Limits = Limits()
     keep: KeepSettings = KeepSettings()
+    at_rest: AtRestSettings = AtRestSettings()
     enrolment: EnrolmentSettings = EnrolmentSettings()
 
 

@@ -8,7 +8,9 @@ from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from landreeve.blobs.codec import Codec
 from landreeve.blobs.store import BlobStore
+from landreeve.sealed.blobs import SealedCodec
 from landreeve.wire.codec import Block
 from landreeve.wire.ids import check_id
 from landreeve.wire.messages import (
@@ -61,6 +63,7 @@ from landreeve_hub.registry.deltas import DeltaCache, Workshop
 from landreeve_hub.registry.releases import Registry
 from landreeve_hub.registry.uploads import Challengers, Uploads
 from landreeve_hub.rollout.runner import RolloutRunner
+from landreeve_hub.sealing import opened_vault
 from landreeve_hub.signing import keys
 from landreeve_hub.signing.desk import KeyDesk
 from landreeve_hub.signing.director import Director
@@ -129,14 +132,15 @@ class Builder:
 
     async def build(self) -> Rooms:
         """Open the store and build what stands on it; nothing runs yet."""
-        store = Store(self._config.store_url)
+        vault = opened_vault(self._folder, self._settings.at_rest.key)
+        store = Store(self._config.store_url, list(vault.keys("store").values()) if vault else ())
         try:
-            return await self._build_on(store)
+            return await self._build_on(store, SealedCodec(vault.keys("blobs")) if vault else None)
         except BaseException:
             store.close()
             raise
 
-    async def _build_on(self, store: Store) -> Rooms:
+    async def _build_on(self, store: Store, codec: Codec | None) -> Rooms:
         settings, folder, say = self._settings, self._folder, self._changes.say
         authority = make_keys(self._config, self._clock())
         broker = None if settings.broker.url else await self._broker(store, authority)
@@ -144,7 +148,7 @@ class Builder:
         line = Line(address, settings.fleet)
         speech = Speech(line.publish)
         await store.read(speech.load)
-        blobs, targets = BlobStore(folder.blobs), TargetsRepository(folder.root)
+        blobs, targets = BlobStore(folder.blobs, codec=codec), TargetsRepository(folder.root)
         registry = Registry(store, blobs, targets)
         rate = settings.limits.facts_per_s or None
         known = partial(_authorities, authority)
@@ -155,7 +159,7 @@ class Builder:
         identities = Identities(store, authority, warden, publisher, audit, self._clock, say)
         runner = RolloutRunner(store, publisher, incidents, audit, say)
         uploads = Uploads(blobs, speech.publish, settings.fleet, quota_bytes=int(settings.transfer.quota_mb * 1e6))
-        blocks = self._block_server(store, blobs, line)
+        blocks = self._block_server(store, blobs, line, codec)
         commands = Commands(store, settings.fleet, speech.publish)
         learning = Learning(store, commands, Challengers(uploads, blobs, registry), self._clock, say)
         receiver = Receiver(
@@ -193,11 +197,11 @@ class Builder:
         kept = (store, authority, broker, address, line, receiver, blocks, publisher, runner, self_test)
         return Rooms(*kept, learning, audit, identities, services, api.build(services))
 
-    def _block_server(self, store: Store, blobs: BlobStore, line: Line) -> BlockServer:
+    def _block_server(self, store: Store, blobs: BlobStore, line: Line, codec: Codec | None) -> BlockServer:
         transfer = self._settings.transfer
         workshop = None
         if transfer.delta_cache_mb:
-            workshop = Workshop(blobs, DeltaCache(self._folder.deltas, int(transfer.delta_cache_mb * 1e6)))
+            workshop = Workshop(blobs, DeltaCache(self._folder.deltas, int(transfer.delta_cache_mb * 1e6), codec))
         rate = transfer.mb_per_s * 1e6
         return BlockServer(store, blobs, line, self._settings.fleet, bytes_per_s=rate, workshop=workshop)
 

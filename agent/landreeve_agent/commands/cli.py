@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from landreeve_agent.commands import audit, box, data, hardware, infer, models, plans, settings
+from landreeve_agent.commands import audit, box, data, hardware, infer, models, plans, settings, store
 
 app = typer.Typer(
     help="Landreeve on this box: runs, watches, trains and updates the models of one site.",
@@ -43,3 +43,4 @@ infer.install(app)
 plans.install(app)
 settings.install(app)
 audit.install(app)
+store.install(app)

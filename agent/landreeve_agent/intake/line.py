@@ -1,5 +1,6 @@
 """One line of the capture spool: what the worker answered for one row, told before the answer left."""
 
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import msgspec
@@ -34,17 +35,22 @@ class Chunk(msgspec.Struct, frozen=True):
 _DECODER = msgspec.json.Decoder(Line)
 
 
-def parse_lines(data: bytes, offset: int, *, closed: bool) -> Chunk:
+Unseal = Callable[[bytes], bytes | None]
+
+
+def parse_lines(data: bytes, offset: int, *, closed: bool, unseal: Unseal | None = None) -> Chunk:
     """The lines in bytes that begin at ``offset`` of a file.
 
     A last piece without a newline waits for its rest. In a ``closed`` file there is no rest: the worker died
-    inside the write, before the answer, so nobody was told; the piece is counted as bad.
+    inside the write, before the answer, so nobody was told; the piece is counted as bad. ``unseal`` opens lines that
+    hold several sealed ones.
     """
     cut = data.rfind(b"\n") + 1
     lines: list[Line] = []
     bad = 0
-    for raw in data[:cut].splitlines():
-        if not raw:
+    for raw in _raw_lines(data[:cut], unseal):
+        if raw is None:
+            bad += 1
             continue
         try:
             lines.append(_DECODER.decode(raw))
@@ -53,3 +59,13 @@ def parse_lines(data: bytes, offset: int, *, closed: bool) -> Chunk:
     if closed and cut < len(data):
         return Chunk(tuple(lines), bad + 1, offset + len(data))
     return Chunk(tuple(lines), bad, offset + cut)
+
+
+def _raw_lines(data: bytes, unseal: Unseal | None) -> Iterator[bytes | None]:
+    """Every line; None for a sealed one that cannot be opened."""
+    for outer in data.splitlines():
+        opened = unseal(outer) if unseal and outer else outer
+        if opened is None:
+            yield None
+        else:
+            yield from (line for line in opened.splitlines() if line)

@@ -43,6 +43,7 @@ class Spool:
     database: Database
     folder: Path
     on_captured: Callable[[tuple[Captured, ...]], None] = field(default=lambda _: None)
+    unseal: Callable[[str, bytes], bytes | None] | None = None
 
     async def drain(self, now: datetime) -> Drained:
         """Read what is new, up to 1 MiB a file, and delete files that are read and no longer written."""
@@ -65,7 +66,7 @@ class Spool:
     async def _read(self, path: Path, *, closed: bool, now: datetime) -> Drained:
         offset = await self.database.read(partial(_offset, name=path.name))
         # The size is taken before the bytes: a file that was closed before this look does not grow after it.
-        chunk, size = await asyncio.to_thread(_load, path, offset, closed and _is_old(path, now))
+        chunk, size = await asyncio.to_thread(_load, path, offset, closed and _is_old(path, now), self.unseal)
         if chunk is None or chunk.end == offset:
             return Drained()
         captured, tally = await self.database.write(lambda tables: _commit(tables, path.name, offset, chunk))
@@ -88,14 +89,17 @@ def spool_files(folder: Path) -> list[Path]:
     return [path for match, path in sorted(found, key=lambda pair: (int(pair[0][1]), int(pair[0][2])))]
 
 
-def _load(path: Path, offset: int, closed: bool) -> tuple[Chunk | None, int]:
+def _load(
+    path: Path, offset: int, closed: bool, unseal: Callable[[str, bytes], bytes | None] | None
+) -> tuple[Chunk | None, int]:
+    opened = partial(unseal, path.name) if unseal else None
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(offset)
         data = file.read(CHUNK_BYTES)
         while b"\n" not in data and offset + len(data) < size:
             data += file.read(CHUNK_BYTES)  # a single line longer than a chunk
-        return parse_lines(data, offset, closed=closed and offset + len(data) >= size), size
+        return parse_lines(data, offset, closed=closed and offset + len(data) >= size, unseal=opened), size
     return None, 0
 
 

@@ -10,6 +10,7 @@ age and are never used twice, even after the files of an earlier worker have bee
 
 import os
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -35,6 +36,12 @@ class Line(msgspec.Struct, omit_defaults=True):
     err: str | None = None
 
 
+class Sealer(Protocol):
+    """What seals lines (`landreeve.sealed.lines.LineSealer`)."""
+
+    def seal(self, name: str, lines: bytes | bytearray) -> bytes: ...
+
+
 class SpoolError(OSError):
     """The rows could not be written; the text says why. Nothing of them is left in the file."""
 
@@ -45,21 +52,28 @@ class Spool:
     ``now_ns`` is the wall clock at the worker's start.
     """
 
-    def __init__(self, folder: Path, now_ns: int, rotate_bytes: int = ROTATE_BYTES) -> None:
+    def __init__(
+        self, folder: Path, now_ns: int, rotate_bytes: int = ROTATE_BYTES, sealer: Sealer | None = None
+    ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._generation = max(now_ns, _newest_generation(folder) + 1)
         self._rotate_bytes = rotate_bytes
+        self._sealer = sealer
+        self._name = ""
         self._number = 0
         self._size = 0
         self._fd = self._open()
 
     def _open(self) -> int:
-        path = self._folder / f"{self._generation:020d}-{self._number:06d}{SUFFIX}"
+        self._name = f"{self._generation:020d}-{self._number:06d}{SUFFIX}"
+        path = self._folder / self._name
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def append(self, lines: bytes | bytearray) -> None:
         """Write whole lines at once, or nothing and `SpoolError`."""
+        if self._sealer is not None:
+            lines = self._sealer.seal(self._name, lines)
         try:
             written = os.write(self._fd, lines)
             if written != len(lines):  # the disk is full: take the torn line back, or a reader would choke on it
@@ -73,12 +87,13 @@ class Spool:
             self._rotate()
 
     def _rotate(self) -> None:
-        number, old = self._number, self._fd
+        number, old, name = self._number, self._fd, self._name
         self._number += 1
         try:
             self._fd = self._open()
         except OSError:
-            self._number = number  # no room for a new file: the old one goes on growing, which loses nothing
+            # No room for a new file: the old one goes on growing, which loses nothing.
+            self._number, self._name = number, name
             return
         self._size = 0
         os.close(old)

@@ -14,8 +14,8 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -76,6 +76,7 @@ class Options:
     tls_key: Path | None = None
     grpc: tuple[str, int] | None = None
     grpc_max_bytes: int | None = None
+    spool_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def arguments(self) -> list[str]:
         """As the worker's command line takes them. Tokens go by file: an argument can be read by every program."""
@@ -340,6 +341,8 @@ class _Link:
         """Start a worker on the listening socket; ``lost`` hears of the models' own processes."""
         arguments = ["--fd", str(listening.fileno()), "--spool", str(spool_dir), "--parent", str(os.getpid())]
         arguments += options.arguments()
+        secret = _secret(options.spool_keys) if options.spool_keys else -1
+        arguments += ["--spool-keys", str(secret)] if options.spool_keys else []
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -348,10 +351,12 @@ class _Link:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            pass_fds=(listening.fileno(),),
+            pass_fds=(listening.fileno(), *((secret,) if secret >= 0 else ())),
             # numpy's own thread pool, one thread for each core of the box, has nothing to do in a worker.
             env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
         )
+        if secret >= 0:
+            os.close(secret)
         return cls(process, lost)
 
     @property
@@ -426,3 +431,11 @@ class _Link:
             return "hung"
         words = f" ({self._words[-1][:200]})" if code >= 0 and self._words else ""
         return exit_words(code) + words
+
+
+def _secret(keys: Mapping[str, bytes]) -> int:
+    """A pipe's end that holds the spool's keys: arguments and environment can be read by other programs."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(msgspec.json.encode({name: key.hex() for name, key in keys.items()}))
+    return reading

@@ -48,6 +48,8 @@ from landreeve_agent.serving.routes import Routes
 from landreeve_agent.serving.server import InferenceServer
 
 if TYPE_CHECKING:
+    from landreeve.sealed.lines import LineSealer
+
     from landreeve_agent.serving.grpc_server import GrpcDoor
 
 _DRAIN_S = 2.0
@@ -135,7 +137,7 @@ async def _pipe(stdin: int, stdout: int) -> tuple[asyncio.StreamReader, asyncio.
 async def _serve(options: argparse.Namespace, stdin: int, stdout: int) -> None:
     reader, writer = await _pipe(stdin, stdout)
     metrics = Metrics()
-    spool = Spool(Path(options.spool), time.time_ns())
+    spool = Spool(Path(options.spool), time.time_ns(), sealer=_sealer(options.spool_keys))
     routes = Routes(spool, metrics)
     memory = Memory(budget_bytes(options.memory_mb, usable_bytes(Path("/"))))
 
@@ -158,6 +160,17 @@ async def _serve(options: argparse.Namespace, stdin: int, stdout: int) -> None:
     await server.stop(_DRAIN_S)
     await asyncio.to_thread(lanes.close)
     spool.close()
+
+
+def _sealer(descriptor: int) -> "LineSealer | None":
+    """What seals the spool's lines, with the keys from the supervisor's pipe."""
+    if descriptor < 0:
+        return None
+    from landreeve.sealed.lines import LineSealer
+
+    with os.fdopen(descriptor, "rb") as pipe:
+        keys = msgspec.json.decode(pipe.read(), type=dict[str, str])
+    return LineSealer({name: bytes.fromhex(key) for name, key in keys.items()})
 
 
 def _grpc(options: argparse.Namespace, routes: Routes, repository: Repository, access: Access) -> "GrpcDoor | None":
@@ -217,6 +230,7 @@ def main() -> None:
     parser.add_argument("--grpc-host", default="", help="answer gRPC on this address too")
     parser.add_argument("--grpc-port", type=int, default=0)
     parser.add_argument("--grpc-max-bytes", type=int, default=DEFAULT_BODY_BYTES)
+    parser.add_argument("--spool-keys", type=int, default=-1, help="an inherited pipe with the spool's keys")
     options = parser.parse_args()
     die_with_parent(options.parent)
     prefer_for_oom()

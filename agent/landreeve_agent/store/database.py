@@ -11,12 +11,14 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from landreeve.sealed.errors import SealedError
+from landreeve.sealed.sqlite import connect, is_sealed, key_for, module
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.store.migrations import migrations
@@ -41,10 +43,14 @@ class _Write:
 class Database:
     """The agent's database file, created and migrated when needed. Safe to use from any task of one loop."""
 
-    def __init__(self, path: Path, *, readers: int = 2) -> None:
-        """Raises `StoreError` when the file cannot be opened, written or migrated."""
+    def __init__(self, path: Path, *, readers: int = 2, keys: Sequence[bytes] = ()) -> None:
+        """Raises `StoreError` when the file cannot be opened, written or migrated.
+
+        ``keys`` open a sealed store (the newest last) and seal a new one; a plain file is opened as it is.
+        """
         self.path = path
-        self._writer_connection = _prepare(path)
+        self._key = _key_for(path, keys)
+        self._writer_connection = _prepare(path, self._key)
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._after_commit: list[Callable[[], None]] = []
         self._closing = threading.Lock()
@@ -137,7 +143,7 @@ class Database:
     def _read(self, run: Callable[[SqliteDatabase], T]) -> T:
         db = getattr(self._local, "db", None)
         if db is None:
-            db = self._local.db = _connect(self.path)
+            db = self._local.db = _connect(self.path, self._key)
             db.conn.execute("PRAGMA query_only=ON")
             self._read_connections.append(db)
         db.conn.execute("BEGIN")
@@ -181,13 +187,24 @@ def _run(db: SqliteDatabase, item: _Write) -> list[Any]:
     return [result]
 
 
-def _prepare(path: Path) -> SqliteDatabase:
+def _key_for(path: Path, keys: Sequence[bytes]) -> bytes | None:
+    if not keys and not is_sealed(path):
+        return None
     try:
-        db = _connect(path)
+        return key_for(path, keys)
+    except SealedError as error:
+        more = "" if keys else "; a damaged file can be moved away, and the agent then starts with an empty one"
+        raise StoreError(f"{error}{more}") from error
+
+
+def _prepare(path: Path, key: bytes | None) -> SqliteDatabase:
+    troubles = sqlite3.Error if key is None else (sqlite3.Error, module().Error)
+    try:
+        db = _connect(path, key)
         db.conn.execute("PRAGMA journal_mode=WAL")
         db.conn.execute("PRAGMA synchronous=FULL")
         migrations.apply(db)
-    except sqlite3.Error as error:
+    except troubles as error:
         raise StoreError(
             f"store {path}: {error}. Check that the folder is writable and the disk not full; a damaged file can be "
             "moved away, and the agent then starts with an empty one"
@@ -195,8 +212,8 @@ def _prepare(path: Path) -> SqliteDatabase:
     return db
 
 
-def _connect(path: Path) -> SqliteDatabase:
+def _connect(path: Path, key: bytes | None) -> SqliteDatabase:
     # Each connection is used by one thread at a time; closing happens in another.
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+    connection = connect(path, key, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
     connection.execute("PRAGMA foreign_keys=ON")
     return SqliteDatabase(connection)

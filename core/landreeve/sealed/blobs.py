@@ -76,6 +76,11 @@ class SealedCodec:
             os.fsync(handle)  # before any chunk: a chunk without its salt is lost
         return _Writer(handle, self._box(head, digest))
 
+    def is_sealed(self, path: Path) -> bool:
+        """Whether the file is sealed at all."""
+        with path.open("rb") as file:
+            return _is_sealed(file.read(HEAD_BYTES))
+
     def is_current(self, path: Path) -> bool:
         """Whether the file is sealed with the newest key."""
         with path.open("rb") as file:

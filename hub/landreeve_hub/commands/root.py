@@ -16,6 +16,7 @@ from landreeve_hub.commands import (
     rollouts,
     server,
     settings,
+    store,
 )
 
 
@@ -43,6 +44,7 @@ def build() -> typer.Typer:
         ("rollout", rollouts.group()),
         ("incident", records.incidents()),
         ("audit", audit.audit()),
+        ("store", store.store()),
         ("retrain", records.retrains()),
         ("config", settings.group()),
     ):

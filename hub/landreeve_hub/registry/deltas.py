@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+from landreeve.blobs.codec import Codec
 from landreeve.blobs.delta import Method, Named, encode
 from landreeve.blobs.durable import write_durably
 from landreeve.blobs.errors import BlobError
@@ -51,10 +52,10 @@ class DeltaCache:
     or removed at the next start.
     """
 
-    def __init__(self, root: Path, max_bytes: int) -> None:
+    def __init__(self, root: Path, max_bytes: int, codec: Codec | None = None) -> None:
         self._index = root / "index"
         self._index.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.store = BlobStore(root)
+        self.store = BlobStore(root, codec=codec)
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._entries: dict[tuple[str, str], Entry] = {}

@@ -7,13 +7,14 @@ each behind its own savepoint: one that fails takes no other with it.
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from landreeve.sealed.sqlite import is_sealed, key_for, module, spelled
 from sqlalchemy import Connection, Engine, create_engine, event
 
 from landreeve_hub.store import changes
@@ -38,14 +39,16 @@ class Store:
     """The hub's tables behind one writer.
 
     ``url_or_path`` is a file (SQLite, WAL, ``synchronous=FULL``) or an SQLAlchemy URL. Opening migrates the
-    tables to this version. Functions given to `write` and `read` run in a thread and get a
+    tables to this version; ``keys`` open a sealed SQLite file (the newest last) and seal a new one
+    (`landreeve.sealed.errors.SealedError`). Functions given to `write` and `read` run in a thread and get a
     `sqlalchemy.Connection` inside a transaction; `write` returns only once that is committed.
     """
 
-    def __init__(self, url_or_path: str | Path) -> None:
+    def __init__(self, url_or_path: str | Path, keys: Sequence[bytes] = ()) -> None:
         url = url_or_path if isinstance(url_or_path, str) and "://" in url_or_path else f"sqlite:///{url_or_path}"
-        self._writer = _engine(url, begin="BEGIN IMMEDIATE", query_only=False)
-        self._reader = _engine(url, begin="BEGIN", query_only=True)
+        key = _key_for(url, keys)
+        self._writer = _engine(url, key, begin="BEGIN IMMEDIATE", query_only=False)
+        self._reader = _engine(url, key, begin="BEGIN", query_only=True)
         migrate(self._writer)
         changes.install(self._writer)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -149,22 +152,35 @@ def _attempt(connection: Connection, run: Callable[[Connection], Any]) -> Any:
     return answer
 
 
-def _engine(url: str, *, begin: str, query_only: bool) -> Engine:
+def _key_for(url: str, keys: Sequence[bytes]) -> bytes | None:
+    """The key of an SQLite file; PostgreSQL is sealed by its own means."""
+    path = url.removeprefix("sqlite:///")
+    if path == url or path in ("", ":memory:"):
+        return None
+    return key_for(Path(path), keys) if keys or is_sealed(Path(path)) else None
+
+
+def _engine(url: str, key: bytes | None, *, begin: str, query_only: bool) -> Engine:
     engine = create_engine(
-        url, json_serializer=lambda value: msgspec.json.encode(value).decode(), json_deserializer=msgspec.json.decode
+        url,
+        json_serializer=lambda value: msgspec.json.encode(value).decode(),
+        json_deserializer=msgspec.json.decode,
+        **({"module": module()} if key else {}),
     )
     if engine.dialect.name == "sqlite":
-        _prepare_sqlite(engine, begin, query_only)
+        _prepare_sqlite(engine, key, begin, query_only)
     return engine
 
 
-def _prepare_sqlite(engine: Engine, begin: str, query_only: bool) -> None:
+def _prepare_sqlite(engine: Engine, key: bytes | None, begin: str, query_only: bool) -> None:
     """Pragmas for each connection, and transactions that really begin (sqlite3 delays BEGIN, which breaks
     savepoints: https://docs.sqlalchemy.org/en/21/dialects/sqlite.html#pysqlite-serializable)."""
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: object) -> None:
         connection.isolation_level = None
+        if key is not None:
+            connection.execute(f"PRAGMA key = {spelled(key)}").close()
         pragmas = ["busy_timeout=10000", "foreign_keys=ON", "synchronous=FULL"]
         pragmas.append("query_only=ON" if query_only else "journal_mode=WAL")
         for pragma in pragmas:

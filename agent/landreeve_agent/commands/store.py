@@ -1,0 +1,80 @@
+"""``store``: encryption at rest of this box's state folder."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from landreeve.cli import Exit, Format, fail
+from landreeve.sealed import commands
+from landreeve.settings import write_values
+
+from landreeve_agent.commands.options import Output, state_of
+from landreeve_agent.config import AgentSettings, load_settings
+from landreeve_agent.errors import AlreadyRunningError
+
+Key = Annotated[str, typer.Option("--key", help="credential:NAME, file:/path or command:PROGRAM ARGUMENTS")]
+
+
+def install(app: typer.Typer) -> None:
+    """Add these commands."""
+    group = typer.Typer(help="Encryption at rest of the state folder.", no_args_is_help=True)
+    group.command("status")(status)
+    group.command("encrypt")(encrypt)
+    group.command("decrypt")(decrypt)
+    group.command("rekey")(rekey)
+    group.command("recover")(recover)
+    app.add_typer(group, name="store")
+
+
+def status(context: typer.Context, output: Output = Format.TABLE) -> None:
+    """What is encrypted and what is not."""
+    commands.status(_place(context), output)
+
+
+def encrypt(context: typer.Context, key: Key = "", output: Output = Format.TABLE) -> None:
+    """Encrypt the state folder; an encryption that was cut short goes on. The agent must not run."""
+    commands.encrypt(_place(context), key, output)
+
+
+def decrypt(context: typer.Context, output: Output = Format.TABLE) -> None:
+    """Decrypt the state folder. The agent must not run."""
+    commands.decrypt(_place(context), output)
+
+
+def rekey(context: typer.Context, key: Key = "", output: Output = Format.TABLE) -> None:
+    """Encrypt anew with fresh keys; --key also changes where this box's key is. The agent must not run."""
+    commands.rekey(_place(context), key, output)
+
+
+def recover(context: typer.Context, key: Key, output: Output = Format.TABLE) -> None:
+    """Open with the recovery key (read from standard input) after the key was lost."""
+    commands.recover(_place(context), typer.prompt("recovery key", hide_input=True, err=True), key, output)
+
+
+def _place(context: typer.Context) -> commands.Place:
+    state = state_of(context)
+    state.prepare()
+
+    @contextmanager
+    def only_one() -> Iterator[None]:
+        from landreeve_agent import lock
+
+        try:
+            held = lock.take(state.run / "lock")
+        except AlreadyRunningError as error:
+            fail(Exit.CONFLICT, str(error))
+        try:
+            yield
+        finally:
+            held.release()
+
+    return commands.Place(
+        state.root,
+        state.database,
+        (state.blobs,),
+        load_settings(state, os.environ, {}).values.at_rest.key,
+        lambda source: write_values(state.settings_file, AgentSettings, {"at_rest.key": source}),
+        only_one,
+    )
