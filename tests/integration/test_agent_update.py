@@ -69,7 +69,8 @@ class Fleet:
 
     # --- what is done
 
-    def open(self) -> None:
+    def open(self, keep: Callable[[], object] | None = None) -> None:
+        """Hub and site, joined; the launcher keeps the agent unless somebody else does."""
         ports = ("http.port=0", "https.port=0", "broker.port=0")
         flags = [part for setting in ports for part in ("--set", setting)]
         self._say("landreeve_hub", "init", "--state", str(self.hub_state), *flags)
@@ -79,8 +80,11 @@ class Fleet:
         token = self.hub("device", "token", "shop")["token"]
         self.agent("init", "--set", "link.reconnect_jitter_s=0.5")
         self.agent("join", token)
+        if keep is not None:
+            keep()
         launch = ("--state", str(self.site), "--set", "console.port=0", "--set", "serving.port=0")
-        self.start("landreeve_agent.launch.launcher", *launch)
+        if keep is None:
+            self.start("landreeve_agent.launch.launcher", *launch)
         self.until("the site", lambda: [d for d in self.devices() if d["online"]])
 
     def _answers(self) -> bool:
