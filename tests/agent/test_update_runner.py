@@ -575,3 +575,22 @@ async def test_site_is_not_disturbed_outside_its_windows_but_may_always_go_back(
     assert box.worker.serves == {"demo": ("A", None)}
     await box.order(3, wanted(A, "A", "r3", action="rollback", schedule=later))
     await box.until(Phase.COMMITTED)
+
+
+async def test_component_waits_for_the_one_that_comes_first_and_is_not_activated_without_it(box: Box) -> None:
+    """Order between components of one document: here two models, of which the second is the other's condition."""
+    first, second = release("X", "base"), release("Y", "demo")
+    box.hub.add(first, WAITING)
+    box.hub.add(second)
+    base = msgspec.structs.replace(wanted(first, "X", "r1"), model="base")
+    await box.order(1, base, wanted(second, "Y", "r1", after=("base",)))
+    async with asyncio.timeout(20):
+        while "base" not in getattr(box.runner.views.get("demo"), "waiting", ""):  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    assert "demo" not in box.worker.serves
+    box.hub.stats[first.digest] = WORSE
+    state = await box.until(Phase.ROLLED_BACK)
+    assert state.cause == "not_in_order"
+    box.hub.stats[first.digest] = ProbationStats(rows=100, distinct=50)
+    await box.order(2, msgspec.structs.replace(base, rollout="r2"), wanted(second, "Y", "r2", after=("base",)))
+    await box.until(Phase.COMMITTED)

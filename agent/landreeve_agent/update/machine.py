@@ -34,7 +34,16 @@ ATTEMPTS = {
 MAX_CRASHES = 5
 # Failures that speak against the release itself: its digest goes into quarantine.
 _NOT_THE_RELEASE = frozenset(
-    {"superseded", "order_withdrawn", "local_cancel", "disk_full", "disk_failed", "not_proven", "accelerator_lost"}
+    {
+        "superseded",
+        "order_withdrawn",
+        "local_cancel",
+        "disk_full",
+        "disk_failed",
+        "not_proven",
+        "accelerator_lost",
+        "not_in_order",
+    }
 )
 
 

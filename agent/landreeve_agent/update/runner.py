@@ -29,7 +29,7 @@ from landreeve_agent.store.stamps import stamp
 from landreeve_agent.update import journal, machine, plans
 from landreeve_agent.update.directing import Serving, serving
 from landreeve_agent.update.effects import NOTHING, CannotServeError, Effects, Learnt
-from landreeve_agent.update.holding import held
+from landreeve_agent.update.holding import behind, held, spoilt
 from landreeve_agent.update.install import Installer
 from landreeve_agent.update.machine import Effect, Event, Outcome
 from landreeve_agent.update.models import ModelEffects
@@ -245,7 +245,7 @@ class Runner:
 
     async def _until_open(self, effect: Effect, order: Order) -> None:
         """Fetching and switching wait for the site's windows; a return never does."""
-        while sentence := held(effect, order, self._clock()):
+        while sentence := held(effect, order, self._clock()) or behind(effect, order, self._states()):
             self._wait_for(order.model, sentence)
             await asyncio.sleep(self._options.window_every_s)
 
@@ -260,6 +260,9 @@ class Runner:
                 return await self._kind(state).fetch(state, order, say), NOTHING
             case Effect.PREFLIGHT:
                 return await self._kind(state).prove(state, order)
+            case Effect.ACTIVATE if name := spoilt(order, self._states()):
+                sentence = f"{name} had to be updated first and was not."
+                return machine.Failed(order.generation, "not_in_order", sentence), NOTHING
             case Effect.ACTIVATE:
                 return await self._kind(state).activate(state, order), NOTHING
             case Effect.WATCH:
@@ -291,6 +294,9 @@ class Runner:
             )
             return machine.Failed(order.generation, "quarantined", sentence)
         return machine.Accepted(order.generation)
+
+    def _states(self) -> dict[str, State]:
+        return {name: view.state for name, view in self._views.items()}
 
     async def _watch(self, state: State, order: Order) -> tuple[Outcome, Learnt]:
         """Looks at the evidence until it decides."""
@@ -442,6 +448,7 @@ def _order(wanted: DesiredModel, generation: int, releases: dict[str, int]) -> O
         strategy=wanted.strategy or Strategy(),
         schedule=wanted.schedule,
         component=wanted.component or MODEL,
+        after=wanted.after or (),
     )
 
 

@@ -43,7 +43,8 @@ class Order:
     """What the hub wants of one model. ``signed_bytes`` is the manifest's length on which both trust repositories
     agree, 0 when one of them does not name the release. The generation it came with names the order. ``hints`` are
     plans to try first, ``strategy`` says how it takes over the traffic and ``schedule`` when the site may be disturbed.
-    ``component`` is the kind of thing that is updated: ``model``, ``agent``, ``firmware``.
+    ``component`` is the kind of thing that is updated: ``model``, ``agent``, ``firmware``;
+    ``after`` names components that must have come to the end of their own orders before this one is activated.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Order:
     strategy: Strategy = field(default_factory=Strategy)
     schedule: Schedule | None = None
     component: str = MODEL
+    after: tuple[str, ...] = ()
 
     def same_as(self, other: "Order") -> bool:
         """Whether the hub asks for the same again."""

@@ -358,6 +358,7 @@ class DesiredModel(msgspec.Struct, frozen=True, kw_only=True):
     schedule: Schedule | None = None
     strategy: Strategy | None = None
     component: str | None = None
+    after: tuple[str, ...] | None = None
 
 
 class Desired(Wire, frozen=True, kw_only=True):
