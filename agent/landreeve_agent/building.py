@@ -401,6 +401,7 @@ class House:
             found.append(
                 Finding("error", f"The settings cannot be used: {self.problem}. The last good ones hold.", "/")
             )
+        found += [Finding(level, text, "/") for level, text in self.membership.troubles()]
         doubts = (*self.moved, *self.doors.problems, *self.hardware.problems, self.inference.door.problem)
         found += [Finding("warning", text, "/") for text in doubts if text]
         found += [Finding("error", text, "/") for text in self.mutual.doubts()]

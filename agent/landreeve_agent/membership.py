@@ -12,13 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from landreeve.blobs.store import BlobStore
 from landreeve.trust import certs
 from landreeve.trust.verdict import Believed, Rejected
-from landreeve.wire.messages import Command, DeviceState, Event, ModelState, SignedDesired, Want, Witness
+from landreeve.wire.messages import Command, DeviceState, Event, ModelState, Presence, SignedDesired, Want, Witness
 
 from landreeve_agent.config import LinkSettings, StateFolder
 from landreeve_agent.console.status import AgentStatus, HubView, ModelView
+from landreeve_agent.console.verdict import Level
 from landreeve_agent.link.identity import Identity, keys_folder, load_identity
 from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 STATE_EVERY_S = 1.0
+LAST_DAYS = 7.0
 
 
 @dataclass
@@ -70,6 +73,10 @@ class Membership:
     on_witness: Callable[[Witness], Awaitable[None]] | None = None
     _joined: _Joined | None = None
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
+    _alone: asyncio.Event = field(default_factory=asyncio.Event)
+    _doubled: str = ""
+    _withheld: SignedDesired | None = None
+    _taking: "asyncio.Future[None] | None" = None
     _run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
@@ -79,6 +86,8 @@ class Membership:
 
     def look(self) -> bool:
         """Become a member when there is an identity on disk; whether the box is one now."""
+        if not self._doubled:
+            self._alone.set()
         identity = load_identity(self.state.root) if self._joined is None else None
         if identity is not None:
             self._joined = self._build(identity)
@@ -112,6 +121,7 @@ class Membership:
     ) -> Path:
         """The artifact's file; waits for as long as there is no hub."""
         await self._ready.wait()
+        await self._alone.wait()
         assert self._joined is not None  # noqa: S101 - set before the event
         return await self._joined.fetcher.fetch(digest, size, block_digests, progress, bases)
 
@@ -120,6 +130,51 @@ class Membership:
         if self._joined is None:
             raise RuntimeError("a signed document without a hub: the link must be built before it is used")
         return self._joined.verifier.verify(signed, now)
+
+    @property
+    def doubled(self) -> str:
+        """Why this box updates nothing: another one speaks under its name, as the hub hears it. Empty when none
+        does."""
+        return self._doubled
+
+    async def take_order(self, signed: SignedDesired) -> None:
+        """Hand a document on, unless another box uses this one's name: then it is kept until that is over, since
+        neither of the two can know for which of them it was meant."""
+        if self._doubled:
+            self._withheld = signed
+        else:
+            await self.on_desired(signed)
+
+    def _on_presence(self, presence: Presence) -> None:
+        sentence = (presence.sentence or "Another box uses this one's identity.") if presence.doubled else ""
+        if sentence and not self._doubled:
+            logger.error("%s", sentence)
+            event = Event(name="identity.doubled", subject="identity", cause="two_sessions", sentence=sentence)
+            self.on_event(msgspec.structs.replace(event, severity="error"))
+        freed, self._doubled = bool(self._doubled) and not sentence, sentence
+        if sentence:
+            self._alone.clear()
+            return
+        if freed:
+            logger.info("this box alone uses its identity again")
+        self._alone.set()
+        kept, self._withheld = self._withheld, None
+        if kept is not None:
+            self._taking = asyncio.ensure_future(self.on_desired(kept))
+
+    def troubles(self) -> tuple[tuple[Level, str], ...]:
+        """What people on the site should know about this box's identity."""
+        found: list[tuple[Level, str]] = [("error", self._doubled)] if self._doubled else []
+        problem, days = self.renewal_problem, self._certificate_days()
+        if problem and days is not None:
+            level: Level = "error" if days < LAST_DAYS else "warning"
+            found.append((level, f"The certificate ends in {days:.0f} days and is not renewed: {problem}"))
+        return tuple(found)
+
+    @property
+    def renewal_problem(self) -> str:
+        """What stands in the way of the certificate's renewal now; empty when nothing does."""
+        return self._joined.renewer.problem if self._joined else ""
 
     def trust(self, authorities: tuple[str, ...]) -> None:
         """Trust whom the hub's believed document names, and move to the newest of them."""
@@ -165,7 +220,7 @@ class Membership:
         from landreeve_agent.link.keyring import Keyring
         from landreeve_agent.link.renewal import Renewer
 
-        handlers = Handlers(self.on_desired, self.on_command, self._on_want, self.on_witness)
+        handlers = Handlers(self.take_order, self.on_command, self._on_want, self.on_witness)
         session = Session(
             identity,
             self.state.root / "keys",
@@ -176,6 +231,7 @@ class Membership:
             options=Options(reconnect_jitter_s=self.settings.reconnect_jitter_s),
             meter=self.meter,
         )
+        session.on_presence = self._on_presence
         renewer = Renewer(
             Keyring(keys_folder(self.state.root)), identity.hub_url, identity.site, session.prove, self.on_event,
             self.clock, self.settings.renew_look_s, self.settings.renew_jitter_s,

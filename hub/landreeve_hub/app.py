@@ -26,7 +26,6 @@ from landreeve_hub.broker.plan import HUB_NAME
 from landreeve_hub.config import HubConfig, HubFolder, HubSettings, load_config
 from landreeve_hub.errors import AlreadyRunningError, HubError, OperatorError
 from landreeve_hub.fleet.authority import AuthorityError
-from landreeve_hub.fleet.enrolment import Rules
 from landreeve_hub.fleet.enrolment_api import Desk, FleetFacts, router
 from landreeve_hub.incidents.rules import broken_log
 from landreeve_hub.process import Port, Ports, Tls, WebServer, only_one, show_anew, web_server
@@ -39,6 +38,7 @@ from landreeve_hub.store.retention import Keep, forget
 log = logging.getLogger(__name__)
 HOUR_S = 3600.0
 GUESTS_S = 2.0
+WATCH_S = 5.0
 DAY = timedelta(days=1)
 TRY_BROKER_S = 5.0
 EXPECTED = (SealedError, HubError, SettingsError, SigningError, AuthorityError, BadIdError)
@@ -182,9 +182,7 @@ class Hub:
         def say(_: object) -> None:
             self._changes.say("fleet")
 
-        wanted = self._settings.enrolment
-        rules = Rules(wanted.approval, wanted.certificate_days, wanted.recover_days)
-        joined = rooms.identities.joined
+        joined, rules = rooms.identities.joined, rooms.identities.rules
         desk = Desk(rooms.store, rooms.authority, facts, joined, self._clock, rules, waiting=say, renewed=say)
         web = FastAPI(title="Landreeve enrolment", docs_url=None, redoc_url=None, openapi_url=None)
         web.include_router(router(desk))
@@ -241,6 +239,8 @@ class Hub:
             self._every(HOUR_S, tidy),
             self._every(GUESTS_S, admit),
             self._every(HOUR_S, relist),
+            self._every(WATCH_S, rooms.identities.watch),
+            self._every(HOUR_S, rooms.identities.watch_certificates),
         ]
         if rooms.broker is not None:
             jobs.append(rooms.broker.watch())

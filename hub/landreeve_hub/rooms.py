@@ -43,7 +43,7 @@ from landreeve_hub.config import HubConfig
 from landreeve_hub.desired.publish import Publisher
 from landreeve_hub.fleet import register
 from landreeve_hub.fleet.authority import Authority, authorities
-from landreeve_hub.fleet.enrolment import TOKEN_LIFETIME, mint
+from landreeve_hub.fleet.enrolment import TOKEN_LIFETIME, Rules, mint
 from landreeve_hub.fleet.identities import Identities
 from landreeve_hub.fleet.inventory import guests
 from landreeve_hub.fleet.warden import Warden
@@ -156,7 +156,9 @@ class Builder:
         audit, incidents = AuditLog(store, folder.keys, f"landreeve-hub/{settings.fleet}"), Incidents()
         witnesses = Witnesses(store, audit, incidents, settings.fleet, speech.publish, clock=self._clock)
         warden = Warden(store, authority, broker, address, settings.fleet, line.publish, self._clock)
-        identities = Identities(store, authority, warden, publisher, audit, self._clock, say)
+        wanted = settings.enrolment
+        rules = Rules(wanted.approval, wanted.certificate_days, wanted.recover_days)
+        identities = Identities(store, authority, warden, publisher, audit, self._clock, say, rules)
         runner = RolloutRunner(store, publisher, incidents, audit, say)
         uploads = Uploads(blobs, speech.publish, settings.fleet, quota_bytes=int(settings.transfer.quota_mb * 1e6))
         blocks = self._block_server(store, blobs, line, codec)

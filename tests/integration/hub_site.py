@@ -37,7 +37,7 @@ class HubProcess:
     def __init__(self, folder: Path, *settings: str) -> None:
         self.folder = folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self._settings = ("http.port=0", "https.port=0", "broker.port=0", *settings)
+        self._settings = ("http.port=0", "https.port=0", "broker.port=0", "broker.self_test=false", *settings)
 
     def start(self) -> None:
         flags = [part for setting in self._settings for part in ("--set", setting)]

@@ -23,6 +23,7 @@ from sqlalchemy import Connection, RowMapping, select
 from landreeve_hub.desired.document import compose, content_hash
 from landreeve_hub.desired.rates import rate_of
 from landreeve_hub.errors import NotFoundError
+from landreeve_hub.fleet.sessions import is_doubled
 from landreeve_hub.learning.known_plans import hints_for
 from landreeve_hub.signing.chain import AHEAD, FRESH_LIFETIME
 from landreeve_hub.signing.director import Director, timestamp_version
@@ -44,6 +45,10 @@ class UnknownDeviceError(NotFoundError, LookupError):
 
 class ConflictedDeviceError(SigningError):
     """The device obeys a newer document than this hub ever made; a person must say who is right (device resolve)."""
+
+
+class DoubledDeviceError(ConflictedDeviceError):
+    """Two boxes speak under the device's name; nothing is ordered until one is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +192,14 @@ class Publisher:
 def _topic(connection: Connection, device: str, newest: int) -> str:
     """Where the device listens. A hub restored from an older backup must not drag it back: what it would make now is
     older than what the device obeys."""
-    query = select(devices.c.fleet, devices.c.revoked, devices.c.generation).where(devices.c.id == device)
+    columns = (devices.c.fleet, devices.c.revoked, devices.c.generation, devices.c.runs)
+    query = select(*columns).where(devices.c.id == device)
     row = connection.execute(query).one_or_none()
     if row is None or row.revoked:
         what = "revoked" if row else "unknown"
         raise UnknownDeviceError(f"device {device} is {what}; nothing can be ordered for it")
+    if is_doubled(row.runs):
+        raise DoubledDeviceError(f"two boxes speak under the name of {device}; nothing is ordered until one is gone")
     if row.generation > newest:
         raise ConflictedDeviceError(
             f"device {device} obeys document {row.generation}, this hub made only {newest}: "

@@ -11,15 +11,17 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding
 from landreeve.trust.certs import describe, parse_all
+from landreeve.wire.codec import encode
+from landreeve.wire.topics import Down
 from sqlalchemy import Connection, select
 
 from landreeve_hub.audit.entry import Act
 from landreeve_hub.audit.log import AuditLog
 from landreeve_hub.desired.publish import Publisher
 from landreeve_hub.errors import NotFoundError
-from landreeve_hub.fleet import renewal, waiting, warden
+from landreeve_hub.fleet import expiry, renewal, sessions, waiting, warden
 from landreeve_hub.fleet.authority import Authority, RollError
-from landreeve_hub.fleet.enrolment import Enrolled
+from landreeve_hub.fleet.enrolment import Enrolled, Rules
 from landreeve_hub.fleet.warden import Cut, Warden
 from landreeve_hub.signing.errors import SigningError
 from landreeve_hub.store.database import Store
@@ -45,7 +47,9 @@ class Identities:
     audit: AuditLog
     clock: Callable[[], datetime]
     changed: Callable[[str], None]
+    rules: Rules = field(default_factory=Rules)
     reissue: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    _told: dict[str, bool] = field(default_factory=dict)
     _one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def joined(self, device: Enrolled) -> None:
@@ -143,6 +147,20 @@ class Identities:
         for device in await self.store.read(_everyone):
             await self.order(device)
         self.changed("fleet")
+
+    async def watch(self, now: datetime) -> None:
+        """Tell identities that are doubled, and those that no longer are, and see to certificates that end soon."""
+        told = await self.store.write(lambda connection: sessions.settle_in(connection, now))
+        for device, presence in told.items():
+            if self._told.get(device) != presence.doubled:
+                self.warden.tell(device, Down.PRESENCE, encode(presence))
+                self._told[device] = presence.doubled
+                self.changed("fleet")
+
+    async def watch_certificates(self, now: datetime) -> None:
+        """Open and close incidents about certificates that end soon."""
+        days = self.rules.recover_days
+        await self.store.write(lambda connection: expiry.watch_in(connection, now, days))
 
     async def order(self, device: str) -> None:
         """Bring the device's document up to date; what cannot be signed is logged, the others go on."""

@@ -126,9 +126,14 @@ class Warden:
         revoked = await self._store.read(lambda connection: register.revoked(connection, now))
         await asyncio.to_thread(self._authority.write_crl, revoked, now)
 
+    def tell(self, device: str, channel: Down, payload: bytes) -> None:
+        """Say something to a device, retained."""
+        self._publish(format_topic(DownTopic(self._fleet, device, channel)), payload, True)
+
     def _purge(self, names: Iterable[str]) -> None:
         for name in names:
-            self._publish(format_topic(DownTopic(self._fleet, name, Down.DESIRED)), b"", True)
+            self.tell(name, Down.DESIRED, b"")
+            self.tell(name, Down.PRESENCE, b"")
             self._publish(format_topic(UpTopic(self._fleet, name, Up.STATE)), b"", True)
 
 

@@ -15,6 +15,7 @@ from landreeve.wire.messages import Ack, Body, DeviceState, Fact, Gap, Wire
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import OperationalError
 
+from landreeve_hub.fleet import sessions
 from landreeve_hub.ingest.accept import Apply, Progress, Reject, decide
 from landreeve_hub.ingest.appliers import Applier, UnfitFactError, applier_for, check_depth
 from landreeve_hub.ingest.presence import Known, counts, problem
@@ -59,12 +60,13 @@ class Refusal:
 @dataclass(slots=True)
 class Outcome:
     """What a committed batch did: the facts that counted, whose state changed, what those devices say they read,
-    and what to acknowledge."""
+    what to acknowledge, and which identities turned out to be used by two boxes."""
 
     accepted: list[tuple[str, Fact]] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
     reads: dict[str, frozenset[str]] = field(default_factory=dict)
     acks: list[tuple[str, Ack]] = field(default_factory=list)
+    doubled: set[str] = field(default_factory=set)
     refused: int = 0
 
 
@@ -90,6 +92,7 @@ class _Batch:
     def __init__(self, connection: Connection, appliers: Mapping[type[Body], Applier], now: datetime) -> None:
         self._connection = connection
         self._appliers = appliers
+        self._moment = now
         self._now = rfc3339(now)
         self._progress: dict[tuple[str, int], Progress] = {}
         self._enrolled: dict[str, bool] = {}
@@ -124,6 +127,8 @@ class _Batch:
         if wrong := problem(state):
             self.refuse(Refusal(device, f"DeviceState: {wrong}", arrival.payload))
             return
+        if state.online and not arrival.retained and sessions.note_in(self._connection, device, state, self._moment):
+            self._outcome.doubled.add(device)
         row = self._connection.execute(select(table.c.session, table.c.online).where(table.c.id == device)).one()
         if not counts(Known(row.session, row.online), state):
             return

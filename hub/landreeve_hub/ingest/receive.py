@@ -208,6 +208,7 @@ class Receiver:
             whole.changed |= part.changed
             whole.reads |= part.reads
             whole.acks += part.acks
+            whole.doubled |= part.doubled
             whole.refused += part.refused
         return whole
 
