@@ -199,6 +199,8 @@ async def test_stranger_is_challenged_everywhere(hub: Hub, pushed: Packed) -> No
                 assert answer.headers["www-authenticate"].startswith('Bearer realm="http://127.0.0.1/v2/token"')
                 answer = await elsewhere.request(method, f"/v2{path}")
                 assert (answer.status_code, code_of(answer)) == (403, "DENIED"), path
+        behind = await stranger.get("/v2/", headers={"X-Forwarded-Proto": "https"})
+        assert behind.headers["www-authenticate"].startswith('Bearer realm="https://127.0.0.1/v2/token"')
         hub.now = hub_now.replace(year=hub_now.year + 1)
         answer = await stranger.get("/v2/", headers={"Authorization": f"Bearer {expired}"})
         assert answer.status_code == 401

@@ -69,7 +69,10 @@ def _challenge(request: Request) -> str:
     """RFC 6750 as registries use it; the realm is this hub as the client named it."""
     name = request.path_params.get("name", "")
     scope = f',scope="repository:{name}:pull"' if name else ""
-    return f'Bearer realm="{str(request.base_url).rstrip("/")}{PREFIX}/token",service="{SERVICE}"{scope}'
+    base = request.base_url
+    if request.headers.get("x-forwarded-proto") == "https":
+        base = base.replace(scheme="https")  # a proxy's word is taken only for more safety
+    return f'Bearer realm="{str(base).rstrip("/")}{PREFIX}/token",service="{SERVICE}"{scope}'
 
 
 def router(services: Services) -> APIRouter:
