@@ -62,6 +62,7 @@ from landreeve_agent.training.manager import Trainings
 from landreeve_agent.tuning.preflight import Preflight
 from landreeve_agent.tuning.report import Limits
 from landreeve_agent.update.evidence import Evidence
+from landreeve_agent.update.garbage import Garbage
 from landreeve_agent.update.itself import AGENT, Health
 from landreeve_agent.update.plans import facts_of
 from landreeve_agent.update.runner import Options as UpdateOptions
@@ -320,9 +321,20 @@ class House:
         if not self.problem:  # with settings nobody meant, nothing is deleted and nothing is trained
             keep = Retention(self.database, settings.intake.keep_days)
             self.schedule.every("retention", settings.schedule.retention_s, lambda: keep.run(self.clock()))
+            self.schedule.every("garbage", settings.schedule.garbage_s, self._make_garbage().run)
             if settings.training.cron:
                 self._schedule_training(settings.training.cron)
         self.schedule.start()
+
+    def _make_garbage(self) -> Garbage:
+        return Garbage(
+            self.database,
+            self.blobs,
+            self.runner.installer,
+            self.state.models,
+            self.membership.under_way,
+            time.monotonic,
+        )
 
     def _schedule_training(self, cron: str) -> None:
         days = self.settings.training.lookback_days

@@ -129,6 +129,9 @@ class UpdateSettings(msgspec.Struct, frozen=True):
 
 class ScheduleSettings(msgspec.Struct, frozen=True):
     retention_s: Annotated[float, Meta(ge=1, description="seconds between two runs of retention")] = 3600.0
+    garbage_s: Annotated[
+        float, Meta(ge=1, description="seconds between two looks for model files that no version needs any more")
+    ] = 900.0
 
 
 class GrpcSettings(msgspec.Struct, frozen=True):

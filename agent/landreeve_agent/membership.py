@@ -125,6 +125,12 @@ class Membership:
         assert self._joined is not None  # noqa: S101 - set before the event
         return await self._joined.fetcher.fetch(digest, size, block_digests, progress, bases)
 
+    def under_way(self) -> frozenset[str]:
+        """Artifacts that arrive or leave right now."""
+        if self._joined is None:
+            return frozenset()
+        return self._joined.fetcher.under_way() | self._joined.uploader.under_way()
+
     def verify(self, signed: SignedDesired, now: datetime) -> Believed | Rejected:
         """Believe a document or say why not; only a member gets one."""
         if self._joined is None:

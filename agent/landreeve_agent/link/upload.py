@@ -37,6 +37,10 @@ class Uploader:
         self._wanted[digest] = set(missing) if want.missing or want.bytes else set(range(blocks))
         self._work.set()
 
+    def under_way(self) -> frozenset[str]:
+        """Artifacts that are leaving now."""
+        return frozenset(self._wanted)
+
     async def run(self) -> None:
         """Sends what is wanted, until cancelled."""
         while True:

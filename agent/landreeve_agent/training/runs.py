@@ -12,6 +12,8 @@ from landreeve_agent.store import events
 from landreeve_agent.store.stamps import stamp
 from landreeve_agent.training.job import Outcome, RunState, TrainRequest
 
+KEPT_CHALLENGERS = 5
+
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """A row of ``runs``."""
@@ -49,6 +51,17 @@ def oldest_open(db: SqliteDatabase) -> Run | None:
     request = msgspec.json.decode(row[3], type=TrainRequest)
     result = msgspec.json.decode(row[4], type=dict[str, Any]) if row[4] else {}
     return Run(id=row[0], model=row[1], state=RunState(row[2]), request=request, result=result)
+
+
+def challengers(db: SqliteDatabase) -> list[str]:
+    """Manifests of challengers the hub may still fetch: the newest of each model."""
+    rows = db.conn.execute(
+        "SELECT manifest FROM (SELECT json_extract(result, '$.manifest') AS manifest, "
+        "row_number() OVER (PARTITION BY model ORDER BY at DESC, id DESC) AS place FROM runs "
+        "WHERE json_extract(result, '$.manifest') <> '') WHERE place <= ?",
+        (KEPT_CHALLENGERS,),
+    )
+    return [str(row[0]) for row in rows]
 
 
 def note_start(db: SqliteDatabase, outbox: Outbox, run: Run, now: datetime) -> int:

@@ -34,6 +34,10 @@ class Installer:
         self._blobs = blobs
         self._models_dir = models_dir
         self._agent_version = agent_version
+        # Who removes blobs takes the turn and leaves when anything is busy: a blob that is here must not go between
+        # the look for it and its use.
+        self.turn = asyncio.Lock()
+        self.busy = 0
 
     async def install(self, order: Order, progress: Callable[[int, int], None], held: Sequence[str] = ()) -> Path:
         """The folder with every file of the release. ``progress`` is told (bytes here, bytes in all).
@@ -41,12 +45,16 @@ class Installer:
         ``held`` are releases that are here, best first: files may come as deltas to theirs.
         Goes on where it was interrupted; raises `FetchFailedError` when the release cannot be had or used.
         """
+        async with self.turn:
+            self.busy += 1
         try:
             return await self._install(order, progress, held)
         except BadReleaseError as error:
             raise FetchFailedError("bad_release", f"release {order.release[:12]}: {error}") from error
         except OSError as error:
             raise FetchFailedError("disk_failed", f"release {order.release[:12]} cannot be stored: {error}") from error
+        finally:
+            self.busy -= 1
 
     def folder(self, model: str, release: str) -> Path:
         """Where the release's files lie, or will."""

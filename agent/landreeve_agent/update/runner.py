@@ -111,7 +111,7 @@ class Runner:
         self._verifier = verifier
         self._models_dir = models_dir
         self._traffic = Traffic(worker, models_dir)
-        installer = Installer(fetcher, blobs, models_dir, agent_version)
+        installer = self.installer = Installer(fetcher, blobs, models_dir, agent_version)
         watch = Watch(probation_source, Vitals(look), installer.claimed_loss, clock)
         models = ModelEffects(
             installer, preflight, self._traffic, watch, clock, box,

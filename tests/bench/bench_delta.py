@@ -1,0 +1,148 @@
+"""What the next version costs on the wire, by kind of change, and what making and taking a delta costs. Writes
+build/bench/delta.json.
+
+Pairs are made on the spot (delta_pairs.py) and go through the hub's own choice (`landreeve_hub.registry.deltas`). Bytes
+are those of the delta, in % of the file. The memory of a device is measured on a file of 200 MB, in a process of its
+own: how much its peak grows while it decodes and writes every block into a blob store.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from landreeve.blobs.delta import Method, Named, decode, encode, read_header  # noqa: E402 - needs the path above
+from landreeve.blobs.store import BlobStore  # noqa: E402
+from landreeve.release.manifest import block_digests  # noqa: E402
+from landreeve.wire.codec import BLOCK_BYTES  # noqa: E402
+from landreeve_hub.registry.deltas import smallest  # noqa: E402
+
+from tests.bench.delta_pairs import Pair, pairs  # noqa: E402
+
+BIG_BYTES = 200_000_000
+MEMORY_BAR_MB = 32.0
+Row = dict[str, object]
+
+
+class Memory:
+    """A blob in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.size = len(data)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return self.data[offset : offset + length]
+
+
+def named(data: bytes) -> Named:
+    return Named(hashlib.sha256(data).hexdigest(), Memory(data))
+
+
+def row(what: str, value: float, unit: str, bar: float | None = None) -> Row:
+    says, holds = (None, None) if bar is None else (f"≤ {bar:g}", value <= bar)
+    return {"what": what, "value": round(value, 3), "unit": unit, "bar": says, "holds": holds}
+
+
+def measured(pair: Pair) -> list[Row]:
+    """Share of the whole, and the seconds of CPU on either side."""
+    cpu = time.process_time()
+    made = smallest(named(pair.base), named(pair.target))
+    encoding = time.process_time() - cpu
+    if made is None:
+        return [row(f"{pair.name}: sent whole", 100.0, "%", pair.bar)]
+    with made.file as file:
+        file.seek(0)
+        header = read_header(file)
+        cpu = time.process_time()
+        result = b"".join(decode(file, header, Memory(pair.base) if header.base else None))
+        decoding = time.process_time() - cpu
+    assert result == pair.target
+    share, how = 100 * made.size / len(pair.target), f"{made.method}{'' if header.base else ' without a base'}"
+    return [
+        row(f"{pair.name} ({how}, {len(pair.target) / 1e6:.1f} MB)", share, "%", pair.bar),
+        row(f"{pair.name}: encoding at the hub", encoding, "s CPU"),
+        row(f"{pair.name}: decoding on the device", decoding, "s CPU"),
+    ]
+
+
+DEVICE = """
+import resource, sys, time
+from pathlib import Path
+from landreeve.blobs.store import BlobStore
+from landreeve.wire.transfers import Offer
+from landreeve_agent.link.delta import apply
+root, digest, size, blocks, delta, base = sys.argv[1:]
+blobs = BlobStore(Path(root))
+partial = blobs.begin(digest, int(size), Path(blocks).read_text().split())
+offer = Offer(state="delta", delta=delta, base=base)
+before, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+apply(blobs, offer, digest, int(size), partial)
+took, after = time.process_time() - cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+partial.complete()
+print((after - before) / 1024, took)
+"""
+
+
+def big(method: Method) -> Iterator[Row]:
+    """A file of 200 MB of which a tenth moved, decoded as a device does."""
+    base = os.urandom(BIG_BYTES)
+    target = b"".join(base[i : i + 900_000] + os.urandom(100_000) for i in range(0, BIG_BYTES, 1_000_000))
+    with tempfile.TemporaryDirectory() as folder:
+        blobs = BlobStore(Path(folder, "blobs"))
+        path = Path(folder, "delta")
+        with path.open("wb") as out:
+            encode(method, named(base), named(target), out)
+        held, delta = blobs.put(base), blobs.put(path.read_bytes())
+        listed = Path(folder, "blocks")
+        listed.write_text("\n".join(block_digests(target, BLOCK_BYTES)))
+        digest, size = hashlib.sha256(target).hexdigest(), str(len(target))
+        share = 100 * path.stat().st_size / len(target)
+        del base, target
+        arguments = [str(blobs.path(held).parents[1]), digest, size, str(listed), delta, held]
+        done = subprocess.run([sys.executable, "-c", DEVICE, *arguments], capture_output=True, text=True, check=True)
+        with closing(blobs.open(digest)) as whole:
+            assert whole.size == int(size)
+    grown, took = map(float, done.stdout.split())
+    yield row(f"200 MB by {method} ({share:.1f} %): memory a device's peak grows by", grown, "MB", MEMORY_BAR_MB)
+    yield row(f"200 MB by {method}: decoding, verifying and writing on the device", took, "s CPU")
+
+
+def hub_memory() -> Row:
+    """What encoding 50 MB by every method adds to a process."""
+    program = (
+        "import os, resource\nfrom tests.bench.bench_delta import named\n"
+        "from landreeve_hub.registry.deltas import smallest\n"
+        "base = os.urandom(24_000_000)\ntarget = base[:9_000_000] + os.urandom(9_000_000) + base[17_000_000:]\n"
+        "a, b = named(base), named(target)\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "smallest(a, b).file.close()\nprint((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    return row("24 MB by all methods: memory the hub's peak grows by", float(done.stdout), "MB", 512.0)
+
+
+def main() -> None:
+    rows: list[Row] = []
+    for pair in pairs():
+        rows += measured(pair)
+        print(f"{rows[-3]['what']:<78} {rows[-3]['value']:>9} %" if len(rows) > 2 else rows[-1], flush=True)
+    rows += [*big(Method.XOR), *big(Method.PATCH), hub_memory()]
+    for each in rows:
+        bar = f"   bar {each['bar']}: {'holds' if each['holds'] else 'missed'}" if each["bar"] else ""
+        print(f"{each['what']:<78} {each['value']:>9} {each['unit']}{bar}")
+    target = ROOT / "build/bench/delta.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
