@@ -37,6 +37,7 @@ from landreeve_agent.intake.definitions import Definitions
 from landreeve_agent.intake.intake import Intake
 from landreeve_agent.intake.retention import Retention
 from landreeve_agent.intake.spool import Spool
+from landreeve_agent.link.gate import site_gate
 from landreeve_agent.link.identity import BadIdentityError
 from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
@@ -144,12 +145,12 @@ class House:
             settings.telemetry.interval_s, self.meter,
         )  # fmt: skip
         self.spool = Spool(self.database, state.spool, self.recent.add, spool_unseal(self.vault))
+        self.gate = site_gate(self.database, self.clock, settings.transfer, self._tell)
         self.membership = Membership(
             state, self.outbox, self.blobs, settings.link, self.clock,
             status=lambda: self.source.latest, on_command=self._on_command, on_desired=self._on_desired,
             on_joined=lambda: self._start(self._be_born()), meter=self.meter,
-            on_event=lambda event: self._start(self.reporter.event(event, self.clock())),
-            on_witness=self.mutual.on_witness,
+            on_event=self._tell, on_witness=self.mutual.on_witness, gate=self.gate,
         )  # fmt: skip
         self._look_for_hub()
         self.hardware = self._make_hardware()
@@ -163,6 +164,9 @@ class House:
         self.actions = Actions(self.database, self.outbox, self.definitions, self.trainings, self.runner, self.clock)
         self.orders = Orders(self.database, self.reporter, self.actions.of_hub(), self.clock)
         self.schedule = Schedule(self.rooms.failed, self.rooms.recovered)
+
+    def _tell(self, event: Event) -> None:
+        self._start(self.reporter.event(event, self.clock()))
 
     def _make_hardware(self) -> HardwareRoom:
         settings = self.settings.hardware
@@ -321,20 +325,13 @@ class House:
         if not self.problem:  # with settings nobody meant, nothing is deleted and nothing is trained
             keep = Retention(self.database, settings.intake.keep_days)
             self.schedule.every("retention", settings.schedule.retention_s, lambda: keep.run(self.clock()))
-            self.schedule.every("garbage", settings.schedule.garbage_s, self._make_garbage().run)
+            garbage = Garbage(
+                self.database, self.blobs, self.runner.installer, self.state.models, self.membership.under_way
+            )
+            self.schedule.every("garbage", settings.schedule.garbage_s, garbage.run)
             if settings.training.cron:
                 self._schedule_training(settings.training.cron)
         self.schedule.start()
-
-    def _make_garbage(self) -> Garbage:
-        return Garbage(
-            self.database,
-            self.blobs,
-            self.runner.installer,
-            self.state.models,
-            self.membership.under_way,
-            time.monotonic,
-        )
 
     def _schedule_training(self, cron: str) -> None:
         days = self.settings.training.lookback_days
@@ -399,6 +396,7 @@ class House:
     def _believed(self, desired: Desired) -> None:
         self.membership.limit_rate(desired.max_facts_per_s)
         self.membership.trust(desired.authorities)
+        self.gate.override(desired.line)
 
     def _updates(self) -> Mapping[str, UpdateView]:
         shown = {name: view for name, view in self.runner.views.items() if view.state.phase is not Phase.IDLE}
@@ -414,6 +412,7 @@ class House:
                 Finding("error", f"The settings cannot be used: {self.problem}. The last good ones hold.", "/")
             )
         found += [Finding(level, text, "/") for level, text in self.membership.troubles()]
+        found += [Finding("warning", text, "/") for text in self.gate.sentences()]
         doubts = (*self.moved, *self.doors.problems, *self.hardware.problems, self.inference.door.problem)
         found += [Finding("warning", text, "/") for text in doubts if text]
         found += [Finding("error", text, "/") for text in self.mutual.doubts()]

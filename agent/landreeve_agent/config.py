@@ -16,6 +16,8 @@ from landreeve_agent.errors import StateError
 SYSTEM_FILE = Path("/etc/landreeve/agent.toml")
 SYSTEM_FOLDER = Path("/etc/landreeve/conf.d")
 
+_DAY = "(mon|tue|wed|thu|fri|sat|sun)"
+_WINDOW = f"^({_DAY}(-{_DAY})?(,{_DAY}(-{_DAY})?)* )?([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$"
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -86,6 +88,20 @@ class LinkSettings(msgspec.Struct, frozen=True):
     outbox_mb: Annotated[
         float, Meta(gt=0, le=10_240, description="size of the outbox above which metrics are dropped, oldest first")
     ] = 64.0
+
+
+class TransferSettings(msgspec.Struct, frozen=True):
+    mb_per_hour: Annotated[
+        float, Meta(ge=0, description="megabytes of model files the line may carry in an hour, both ways; 0: no bound")
+    ] = 0.0
+    windows: Annotated[
+        tuple[Annotated[str, Meta(pattern=_WINDOW)], ...],
+        Meta(description="when model files may travel, such as '22:00-06:00' or 'sat,sun 00:00-00:00'; none: always"),
+    ] = ()
+    zone: Annotated[
+        str,
+        Meta(description="time zone of the windows and of times shown, such as Europe/Berlin; none: the machine's"),
+    ] = ""
 
 
 class IntakeSettings(msgspec.Struct, frozen=True):
@@ -198,6 +214,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     console: ConsoleSettings = ConsoleSettings()
     telemetry: Telemetry = Telemetry()
     link: LinkSettings = LinkSettings()
+    transfer: TransferSettings = TransferSettings()
     intake: IntakeSettings = IntakeSettings()
     drift: DriftSettings = DriftSettings()
     training: TrainingSettings = TrainingSettings()

@@ -25,7 +25,7 @@ from landreeve_agent.link.identity import Identity, keys_folder, load_identity
 from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.session import Contact, Handlers, Options, Session
-from landreeve_agent.link.transfer import Fetcher, Progress
+from landreeve_agent.link.transfer import OPEN, Fetcher, Gate, Progress, Say, unheard
 from landreeve_agent.link.upload import Uploader
 from landreeve_agent.store.stamps import stamp
 from landreeve_agent.version import BUILD_TIME
@@ -69,6 +69,7 @@ class Membership:
     on_desired: Callable[[SignedDesired], Awaitable[None]]
     on_joined: Callable[[], None]
     on_event: Callable[[Event], None] = lambda _event: None
+    gate: Gate = OPEN
     meter: Meter = field(default_factory=Meter)
     on_witness: Callable[[Witness], Awaitable[None]] | None = None
     _joined: _Joined | None = None
@@ -117,13 +118,15 @@ class Membership:
         size: int,
         block_digests: tuple[str, ...] | None = None,
         progress: Progress | None = None,
+        *,
         bases: Sequence[str] = (),
+        say: Say = unheard,
     ) -> Path:
         """The artifact's file; waits for as long as there is no hub."""
         await self._ready.wait()
         await self._alone.wait()
         assert self._joined is not None  # noqa: S101 - set before the event
-        return await self._joined.fetcher.fetch(digest, size, block_digests, progress, bases)
+        return await self._joined.fetcher.fetch(digest, size, block_digests, progress, bases=bases, say=say)
 
     def under_way(self) -> frozenset[str]:
         """Artifacts that arrive or leave right now."""
@@ -245,8 +248,8 @@ class Membership:
         return _Joined(
             identity,
             session,
-            Fetcher(session, self.blobs, tell=self.on_event),
-            Uploader(session, self.blobs),
+            Fetcher(session, self.blobs, tell=self.on_event, gate=self.gate),
+            Uploader(session, self.blobs, gate=self.gate),
             DesiredVerifier(self.state.trust, identity.device, BUILD_TIME),
             renewer,
         )

@@ -71,6 +71,18 @@ class Transfer(msgspec.Struct, frozen=True):
     ] = 512.0
 
 
+class LineSettings(msgspec.Struct, frozen=True):
+    """What every site's line may carry of artifacts, in place of the site's own settings."""
+
+    mb_per_hour: Annotated[
+        float, Meta(ge=0, description="megabytes an hour each site may spend on artifacts; 0 leaves it to the site")
+    ] = 0.0
+    windows: Annotated[
+        tuple[str, ...],
+        Meta(description="when artifacts may travel, in each site's time: '22:00-06:00'; none leaves it to the site"),
+    ] = ()
+
+
 class Pace(msgspec.Struct, frozen=True):
     """How often the hub looks."""
 
@@ -128,6 +140,7 @@ class HubSettings(msgspec.Struct, frozen=True):
     broker: BrokerSettings = BrokerSettings()
     store: StoreSettings = StoreSettings()
     transfer: Transfer = Transfer()
+    line: LineSettings = LineSettings()
     pace: Pace = Pace()
     limits: Limits = Limits()
     keep: KeepSettings = KeepSettings()

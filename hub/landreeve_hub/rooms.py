@@ -26,6 +26,7 @@ from landreeve.wire.messages import (
     UpdateReport,
     Want,
 )
+from landreeve.wire.schedule import LineRules, parse_window
 from sqlalchemy import Connection
 
 from landreeve_hub.api import app as api
@@ -39,8 +40,9 @@ from landreeve_hub.broker.place import broker_place
 from landreeve_hub.broker.plan import HUB_NAME, PROBES, BrokerPlan
 from landreeve_hub.broker.probe import Door
 from landreeve_hub.broker.selftest import SelfTest
-from landreeve_hub.config import HubConfig
+from landreeve_hub.config import HubConfig, LineSettings
 from landreeve_hub.desired.publish import Publisher
+from landreeve_hub.errors import OperatorError
 from landreeve_hub.fleet import register
 from landreeve_hub.fleet.authority import Authority, authorities
 from landreeve_hub.fleet.enrolment import TOKEN_LIFETIME, Rules, mint
@@ -152,7 +154,8 @@ class Builder:
         registry = Registry(store, blobs, targets)
         rate = settings.limits.facts_per_s or None
         known = partial(_authorities, authority)
-        publisher = Publisher(store, Director(folder.root), targets, speech.publish, self._clock, rate, known)
+        rules = _line_rules(settings.line)
+        publisher = Publisher(store, Director(folder.root), targets, speech.publish, self._clock, rate, known, rules)
         audit, incidents = AuditLog(store, folder.keys, f"landreeve-hub/{settings.fleet}"), Incidents()
         witnesses = Witnesses(store, audit, incidents, settings.fleet, speech.publish, clock=self._clock)
         warden = Warden(store, authority, broker, address, settings.fleet, line.publish, self._clock)
@@ -310,6 +313,17 @@ async def _resigned(registry: Registry, publisher: Publisher) -> None:
     """What is signed changed: releases whose signatures arrived are approved, documents carry the new metadata."""
     await registry.settle()
     await publisher.refresh()
+
+
+def _line_rules(line: LineSettings) -> LineRules | None:
+    """Rules that take the place of the sites' own; None without any. `OperatorError` for a window that is none."""
+    if not line.mb_per_hour and not line.windows:
+        return None
+    try:
+        windows = tuple(parse_window(text) for text in line.windows)
+    except ValueError as error:
+        raise OperatorError(f"line.windows: {error}; write it like mon-fri 22:00-06:00") from error
+    return LineRules(bytes_per_hour=int(line.mb_per_hour * 1e6), windows=windows)
 
 
 class _Traffic:

@@ -102,7 +102,7 @@ class Site:
     def fetch(self) -> "asyncio.Task[Path]":
         self.line.connected.set()
         fetcher = Fetcher(self.line, self.blobs, repair_s=0.02, tell=self.told.append)
-        work = fetcher.fetch(digest_of(TARGET), len(TARGET), BLOCKS, None, [digest_of(BASE)])
+        work = fetcher.fetch(digest_of(TARGET), len(TARGET), BLOCKS, bases=[digest_of(BASE)])
         return asyncio.create_task(work)
 
     async def fetched(self) -> dict[str, int]:

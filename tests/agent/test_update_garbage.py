@@ -94,9 +94,8 @@ STEPS = st.lists(st.sampled_from([*RELEASES, "on", "on", "on", "fail", "back", "
 async def live(root: Path, steps: list[str], pin: Pin = pinned) -> None:
     """One history; the collector looks after every step. Everything that was fetched of a version that may serve
     again must be there."""
-    box, generation = Box(root, pin), 0
-    for step in steps:
-        generation += 1
+    box = Box(root, pin)
+    for generation, step in enumerate(steps, 1):
         match step:
             case "on":
                 await box.advance()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -26,7 +27,8 @@ from landreeve.release.manifest import block_digests  # noqa: E402
 from landreeve.wire.codec import BLOCK_BYTES  # noqa: E402
 from landreeve_hub.registry.deltas import smallest  # noqa: E402
 
-from tests.bench.delta_pairs import Pair, pairs  # noqa: E402
+if TYPE_CHECKING:
+    from tests.bench.delta_pairs import Pair
 
 BIG_BYTES = 200_000_000
 MEMORY_BAR_MB = 32.0
@@ -44,6 +46,12 @@ class Memory:
         return self.data[offset : offset + length]
 
 
+def peak_kib() -> int:
+    """The most memory this process ever held; `resource` would count what its parent held before the exec."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
 def named(data: bytes) -> Named:
     return Named(hashlib.sha256(data).hexdigest(), Memory(data))
 
@@ -53,7 +61,7 @@ def row(what: str, value: float, unit: str, bar: float | None = None) -> Row:
     return {"what": what, "value": round(value, 3), "unit": unit, "bar": says, "holds": holds}
 
 
-def measured(pair: Pair) -> list[Row]:
+def measured(pair: "Pair") -> list[Row]:
     """Share of the whole, and the seconds of CPU on either side."""
     cpu = time.process_time()
     made = smallest(named(pair.base), named(pair.target))
@@ -76,8 +84,9 @@ def measured(pair: Pair) -> list[Row]:
 
 
 DEVICE = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
+from tests.bench.bench_delta import peak_kib
 from landreeve.blobs.store import BlobStore
 from landreeve.wire.transfers import Offer
 from landreeve_agent.link.delta import apply
@@ -85,9 +94,9 @@ root, digest, size, blocks, delta, base = sys.argv[1:]
 blobs = BlobStore(Path(root))
 partial = blobs.begin(digest, int(size), Path(blocks).read_text().split())
 offer = Offer(state="delta", delta=delta, base=base)
-before, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+before, cpu = peak_kib(), time.process_time()
 apply(blobs, offer, digest, int(size), partial)
-took, after = time.process_time() - cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+took, after = time.process_time() - cpu, peak_kib()
 partial.complete()
 print((after - before) / 1024, took)
 """
@@ -109,7 +118,9 @@ def big(method: Method) -> Iterator[Row]:
         share = 100 * path.stat().st_size / len(target)
         del base, target
         arguments = [str(blobs.path(held).parents[1]), digest, size, str(listed), delta, held]
-        done = subprocess.run([sys.executable, "-c", DEVICE, *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", DEVICE, *arguments], capture_output=True, text=True, check=True, cwd=ROOT
+        )
         with closing(blobs.open(digest)) as whole:
             assert whole.size == int(size)
     grown, took = map(float, done.stdout.split())
@@ -120,17 +131,19 @@ def big(method: Method) -> Iterator[Row]:
 def hub_memory() -> Row:
     """What encoding 50 MB by every method adds to a process."""
     program = (
-        "import os, resource\nfrom tests.bench.bench_delta import named\n"
+        "import os\nfrom tests.bench.bench_delta import named, peak_kib\n"
         "from landreeve_hub.registry.deltas import smallest\n"
         "base = os.urandom(24_000_000)\ntarget = base[:9_000_000] + os.urandom(9_000_000) + base[17_000_000:]\n"
-        "a, b = named(base), named(target)\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "smallest(a, b).file.close()\nprint((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
+        "a, b = named(base), named(target)\nbefore = peak_kib()\n"
+        "smallest(a, b).file.close()\nprint((peak_kib() - before) / 1024)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     return row("24 MB by all methods: memory the hub's peak grows by", float(done.stdout), "MB", 512.0)
 
 
 def main() -> None:
+    from tests.bench.delta_pairs import pairs  # torch: the processes whose memory is measured do without
+
     rows: list[Row] = []
     for pair in pairs():
         rows += measured(pair)

@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -149,13 +150,15 @@ def test_a_delta_for_another_base_is_refused_before_it_is_read() -> None:
 
 
 BOMBS = """
-import io, resource, sys, zstandard
+import io, sys, zstandard
+from pathlib import Path
 from landreeve.blobs.delta import BadDeltaError, Header, Method, decode, read_header
+def peak_kib():  # resource counts what the parent held before the exec
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 kind = sys.argv[1]
 zeros = bytes(1 << 24)
 if kind == "window":
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=30)
-    packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj().compress(b"") or b""
     worker = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     packed = worker.compress(zeros) + worker.flush()
 else:
@@ -165,17 +168,18 @@ size = {"window": 1 << 24, "long": 1000, "true": 1 << 30}[kind]
 file = io.BytesIO(Header(Method.XOR, "", 0, "a" * 64, size).encode() + packed)
 header = read_header(file)
 del zeros
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 total, refused = 0, ""
 try:
     for piece in decode(file, header, None):
         total += len(piece)
 except BadDeltaError as error:
     refused = str(error)
-print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, refused)
+print(total, peak_kib() - before, refused)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory as Linux tells it")
 @pytest.mark.parametrize(
     ("kind", "total", "refusal"),
     [("window", 0, "memory"), ("long", 1000, "gives more than the 1000 bytes"), ("true", 1 << 30, "")],

@@ -132,7 +132,9 @@ class FakeFetcher:
         size: int,
         block_digests: tuple[str, ...] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        *,
         bases: Sequence[str] = (),
+        say: Callable[[str], None] = lambda _sentence: None,
     ) -> Path:
         await self.reaper.step("fetch begins")
         await self.hub.reachable.wait()

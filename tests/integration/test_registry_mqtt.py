@@ -90,7 +90,7 @@ class Site:
         await self.fetcher.fetch(packed.digest, len(packed.manifest_bytes))
         blocks = packed.config.blocks
         for blob in packed.manifest.blobs():
-            await self.fetcher.fetch(blob.sha256, blob.size, blocks.get(blob.sha256), None, bases)
+            await self.fetcher.fetch(blob.sha256, blob.size, blocks.get(blob.sha256), bases=bases)
 
     async def stop(self) -> None:
         for task in self.tasks:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 REPAIR_S = 2.0
 CORRUPT_LIMIT = 3
 LEAST_REPORT_S = 0.2
+# What is asked for at once where rules hold transfers back: 4 MiB.
+PIECE_BLOCKS = 64
 # Below this a delta saves less than asking for it costs.
 SMALLEST_DELTA_BYTES = 2 * BLOCK_BYTES
 _SILENT_ASKS = 3
@@ -34,6 +37,19 @@ _STALLED_ASKS = 15
 _MAKING_S = (0.3, 1.0, 3.0, 10.0)
 
 Progress = Callable[[int, int], None]
+Say = Callable[[str], None]
+
+
+def unheard(_sentence: str) -> None:
+    """For whom it does not matter why something waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """Who is told how a download goes."""
+
+    progress: Progress | None
+    say: Say
 
 
 class FetchFailedError(Exception):
@@ -65,6 +81,26 @@ class Blobs(Protocol):
     def remove(self, digest: str) -> None: ...
 
 
+class Gate(Protocol):
+    """What may travel now (`landreeve_agent.link.gate.Gate`)."""
+
+    @property
+    def limited(self) -> bool: ...
+    async def take(self, wanted: int, say: Callable[[str], None]) -> int: ...
+
+
+class Open:
+    """A gate that holds nothing back."""
+
+    limited = False
+
+    async def take(self, wanted: int, say: Callable[[str], None]) -> int:
+        return wanted
+
+
+OPEN = Open()
+
+
 class Line(Protocol):
     """What transfers need of the session (`landreeve_agent.link.session.Session`)."""
 
@@ -87,7 +123,7 @@ class _Download:
     another thread writes the artifact.
     """
 
-    def __init__(self, digest: str, size: int, partial: PartialBlob, progress: Progress | None) -> None:
+    def __init__(self, digest: str, size: int, partial: PartialBlob, listener: "_Listener") -> None:
         self.digest = digest
         self.size = size
         self.partial = partial
@@ -100,7 +136,7 @@ class _Download:
         self.closed = False
         self._blocks = -(-size // BLOCK_BYTES)
         self._missing = set(partial.missing())
-        self._progress = progress
+        self.listener = listener
 
     @property
     def missing(self) -> frozenset[int]:
@@ -123,8 +159,8 @@ class _Download:
 
     def tell(self, done: int, whole: int) -> None:
         """Progress in other terms: of a delta that stands for the artifact."""
-        if self._progress is not None:
-            self._progress(done * self._blocks // whole, self._blocks)
+        if self.listener.progress is not None:
+            self.listener.progress(done * self._blocks // whole, self._blocks)
 
     def look_again(self) -> None:
         """What is missing, after another thread wrote."""
@@ -152,11 +188,13 @@ class Fetcher:
         *,
         repair_s: float = REPAIR_S,
         tell: Callable[[Event], None] = lambda _event: None,
+        gate: Gate = OPEN,
     ) -> None:
         self._session = session
         self._blobs = blobs
         self._repair_s = repair_s
         self._tell = tell
+        self._gate = gate
         self._downloads: dict[str, _Download] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         session.on_block = self._on_block
@@ -168,9 +206,12 @@ class Fetcher:
         size: int,
         block_digests: tuple[str, ...] | None = None,
         progress: Progress | None = None,
+        *,
         bases: Sequence[str] = (),
+        say: Say = unheard,
     ) -> Path:
-        """The artifact's file once all of it is here and verified. ``progress`` is told (blocks here, blocks).
+        """The artifact's file once all of it is here and verified. ``progress`` is told (blocks here, blocks), ``say``
+        why nothing comes for now.
 
         ``bases`` are artifacts that may be here and resemble it, best first: one whose blocks are listed may come as
         a delta to one of them. Raises `FetchFailedError` when what arrives is not the artifact, several times over.
@@ -180,7 +221,7 @@ class Fetcher:
                 if self._blobs.has(digest):
                     return self._blobs.path(digest)
                 try:
-                    return await self._download(digest, size, block_digests, progress, bases)
+                    return await self._download(digest, size, block_digests, _Listener(progress, say), bases)
                 except CorruptBlobError as error:
                     logger.warning("artifact %s: %s; fetching it again", digest[:12], error)
         raise FetchFailedError(
@@ -197,11 +238,11 @@ class Fetcher:
         digest: str,
         size: int,
         block_digests: tuple[str, ...] | None,
-        progress: Progress | None,
+        listener: "_Listener",
         bases: Sequence[str],
     ) -> Path:
         partial = await self._begin(digest, size, block_digests)
-        download = _Download(digest, size, partial, progress)
+        download = _Download(digest, size, partial, listener)
         here = len(download.missing) < -(-size // BLOCK_BYTES) // 2
         download.whole_only = block_digests is None or size < SMALLEST_DELTA_BYTES or here
         held = [base for base in bases if base != digest and self._blobs.has(base)][:MOST_BASES]
@@ -215,7 +256,8 @@ class Fetcher:
     @contextmanager
     def _listening(self, download: _Download) -> Iterator[None]:
         self._downloads[download.digest] = download
-        self._session.share(download.digest)
+        if not self._gate.limited:
+            self._session.share(download.digest)
         try:
             yield
         finally:
@@ -237,17 +279,29 @@ class Fetcher:
         if not download.missing:
             return
         await self._session.connected.wait()
-        self._say(download, (LANES, *extra), bases)
-        await self._until_quiet(download)
+        asked = await self._granted(download, extra)
+        self._say(download, asked, extra if self._gate.limited else (LANES, *extra), bases)
+        await self._until_quiet(download, asked)
         if download.failure is not None:
             raise FetchFailedError(
                 "disk_failed",
                 f"artifact {download.digest[:12]} cannot be written: {download.failure}; free some disk space",
             )
 
-    async def _until_quiet(self, download: _Download) -> None:
-        """Returns when everything is here, an offer came, or nothing did for the repair interval."""
-        while download.missing and download.failure is None and download.offer is None:
+    async def _granted(self, download: _Download, extra: Sequence[str]) -> frozenset[int]:
+        """The blocks to ask for: all, or what the site's rules let through now, which nobody else's stream may add to.
+        An offer is asked for with one block, which an older hub sends at once."""
+        if not self._gate.limited:
+            return download.missing
+        self._session.unshare(download.digest)
+        most = 1 if extra else PIECE_BLOCKS
+        wanted = min(len(download.missing), most) * BLOCK_BYTES
+        count = max(1, await self._gate.take(wanted, download.listener.say) // BLOCK_BYTES)
+        return frozenset(sorted(download.missing)[:count])
+
+    async def _until_quiet(self, download: _Download, asked: frozenset[int]) -> None:
+        """Returns when all that was asked for is here, an offer came, or nothing did for the repair interval."""
+        while not download.missing.isdisjoint(asked) and download.failure is None and download.offer is None:
             download.moved.clear()
             try:
                 async with asyncio.timeout(self._repair_s):
@@ -310,7 +364,7 @@ class Fetcher:
         if self._blobs.has(offer.delta):
             return
         partial = await self._begin(offer.delta, offer.bytes, offer.blocks)
-        download = _Download(offer.delta, offer.bytes, partial, whole.tell)
+        download = _Download(offer.delta, offer.bytes, partial, _Listener(whole.tell, whole.listener.say))
         stalled = 0
         with self._listening(download):
             while download.missing:
@@ -345,14 +399,20 @@ class Fetcher:
         while download.lane is not None and download.lane.report_s > 0:
             await asyncio.sleep(max(download.lane.report_s, LEAST_REPORT_S))
             if self._session.connected.is_set():
-                self._say(download, (LANES,), report=True)
+                self._say(download, download.missing, (LANES,), report=True)
 
     def _say(
-        self, download: _Download, speaks: Sequence[str], bases: Sequence[str] = (), *, report: bool = False
+        self,
+        download: _Download,
+        asked: frozenset[int],
+        speaks: Sequence[str],
+        bases: Sequence[str] = (),
+        *,
+        report: bool = False,
     ) -> None:
         who = self._session.identity
-        own = download.lane is not None and not download.lane.shared
-        missing = encode_missing(download.missing)
+        own = self._gate.limited or (download.lane is not None and not download.lane.shared)
+        missing = encode_missing(asked)
         want = Want(
             bytes=download.size, missing=missing, speaks=tuple(speaks), bases=tuple(bases), report=report, own=own
         )

@@ -8,7 +8,7 @@ from landreeve.wire.codec import BLOCK_BYTES, BadMessageError, Block, decode_mis
 from landreeve.wire.messages import Want
 from landreeve.wire.topics import Up, UpTopic
 
-from landreeve_agent.link.transfer import Blobs, Line
+from landreeve_agent.link.transfer import OPEN, Blobs, Gate, Line, unheard
 
 logger = logging.getLogger(__name__)
 
@@ -18,10 +18,11 @@ MAX_BACKLOG = 16
 class Uploader:
     """Answers the hub's wants with blocks, at most ``bytes_per_s``; only artifacts of the blob store leave."""
 
-    def __init__(self, session: Line, blobs: Blobs, *, bytes_per_s: float = 4e6) -> None:
+    def __init__(self, session: Line, blobs: Blobs, *, bytes_per_s: float = 4e6, gate: Gate = OPEN) -> None:
         self._session = session
         self._blobs = blobs
         self._bytes_per_s = bytes_per_s
+        self._gate = gate
         self._wanted: dict[str, set[int]] = {}
         self._work = asyncio.Event()
 
@@ -64,6 +65,8 @@ class Uploader:
         except (OSError, BlobError) as error:
             logger.warning("artifact %s cannot be read: %s", digest[:12], error)
             return False
+        if self._gate.limited:
+            await self._gate.take(len(data), unheard)
         who = self._session.identity
         topic = UpTopic(who.fleet, who.device, Up.BLOCKS)
         sent = self._session.publish(topic, encode_block(Block(digest, index, data)), qos=0)

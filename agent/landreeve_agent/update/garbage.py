@@ -6,6 +6,7 @@ twice, some time apart by the monotonic clock: whoever stores blobs before sayin
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +94,7 @@ class Garbage:
     installer: Installer
     models: Path
     under_way: Callable[[], frozenset[str]]
-    monotonic: Callable[[], float]
+    monotonic: Callable[[], float] = time.monotonic
     suspects: Suspects = field(default_factory=Suspects)
     pinned: Callable[[State], frozenset[str]] = pinned
 

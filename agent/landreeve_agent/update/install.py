@@ -18,7 +18,7 @@ from landreeve.release.manifest import (
     parse_manifest,
 )
 
-from landreeve_agent.link.transfer import FetchFailedError
+from landreeve_agent.link.transfer import FetchFailedError, Say, unheard
 from landreeve_agent.update.pointer import POINTER_FILE, release_folder
 from landreeve_agent.update.ports import Blobs, Fetcher
 from landreeve_agent.update.standing import Order
@@ -39,16 +39,19 @@ class Installer:
         self.turn = asyncio.Lock()
         self.busy = 0
 
-    async def install(self, order: Order, progress: Callable[[int, int], None], held: Sequence[str] = ()) -> Path:
+    async def install(
+        self, order: Order, progress: Callable[[int, int], None], held: Sequence[str] = (), say: Say = unheard
+    ) -> Path:
         """The folder with every file of the release. ``progress`` is told (bytes here, bytes in all).
 
-        ``held`` are releases that are here, best first: files may come as deltas to theirs.
+        ``held`` are releases that are here, best first: files may come as deltas to theirs. ``say`` hears why nothing
+        comes for now.
         Goes on where it was interrupted; raises `FetchFailedError` when the release cannot be had or used.
         """
         async with self.turn:
             self.busy += 1
         try:
-            return await self._install(order, progress, held)
+            return await self._install(order, progress, held, say)
         except BadReleaseError as error:
             raise FetchFailedError("bad_release", f"release {order.release[:12]}: {error}") from error
         except OSError as error:
@@ -76,8 +79,8 @@ class Installer:
             if path.is_dir() and path.name not in kept:
                 shutil.rmtree(path)
 
-    async def _install(self, order: Order, progress: Callable[[int, int], None], held: Sequence[str]) -> Path:
-        manifest_bytes, manifest, config = await self._describe(order)
+    async def _install(self, order: Order, progress: Callable[[int, int], None], held: Sequence[str], say: Say) -> Path:
+        manifest_bytes, manifest, config = await self._describe(order, say)
         whole = sum(layer.size for layer in manifest.layers)
         here = sum(layer.size for layer in manifest.layers if self._blobs.has(layer.sha256))
         self._reserve(order, whole - here, whole)
@@ -87,7 +90,7 @@ class Installer:
                 continue
             report = _scaled(progress, here, layer.size, whole)
             blocks, bases = config.blocks.get(layer.sha256), bases_for(layer, known)
-            await self._fetcher.fetch(layer.sha256, layer.size, blocks, report, bases)
+            await self._fetcher.fetch(layer.sha256, layer.size, blocks, report, bases=bases, say=say)
             here += layer.size
         folder = self.folder(order.model, order.release)
         await asyncio.to_thread(materialise, manifest_bytes, self._blobs, folder)
@@ -100,18 +103,18 @@ class Installer:
         except (BadReleaseError, BlobError, OSError):
             return ()
 
-    async def _describe(self, order: Order) -> tuple[bytes, Manifest, ReleaseConfig]:
+    async def _describe(self, order: Order, say: Say) -> tuple[bytes, Manifest, ReleaseConfig]:
         """Manifest and config, checked against the order and this agent."""
         if order.manifest_bytes > MAX_MANIFEST_BYTES:
             raise BadReleaseError(f"a manifest of {order.manifest_bytes} bytes: at most {MAX_MANIFEST_BYTES}")
-        await self._fetcher.fetch(order.release, order.manifest_bytes)
+        await self._fetcher.fetch(order.release, order.manifest_bytes, say=say)
         manifest_bytes = self._blobs.read(order.release)
         manifest = parse_manifest(manifest_bytes)
         for part in (manifest.config, manifest.settings):
             if part.size > MAX_SETTINGS_BYTES:
                 raise BadReleaseError(f"a config of {part.size} bytes: at most {MAX_SETTINGS_BYTES}")
             if not self._blobs.has(part.sha256):
-                await self._fetcher.fetch(part.sha256, part.size)
+                await self._fetcher.fetch(part.sha256, part.size, say=say)
         config = parse_config(self._blobs.read(manifest.settings.sha256))
         if config.model != order.model:
             raise BadReleaseError(f"it is a release of {config.model!r}, ordered for {order.model!r}")

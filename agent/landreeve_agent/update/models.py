@@ -53,7 +53,7 @@ class ModelEffects:
 
         try:
             held = [item.release for item in (state.good, state.previous) if item is not None]
-            await self.installer.install(order, progress, held)
+            await self.installer.install(order, progress, held, lambda why: say(f"Version {order.version}: {why}"))
         except FetchFailedError as error:
             return machine.Failed(order.generation, error.cause, error.sentence)
         return machine.Staged(order.generation)

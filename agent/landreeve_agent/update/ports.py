@@ -29,7 +29,9 @@ class Fetcher(Protocol):
         size: int,
         block_digests: tuple[str, ...] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        *,
         bases: Sequence[str] = (),
+        say: Callable[[str], None] = ...,
     ) -> Path: ...
 
 

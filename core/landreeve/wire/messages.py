@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from landreeve.wire.plans import BoxFacts, PlanTrial, RunPlan
-from landreeve.wire.schedule import Schedule
+from landreeve.wire.schedule import LineRules, Schedule
 from landreeve.wire.strategy import Strategy
 
 VERSION = 1
@@ -365,7 +365,8 @@ class Desired(Wire, frozen=True, kw_only=True):
     """The whole of what a device should run. Only a higher ``generation`` counts.
 
     ``authorities`` are the certificates (PEM) of whom the device should trust from now on, the newest last; empty
-    leaves those it learnt at enrolment. A device whose own certificate is not of the newest renews it.
+    leaves those it learnt at enrolment. A device whose own certificate is not of the newest renews it. ``line`` takes
+    the place of the site's own rules for transfers.
     """
 
     device: str
@@ -374,6 +375,7 @@ class Desired(Wire, frozen=True, kw_only=True):
     models: tuple[DesiredModel, ...]
     max_facts_per_s: float | None = None
     authorities: tuple[str, ...] = ()
+    line: LineRules | None = None
 
 
 class SignedDesired(Wire, frozen=True, kw_only=True):

@@ -35,6 +35,38 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     activate: tuple[DayWindow, ...] = ()
 
 
+class LineRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What a site's line may carry of artifacts, both ways: ``bytes_per_hour`` in an hour of the clock (0 sets no
+    bound), and only inside ``windows``. An empty ``zone`` is the site's own."""
+
+    bytes_per_hour: int = 0
+    windows: tuple[DayWindow, ...] = ()
+    zone: str = ""
+
+
+def parse_window(text: str) -> DayWindow:
+    """A window as people write it; `ValueError` when it is none.
+
+    >>> parse_window("mon-fri 22:00-06:00")
+    DayWindow(start='22:00', end='06:00', days=('mon', 'tue', 'wed', 'thu', 'fri'))
+    """
+    days, _, span = text.strip().lower().rpartition(" ")
+    start, _, end = span.partition("-")
+    window = DayWindow(start=start, end=end, days=tuple(_days(days)) if days else ())
+    if fault := fault_of_windows([window]):
+        raise ValueError(f"window {text[:60]!r}: {fault.partition(': ')[2] or fault}")
+    return window
+
+
+def _days(text: str) -> Iterator[str]:
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if first not in DAYS or (last and last not in DAYS):
+            raise ValueError(f"{part[:20]!r} is no day; use {' '.join(DAYS)}, also as mon-fri or sat,sun")
+        begin, count = DAYS.index(first), (DAYS.index(last or first) - DAYS.index(first)) % 7
+        yield from (DAYS[(begin + i) % 7] for i in range(count + 1))
+
+
 def fault_of_zone(zone: str) -> str:
     """Why this is no time zone; empty when it is one.
 

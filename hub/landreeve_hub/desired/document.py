@@ -6,6 +6,7 @@ from datetime import datetime
 
 import msgspec
 from landreeve.wire.messages import Desired, DesiredModel
+from landreeve.wire.schedule import LineRules
 
 
 def compose(  # noqa: PLR0917  what a document is made of
@@ -15,11 +16,12 @@ def compose(  # noqa: PLR0917  what a document is made of
     rate: float | None,
     now: datetime,
     authorities: tuple[str, ...] = (),
+    line: LineRules | None = None,
 ) -> Desired:
     """The document of that generation; models are ordered by name, so equal content gives equal bytes.
 
     ``rate`` is the most facts per second the device may send, None for no limit; ``authorities`` are whom it should
-    trust, in PEM, empty for those it learnt at enrolment.
+    trust, in PEM, empty for those it learnt at enrolment; ``line`` what its line may carry, None for its own rules.
     """
     return Desired(
         device=device,
@@ -28,10 +30,16 @@ def compose(  # noqa: PLR0917  what a document is made of
         models=tuple(sorted(assignments, key=lambda model: model.model)),
         max_facts_per_s=rate,
         authorities=authorities,
+        line=line,
     )
 
 
-def content_hash(assignments: Iterable[DesiredModel], rate: float | None, authorities: tuple[str, ...] = ()) -> str:
+def content_hash(
+    assignments: Iterable[DesiredModel],
+    rate: float | None,
+    authorities: tuple[str, ...] = (),
+    line: LineRules | None = None,
+) -> str:
     """A digest of everything that is ordered; a new generation is due exactly when it changes.
 
     Hints order nothing: a plan found elsewhere while a device is at work must not interrupt it. What is not given
@@ -40,5 +48,7 @@ def content_hash(assignments: Iterable[DesiredModel], rate: float | None, author
     models = [msgspec.to_builtins(model) for model in sorted(assignments, key=lambda model: model.model)]
     ordered = [{name: value for name, value in m.items() if name != "hints" and value is not None} for m in models]
     # Fleets that never rolled their authority keep the digests, and so the generations, that they have.
-    content = (ordered, rate, authorities) if authorities else (ordered, rate)
+    content: tuple[object, ...] = (ordered, rate, authorities) if authorities else (ordered, rate)
+    if line is not None:
+        content = (ordered, rate, authorities, line)
     return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()

@@ -15,7 +15,7 @@ import msgspec
 from landreeve.trust.document import document_text, parse_document
 from landreeve.wire.codec import decode, encode
 from landreeve.wire.messages import Desired, DesiredModel, Probation, SignedDesired
-from landreeve.wire.schedule import Schedule
+from landreeve.wire.schedule import LineRules, Schedule
 from landreeve.wire.strategy import Strategy
 from landreeve.wire.topics import Down, DownTopic, format_topic
 from sqlalchemy import Connection, RowMapping, select
@@ -78,7 +78,7 @@ class Publisher:
 
     ``publish(topic, payload, retain)`` hands a message to the broker's client; it may drop it while the broker
     is away, since `republish` follows. ``rate`` limits the facts per second of devices without a rate of their own
-    (`landreeve_hub.desired.rates`).
+    (`landreeve_hub.desired.rates`); ``line`` is what every site's line may carry.
     """
 
     def __init__(  # noqa: PLR0917  wiring
@@ -90,6 +90,7 @@ class Publisher:
         clock: Callable[[], datetime] = utc_now,
         rate: float | None = None,
         authorities: Callable[[], tuple[str, ...]] = tuple,
+        line: LineRules | None = None,
     ) -> None:
         self._store = store
         self._director = director
@@ -98,6 +99,7 @@ class Publisher:
         self._clock = clock
         self._rate = rate
         self._authorities = authorities
+        self._line = line
         self._order = asyncio.Lock()  # what is committed last must also be published last
 
     async def publish_device(self, device: str) -> Published:
@@ -143,14 +145,14 @@ class Publisher:
         orders = _orders(connection, device)
         authorities = self._authorities()
         rate = rate_of(connection, device, self._rate)
-        content = content_hash(orders, rate, authorities)
+        content = content_hash(orders, rate, authorities, self._line)
         if stored is not None and stored.content_hash == content:
             if not self._is_stale(stored, now):
                 return topic, stored, False
             document = parse_document(decode(stored.document, SignedDesired).document)
         else:
             generation = stored.generation + 1 if stored else 1
-            document = compose(device, generation, orders, rate, now, authorities)
+            document = compose(device, generation, orders, rate, now, authorities, self._line)
         fresh = _Stored(document.generation, self._sign(document, stored, now), content, rfc3339(now))
         upsert(connection, desired, {"device": device, **_columns(fresh)})
         return topic, fresh, True

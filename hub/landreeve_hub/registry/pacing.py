@@ -15,6 +15,8 @@ HEALTHY_SHARE = 0.25
 PATIENCE = 2
 # Far from where a limit was last met the rate doubles, near it feels its way. A long queue is let run empty.
 _GROWTH, _PROBE, _RELIEF, _DRAIN = 2.0, 1.15, 0.9, 0.5
+# One report that came at a bad moment must not stop the stream.
+_MOST_FALL = 0.4
 _FEW_BLOCKS = 8
 _BURST_S = 0.1
 
@@ -58,7 +60,7 @@ class Pace:
         else:
             near = 0.7 * self._limit <= self.rate <= 1.5 * self._limit
             wanted = self.rate * (_PROBE if near else _GROWTH)
-        self.rate = min(self.most, max(self.least, wanted))
+        self.rate = min(self.most, max(self.least, wanted, self.rate * _MOST_FALL))
         return self._outcast(advances, behind, takes)
 
     def may_send(self, now: float) -> bool:
