@@ -154,8 +154,8 @@ class Builder:
         registry = Registry(store, blobs, targets)
         rate = settings.limits.facts_per_s or None
         known = partial(_authorities, authority)
-        rules = _line_rules(settings.line)
-        publisher = Publisher(store, Director(folder.root), targets, speech.publish, self._clock, rate, known, rules)
+        carry = _line_rules(settings.line)
+        publisher = Publisher(store, Director(folder.root), targets, speech.publish, self._clock, rate, known, carry)
         audit, incidents = AuditLog(store, folder.keys, f"landreeve-hub/{settings.fleet}"), Incidents()
         witnesses = Witnesses(store, audit, incidents, settings.fleet, speech.publish, clock=self._clock)
         warden = Warden(store, authority, broker, address, settings.fleet, line.publish, self._clock)
