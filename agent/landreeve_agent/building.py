@@ -289,7 +289,8 @@ class House:
         for room in self.doors.rooms(self.inference, self.state):
             self.rooms.keep(room.name, room.run)
         self._schedule()
-        await self.audit.note_settings(settings)
+        files = {"device certificate": self.state.certificate, "keys at rest": self.state.vault}
+        await self.audit.note_settings(settings, files)
         self._start(self._be_born())
         self.rooms.keep("link", self.membership.run)
 

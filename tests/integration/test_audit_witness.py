@@ -99,7 +99,7 @@ class Pair:
                 await self.outbox.acknowledge(ack.epoch, ack.seq, self.clock())
             for device, fact in outcome.accepted:
                 if isinstance(fact.body, AuditHead):
-                    self.witnesses.answer(device, fact.body)
+                    self.witnesses.answer(device, fact.body).result()
             while self.down:
                 await self.mutual.on_witness(self.down.pop(0))
 
@@ -235,7 +235,7 @@ async def test_answers_that_are_lost_or_come_twice_cost_nothing(pair: Pair) -> N
     head = [body for body in heads if isinstance(body, AuditHead)][-1]
     await pair.exchange()
     assert (await pair.mutual.standing()).witnessed == 2
-    pair.witnesses.answer("d-1", head)
+    pair.witnesses.answer("d-1", head).result()
     await pair.mutual.on_witness(pair.down.pop())
     assert (await pair.mutual.standing()).witnessed == 2
     assert await pair.incidents() == []

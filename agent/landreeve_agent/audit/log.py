@@ -6,7 +6,7 @@ Sealed and witnessed like the hub's own: a box whose store was put back to an ol
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,12 @@ class SiteLog:
 
         return await self.database.read(read)
 
-    async def note_settings(self, settings: Any) -> None:
-        """Record which settings changed since the last start: they are files, which anybody may edit."""
+    async def note_settings(self, settings: Any, files: Mapping[str, Path]) -> None:
+        """Record which settings, certificates and keys changed since the last start: they are files, which anybody may
+        edit and other commands replace."""
         now, values = self._clock(), _flat(msgspec.to_builtins(settings))
+        for name, path in files.items():
+            values[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else ""
         await self.database.write(lambda tables: self._note_settings(tables, now, values))
 
     def _note_settings(self, tables: Tables, now: datetime, values: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from landreeve.blobs.errors import CorruptBlobError
 from landreeve.wire.codec import BLOCK_BYTES
 
 MAX_UNLISTED_BYTES = 8 * 1024 * 1024
-_PIECE_BYTES = 16 * BLOCK_BYTES
+_PIECE_BYTES = BLOCK_BYTES  # larger pieces are slower: malloc maps each anew, and every page of it faults
 
 
 class Partial:

@@ -19,7 +19,7 @@ from landreeve.wire.codec import BLOCK_BYTES
 from landreeve.wire.ids import check_digest
 
 MARGIN_BYTES = 32 * 1024 * 1024
-_PIECE_BYTES = 16 * BLOCK_BYTES
+_PIECE_BYTES = BLOCK_BYTES  # larger pieces are slower: malloc maps each anew, and every page of it faults
 
 
 class BlobStore:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import datetime
 from typing import Any
 
@@ -75,10 +76,14 @@ class Witnesses:
             raise ValueError(f"no checkpoint of {body.size} entries carries this cosignature")
         shelf.add_cosigned(Line(body.size, key.name, body.key, body.line, rfc3339(self._clock())))
 
-    def answer(self, device: str, body: AuditHead) -> None:
-        """Send what came of a device's checkpoint, and ours; call it in any thread after the commit."""
+    def answer(self, device: str, body: AuditHead) -> Future[None]:
+        """Send what came of a device's checkpoint, and ours, from one of the store's readers: the ingest must not wait
+        for a thousand proofs. Call it in any thread after the commit."""
+        return self._store.submit_read(lambda c: self._reply(HubShelf(c), device, body))
+
+    def _reply(self, shelf: HubShelf, device: str, body: AuditHead) -> None:
         try:
-            message = self._store.submit_read(lambda c: self._answer(HubShelf(c), device, body)).result()
+            message = self._answer(shelf, device, body)
         except (BadNoteError, LookupError) as error:
             log.warning("no answer for the audit log of %s: %s", device, error)
             return
