@@ -41,6 +41,7 @@ GUESTS_S = 2.0
 WATCH_S = 5.0
 DAY = timedelta(days=1)
 TRY_BROKER_S = 5.0
+SETTLE_S = 120.0
 EXPECTED = (SealedError, HubError, SettingsError, SigningError, AuthorityError, BadIdError)
 
 
@@ -247,11 +248,14 @@ class Hub:
         return [asyncio.create_task(job) for job in jobs]
 
     async def _try_broker(self, rooms: Rooms) -> None:
-        """Tries the broker once the hub is connected to it, and again whenever it was started anew."""
+        """Tries the broker once the hub is connected to it, and again some time after it was started anew: then the
+        whole fleet comes back to it."""
         tried = -1
         while True:
             generation = rooms.broker.generation if rooms.broker is not None else 0
             if self._settings.broker.self_test and rooms.line.connected and generation != tried:
+                if tried >= 0:
+                    await asyncio.sleep(SETTLE_S)
                 try:
                     await rooms.self_test.judge()
                 except Exception:

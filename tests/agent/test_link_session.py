@@ -22,6 +22,7 @@ from landreeve.wire.messages import (
     Want,
 )
 from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.link.pause import MIN_RETRY_S, pause_s
 from landreeve_agent.link.session import Handlers, Options, Session
 from landreeve_agent.store.database import Database
 
@@ -371,6 +372,16 @@ async def test_client_id_is_made_once_and_cannot_be_guessed(tmp_path: Path) -> N
     (client_id,) = ids
     assert client_id.startswith("d-1-")
     assert len(client_id) == len("d-1-") + 16
+
+
+@pytest.mark.parametrize(("jitter_s", "lasted_s"), [(0.0, 0.0), (0.0, 9.0), (60.0, 0.0), (60.0, 9.0)])
+def test_pause_is_spread_over_the_jitter_and_never_none_after_a_refusal(jitter_s: float, lasted_s: float) -> None:
+    pauses = [pause_s(jitter_s, lasted_s) for _ in range(2000)]
+    assert min(pauses) >= max(0.0, MIN_RETRY_S - lasted_s)
+    assert max(pauses) <= max(jitter_s, MIN_RETRY_S)
+    if jitter_s:
+        early = sum(pause < jitter_s / 2 for pause in pauses)
+        assert 800 < early < 1200  # even: a fair coin is outside once in 10^18 runs
 
 
 async def test_first_try_after_a_start_waits_for_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ in the outbox, and what the hub wants of us is retained at the broker. Losing th
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -38,6 +37,7 @@ from landreeve_agent.link.carrier import Carrier, CarrierError, Connect, Endpoin
 from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.numbers import next_session, save_hub_reads
 from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.link.pause import pause_s
 from landreeve_agent.link.window import Window
 from landreeve_agent.store.stamps import stamp
 
@@ -156,8 +156,10 @@ class Session:
 
     async def run(self) -> None:
         """Keeps the link up until cancelled."""
-        self._outbox.bind(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._outbox.bind(loop)
         while True:
+            began = loop.time()
             try:
                 await self._one_connection()
             except CarrierError as error:
@@ -166,7 +168,7 @@ class Session:
                 self.contact.counts.failures += 1
                 logger.exception("the link failed and starts again")
                 self._note(f"internal error: {error}")
-            await self._pause()
+            await self._pause(loop.time() - began)
 
     async def prove(self, keys: Path) -> None:
         """Connect anew, at once, with the keys in that folder, and stay with them; `CarrierError` when the broker does
@@ -175,11 +177,11 @@ class Session:
         self._turn.set()
         await self._trial.accepted
 
-    async def _pause(self) -> None:
+    async def _pause(self, lasted_s: float) -> None:
         if self._turn.is_set():
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(random.uniform(0, self._options.reconnect_jitter_s)):  # noqa: S311 - spreads load
+            async with asyncio.timeout(pause_s(self._options.reconnect_jitter_s, lasted_s)):
                 await self._turn.wait()
 
     def state_changed(self) -> None:

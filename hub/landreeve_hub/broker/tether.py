@@ -23,9 +23,21 @@ def tether(parent: int) -> None:
         raise SystemExit(0)
 
 
+def raise_file_limit() -> None:
+    """As many connections as the system allows: the usual soft limit of 1,024 open files is fewer than a fleet has
+    devices, and mosquitto takes it as it finds it."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main(arguments: list[str]) -> None:
     """Tether, then become the program."""
     tether(int(arguments[0]))
+    raise_file_limit()
     os.execv(arguments[1], arguments[1:])  # noqa: S606  becoming the broker is the point
 
 
