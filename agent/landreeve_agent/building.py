@@ -62,6 +62,7 @@ from landreeve_agent.telemetry.reporter import Reporter, WorkerFigures
 from landreeve_agent.training.manager import Trainings
 from landreeve_agent.tuning.preflight import Preflight
 from landreeve_agent.tuning.report import Limits
+from landreeve_agent.update.clock import WATCH_EVERY_S, ClockWatch
 from landreeve_agent.update.evidence import Evidence
 from landreeve_agent.update.garbage import Garbage
 from landreeve_agent.update.itself import AGENT, Health
@@ -283,6 +284,8 @@ class House:
         self._say_ports()
         settings = self.settings
         self.rooms.every("intake", settings.intake.poll_s, lambda: self.spool.drain(self.clock()))
+        watch = ClockWatch(self.clock, self.runner.reconsider, lambda event: self.reporter.event(event, self.clock()))
+        self.rooms.every("clock", WATCH_EVERY_S, watch.tick)
         self.rooms.every("status", STATUS_EVERY_S, self.source.status)
         self.rooms.every("drift", settings.drift.every_s, self.windows.advance)
         self.rooms.keep("training", self.trainings.run)

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from landreeve.blobs.store import BlobStore
-from landreeve.trust import certs
+from landreeve.trust import certs, expiry
 from landreeve.trust.verdict import Believed, Rejected
 from landreeve.wire.messages import Command, DeviceState, Event, ModelState, Presence, SignedDesired, Want, Witness
 
 from landreeve_agent.config import LinkSettings, StateFolder
 from landreeve_agent.console.status import AgentStatus, HubView, ModelView
 from landreeve_agent.console.verdict import Level
+from landreeve_agent.link.contact import Contact
 from landreeve_agent.link.identity import Identity, keys_folder, load_identity
 from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
-from landreeve_agent.link.session import Contact, Handlers, Options, Session
+from landreeve_agent.link.session import Handlers, Options, Session
 from landreeve_agent.link.transfer import OPEN, Fetcher, Gate, Progress, Say, unheard
 from landreeve_agent.link.upload import Uploader
 from landreeve_agent.store.stamps import stamp
@@ -204,13 +205,16 @@ class Membership:
         """The link in the status document."""
         if self._joined is None:
             return HubView(state="not_joined", waiting=waiting)
-        contact = self._joined.session.contact
+        contact, now = self._joined.session.contact, self.clock()
         lost = not contact.connected and bool(contact.problem)
         return HubView(
             state="unreachable" if lost else "waiting" if waiting or not contact.connected else "in_sync",
             waiting=waiting,
             last_contact=stamp(contact.last_contact) if contact.last_contact else None,
             certificate_days=self._certificate_days(),
+            metadata_days=self._metadata_days(),
+            clock=self._joined.verifier.clock_problem(now),
+            clock_ahead_s=contact.clock_ahead_s(now),
             problem=contact.problem if lost else "",
             bytes_up=self.meter.up,
             bytes_down=self.meter.down,
@@ -270,7 +274,8 @@ class Membership:
 
     def _device_state(self) -> DeviceState:
         """``session``, ``online`` and ``outbox`` are filled in by the session itself."""
-        status = self.status()
+        status, contact = self.status(), self.contact
+        ahead_s = contact.clock_ahead_s(self.clock()) if contact else None
         models = tuple(_model_state(model) for model in status.models) if status else ()
         return DeviceState(
             session=0,
@@ -279,6 +284,8 @@ class Membership:
             generation=status.generation if status else 0,
             models=models,
             certificate_days=self._certificate_days() or 0.0,
+            metadata_days=self._metadata_days(),
+            clock_ahead_s=None if ahead_s is None else round(ahead_s, 1),
             run=self._run,
             certificate_serial=self._certificate_serial(),
         )
@@ -288,6 +295,10 @@ class Membership:
             return certs.describe(self.state.certificate.read_bytes()).serial
         except (OSError, certs.BadCertificateError):
             return ""
+
+    def _metadata_days(self) -> float | None:
+        days = expiry.days_left(self.state.trust, self.clock())
+        return None if days is None else round(days, 2)
 
     def _certificate_days(self) -> float | None:
         try:

@@ -16,7 +16,7 @@ from landreeve_agent.update.itself import AgentEffects, Health
 from landreeve_agent.update.ports import Blobs, Fetcher
 
 if TYPE_CHECKING:
-    from landreeve_agent.link.session import Contact
+    from landreeve_agent.link.contact import Contact
 
 AGENT_FOLDER = "agent"
 

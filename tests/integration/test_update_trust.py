@@ -152,3 +152,16 @@ async def test_expired_document_installs_nothing_and_what_serves_goes_on(box: Bo
     await box.runner.on_desired(stale)
     assert await box.refusals() == ["metadata_expired"]
     assert box.worker.serves["demo"][0] == "A"
+
+
+async def test_order_refused_for_the_clock_is_taken_up_when_the_clock_is_set(box: Box, fleet: Fleet) -> None:
+    """The broker sends it once; nobody has to send it again."""
+    box.now = datetime(1970, 1, 1, tzinfo=UTC)
+    await box.runner.on_desired(fleet.order(1, A, "A"))
+    await box.runner.reconsider()
+    assert await box.refusals() == ["clock_behind"]
+    box.now = NOW
+    await box.runner.reconsider()
+    await box.until_committed("A")
+    await box.runner.reconsider()
+    assert box.runner.generation == 1

@@ -4,13 +4,18 @@ import os
 import shutil
 import stat
 from collections.abc import Mapping
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 import msgspec
 from landreeve.settings import SettingsError
+from landreeve.trust import expiry
+from landreeve.trust.floor import clock_problem, read_floor
 
 from landreeve_agent.commands.client import connect, is_running
 from landreeve_agent.config import StateFolder, load_settings
+from landreeve_agent.console.status import CLOCK_OFF_S
+from landreeve_agent.version import BUILD_TIME
 
 _LEAST_FREE_MB = 500
 
@@ -30,6 +35,7 @@ def examine(state: StateFolder, environ: Mapping[str, str]) -> list[Check]:
     if checks[0].state == "fail":
         return checks
     checks += [_settings(state, environ), _disk(state), *_hardware(state), *_definitions(state), _membership(state)]
+    checks += _time(state)
     return checks + _living(state)
 
 
@@ -96,6 +102,34 @@ def _membership(state: StateFolder) -> Check:
     return Check("hub", "ok", "joined")
 
 
+def _time(state: StateFolder) -> list[Check]:
+    """The clock against the time floor, and how long what the hub signed still holds."""
+    if not state.identity.exists():
+        return []
+    now, floor = datetime.now(UTC), read_floor(state.trust, BUILD_TIME)
+    problem = clock_problem(now, floor)
+    fix = "set the clock (timedatectl), or let it be set by NTP; predictions go on meanwhile" if problem else ""
+    fact = problem or f"{now:%Y-%m-%d %H:%M} UTC, not before {floor:%Y-%m-%d}"
+    checks = [Check("clock", "fail" if problem else "ok", fact, fix)]
+    first = expiry.first_expiry(state.trust)
+    if first is not None:
+        what, when = first
+        late = when <= now
+        fact = f"{what} {'expired' if late else 'holds until'} {when:%Y-%m-%d %H:%M} UTC"
+        fix = "reach the hub, which signs anew; or set the clock if it is wrong" if late else ""
+        checks.append(Check("signed metadata", "warn" if late else "ok", fact, fix))
+    return checks
+
+
+def _clock_of(hub: Mapping[str, Any]) -> list[Check]:
+    ahead = hub.get("clock_ahead_s")
+    if ahead is None:
+        return []
+    off = abs(ahead) >= CLOCK_OFF_S
+    fact = f"{abs(ahead):.0f} s {'ahead of' if ahead >= 0 else 'behind'} the hub's"
+    return [Check("clock and hub", "warn" if off else "ok", fact, "set the clock that is wrong" if off else "")]
+
+
 def _living(state: StateFolder) -> list[Check]:
     if not is_running(state):
         return [Check("agent", "warn", "not running", "landreeve run")]
@@ -108,6 +142,7 @@ def _living(state: StateFolder) -> list[Check]:
     days = hub["certificate_days"]
     if days is not None:
         checks.append(Check("certificate", "warn" if days < 14 else "ok", f"{days:.0f} days left", ""))
+    checks += _clock_of(hub)
     if worker["pid"]:
         checks.append(Check("worker", "ok", f"pid {worker['pid']}, {worker['restarts']} restarts"))
     return checks

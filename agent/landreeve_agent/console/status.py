@@ -24,6 +24,7 @@ from landreeve_agent.telemetry.totals import ModelTotals, Totals, read_totals
 FRESH_S = 0.4
 LATENCY_SPAN_S = 60.0
 _EXPIRES_SOON_DAYS = 14
+CLOCK_OFF_S = 60.0
 _DISK_FULL_PERCENT = 92
 
 HubState = Literal["in_sync", "waiting", "unreachable", "not_joined"]
@@ -31,12 +32,19 @@ Health = Literal["working", "data_changed", "probation", "collecting", "failing"
 
 
 class HubView(msgspec.Struct, frozen=True, kw_only=True):
-    """The link to the hub: how many facts wait, when it was last heard of, bytes on the wire since the set-up."""
+    """The link to the hub: how many facts wait, when it was last heard of, bytes on the wire since the set-up.
+
+    ``metadata_days`` are left until the signed metadata expires, ``clock`` says why nothing is installed by this clock,
+    ``clock_ahead_s`` is this clock minus the hub's.
+    """
 
     state: HubState = "not_joined"
     waiting: int = 0
     last_contact: str | None = None
     certificate_days: float | None = None
+    metadata_days: float | None = None
+    clock: str = ""
+    clock_ahead_s: float | None = None
     problem: str = ""
     bytes_up: int = 0
     bytes_down: int = 0
@@ -255,6 +263,27 @@ def health_of(living: Living, drift: str) -> Health:
     return "data_changed" if drift in {"drifted", "quality_lost"} else "working"
 
 
+def doubts_of_time(hub: HubView) -> list[Finding]:
+    """What keeps a box from installing though everything else works."""
+    found = [Finding("warning", hub.clock, "/")] if hub.clock else []
+    if hub.metadata_days is not None and hub.metadata_days <= 0 and not hub.clock:
+        found.append(
+            Finding("warning", "What the hub signed has expired: nothing new is installed until it signs anew.", "/")
+        )
+    if hub.clock_ahead_s is not None and abs(hub.clock_ahead_s) >= CLOCK_OFF_S:
+        way = "ahead of" if hub.clock_ahead_s > 0 else "behind"
+        text = f"This box's clock is {_span(abs(hub.clock_ahead_s))} {way} the hub's; one of them is wrong."
+        found.append(Finding("warning", text, "/"))
+    return found
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
 def findings_of(
     models: tuple[ModelView, ...],
     hub: HubView,
@@ -282,6 +311,7 @@ def findings_of(
         found.append(
             Finding("warning", f"The device's certificate ends in {hub.certificate_days:.0f} days: join again.", "/")
         )
+    found += doubts_of_time(hub)
     if worker and worker.counts.capture_failures:
         found.append(
             Finding(

@@ -7,8 +7,9 @@ in the outbox, and what the hub wants of us is retained at the broker. Losing th
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +35,7 @@ from landreeve.wire.topics import (
 from landreeve.wire.transfers import Lane, Offer
 
 from landreeve_agent.link.carrier import Carrier, CarrierError, Connect, Endpoint, Message, PahoCarrier, Will
+from landreeve_agent.link.contact import Contact
 from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.numbers import next_session, save_hub_reads
 from landreeve_agent.link.outbox import Outbox
@@ -89,28 +91,6 @@ class _Trial:
 
     keys: Path
     accepted: "asyncio.Future[None]"
-
-
-@dataclass(slots=True)
-class Counts:
-    """What this session did since the supervisor started; shown in the console."""
-
-    connections: int = 0
-    sent: int = 0
-    resent: int = 0
-    acknowledged: int = 0
-    rejected: int = 0
-    failures: int = 0
-
-
-@dataclass(slots=True)
-class Contact:
-    """How the link stands."""
-
-    connected: bool = False
-    last_contact: datetime | None = None
-    problem: str = ""
-    counts: Counts = field(default_factory=Counts)
 
 
 class Session:
@@ -370,7 +350,9 @@ class Session:
             message.done()
 
     async def _learn_reads(self, ack: Ack) -> None:
-        """Kept in the store: the next start need not send its birth plain again."""
+        """What the hub says once a session. Kept in the store: the next start need not send its birth plain again."""
+        if ack.at is not msgspec.UNSET:
+            self.contact.hub_said = (datetime.fromisoformat(ack.at), time.monotonic())
         if ack.reads is msgspec.UNSET or self._hub_reads == frozenset(ack.reads):
             return
         self._hub_reads = frozenset(ack.reads)

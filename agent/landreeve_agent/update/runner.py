@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import assert_never
 
 import msgspec
-from landreeve.trust.verdict import Rejected
+from landreeve.trust.verdict import Cause, Rejected
 from landreeve.wire.messages import Audit, Desired, DesiredModel, PlanReport, SignedDesired
 from landreeve.wire.messages import Event as EventFact
 from landreeve.wire.plans import BoxFacts
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _GENERATION = "desired.generation"
 _DOCUMENT = "desired.document"
 _REFUSED = "desired.refused"
+_PASSING = frozenset({Cause.CLOCK_BEHIND, Cause.EXPIRED, Cause.STORAGE})  # the same order may be believed later
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class Runner:
         kinds: Mapping[str, Effects] | None = None,
     ) -> None:
         self.generation = 0
+        self._aside: SignedDesired | None = None
         self._database = database
         self._outbox = outbox
         self._verifier = verifier
@@ -168,7 +170,9 @@ class Runner:
                 return
             now = self._clock()
             verdict = await asyncio.to_thread(self._verifier.verify, signed, now)
+            self._aside = None
             if isinstance(verdict, Rejected):
+                self._aside = signed if verdict.cause in _PASSING else None
                 await self._database.write(lambda db: self._refuse(db, signed.generation, verdict, now))
                 return
             desired, releases = verdict.desired, verdict.releases
@@ -179,6 +183,11 @@ class Runner:
             self._interrupt(model, before, after)
         self._on_believed(desired)
         self._changed()
+
+    async def reconsider(self) -> None:
+        """Looks again at an order refused for the clock, for its expiry or for the disk, which may be mended now."""
+        if self._aside is not None:
+            await self.on_desired(self._aside)
 
     async def roll_back(self, model: str, actor: str) -> Answer:
         """Someone on the site wants the version before, or an update in progress cancelled."""

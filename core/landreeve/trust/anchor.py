@@ -11,9 +11,8 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root
 
 from landreeve.blobs.durable import write_durably
+from landreeve.trust.document import REPOSITORIES
 from landreeve.trust.floor import raise_floor
-
-REPOSITORIES = ("director", "targets")
 
 
 class BadRootError(ValueError):

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from landreeve.blobs.durable import sync_folder, sync_tree
-from landreeve.trust.anchor import REPOSITORIES
+from landreeve.trust.document import REPOSITORIES
 
 _ROOTS = "root_history"  # as python-tuf names it
 

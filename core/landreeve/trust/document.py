@@ -18,6 +18,7 @@ import msgspec
 from landreeve.wire.ids import check_digest, check_id
 from landreeve.wire.messages import Desired
 
+REPOSITORIES = ("director", "targets")
 DOCUMENT_NAME = "desired.json"
 COMPONENT_FIELD = "component"  # in a target's custom: what kind of thing it is; left out of models'
 ISSUED_FIELD = "x-issued"  # in a timestamp: RFC 3339 UTC of its signing; TUF keeps fields it does not know

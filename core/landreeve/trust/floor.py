@@ -77,6 +77,16 @@ def clock_is_behind(now: datetime, floor: datetime) -> bool:
     return now < floor - TOLERANCE
 
 
+def clock_problem(now: datetime, floor: datetime) -> str:
+    """Why nothing can be installed by a clock that shows ``now``, in one sentence; empty when that is possible."""
+    if not clock_is_behind(now, floor):
+        return ""
+    return (
+        f"The clock says {now:%Y-%m-%d %H:%M} UTC, but it is at least {floor:%Y-%m-%d %H:%M} UTC. "
+        "Nothing new is installed until the clock is set."
+    )
+
+
 def believable(issued: datetime, now: datetime, floor: datetime) -> datetime:
     """The signing time as far as it may raise the floor: a signer whose clock (or intent) is wrong must not push
     the floor past this box's own clock, not even a little with each document, and so stop every later install."""

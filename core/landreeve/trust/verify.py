@@ -28,7 +28,7 @@ from landreeve.trust.anchor import root_path
 from landreeve.trust.cache import Caches
 from landreeve.trust.client import RepositoryClient
 from landreeve.trust.document import DOCUMENT_NAME, Component, component_of, parse_document, release_name, target_name
-from landreeve.trust.floor import Floor, clock_is_behind
+from landreeve.trust.floor import Floor, clock_problem
 from landreeve.trust.verdict import Believed, Cause, Rejected
 from landreeve.wire.messages import Desired, DesiredModel, SignedDesired
 
@@ -114,16 +114,6 @@ class DesiredVerifier:
             return _Repository(repository, client, client.refresh(), moment)
         except (RepositoryError, DownloadError) as error:
             raise _refusal(repository, error, moment) from error
-
-
-def clock_problem(now: datetime, floor: datetime) -> str:
-    """Why nothing can be installed by a clock that shows ``now``; empty when that is possible."""
-    if not clock_is_behind(now, floor):
-        return ""
-    return (
-        f"The clock says {now:%Y-%m-%d %H:%M} UTC, but it is at least {floor:%Y-%m-%d %H:%M} UTC. "
-        "Nothing new is installed until the clock is set."
-    )
 
 
 @dataclass(frozen=True, slots=True)

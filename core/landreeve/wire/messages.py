@@ -228,12 +228,14 @@ class Ack(Wire, frozen=True, kw_only=True):
     """The hub has committed every fact of ``epoch`` up to and including ``seq``.
 
     ``reads`` names what the hub can read beyond plain JSON (``zstd``). It stands in the first acknowledgement of a
-    session and is left out of the others; a hub that never says it gets plain JSON.
+    session and is left out of the others; a hub that never says it gets plain JSON. ``at`` stands there too: the
+    hub's time (RFC 3339). Nobody signed it, so it is shown to people and raises no time floor.
     """
 
     epoch: int
     seq: int
     reads: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    at: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Witness(Wire, frozen=True, kw_only=True):
@@ -271,7 +273,9 @@ class DeviceState(Wire, frozen=True, kw_only=True):
     not say so gets plain JSON.
 
     ``run`` is drawn anew by each start of the supervisor and never kept: two of them that take turns are two boxes
-    with one identity. ``certificate_serial`` is what the device uses now, in hex.
+    with one identity. ``certificate_serial`` is what the device uses now, in hex. ``metadata_days`` are the days until
+    the signed metadata it believed expires, after which it installs nothing new; ``clock_ahead_s`` is its clock minus
+    the hub's, as it last heard it.
     """
 
     session: int
@@ -284,6 +288,8 @@ class DeviceState(Wire, frozen=True, kw_only=True):
     reads: tuple[str, ...] = ()
     run: str = ""
     certificate_serial: str = ""
+    metadata_days: float | None = None
+    clock_ahead_s: float | None = None
 
 
 class Presence(Wire, frozen=True, kw_only=True):

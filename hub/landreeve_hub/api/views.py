@@ -84,6 +84,8 @@ def _device(connection: Connection, row: Row[Any], waiting: str, now: datetime) 
         "psi": max((s for w in windows for s in _scores(w)), default=None),
         "waiting": waiting,
         "certificate_days": days,
+        "metadata_days": row.doc.get("metadata_days"),
+        "clock_ahead_s": row.doc.get("clock_ahead_s"),
         "predictions": latest.get("predictions"),
         "generation": row.generation,
         "labels": row.labels,

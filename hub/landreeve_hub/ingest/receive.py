@@ -35,6 +35,7 @@ from landreeve_hub.ingest.appliers import Applier
 from landreeve_hub.ingest.commit import Arrival, Outcome, Refusal, commit_batch
 from landreeve_hub.ingest.line import Message
 from landreeve_hub.store.database import Store, StoreClosedError
+from landreeve_hub.store.moment import rfc3339
 from landreeve_hub.store.tables import devices
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ class Receiver:
     def _acknowledge(self, device: str, ack: Ack) -> None:
         if device not in self._told:
             self._told.add(device)
-            ack = msgspec.structs.replace(ack, reads=READS)
+            ack = msgspec.structs.replace(ack, reads=READS, at=rfc3339(self._clock()))
         self._publish(format_topic(DownTopic(self._fleet, device, Down.ACK)), encode(ack), False)
 
     def _sort(self, batch: Sequence[Message]) -> _Sorted:
