@@ -66,8 +66,8 @@ def hold(rollout: Rollout, member: Member, fact: DeviceFact, around: Around, now
     if fact.returns >= rollout.plan.ping_pong.max_returns:
         days = rollout.plan.ping_pong.window_s / 86_400
         text = (
-            f"{member.site} is left alone: {rollout.model} went back there {fact.returns} times within {days:g} days. "
-            "Someone must find out why."
+            f"{member.site} is left alone: {rollout.version} went back there {fact.returns} times within "
+            f"{days:g} days. Someone must find out why."
         )
         return Excluded("ping_pong", text)
     return _offline(rollout, member, fact, now) or _later(rollout, member, fact, now) or _site(member, around)

@@ -122,8 +122,8 @@ class Watch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PingPong(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A device whose model went back ``max_returns`` times within ``window_s`` is left alone and a person asked; so is
-    a model that went back by itself so often: then the rollout is paused instead."""
+    """A device on which the same release went back ``max_returns`` times within ``window_s`` is left alone and a person
+    asked; so is a model that went back by itself so often: then the rollout is paused instead."""
 
     max_returns: int = 3
     window_s: float = 7 * 86_400.0

@@ -107,13 +107,14 @@ def _quality(connection: Connection, rollout: Rollout, devices: list[str]) -> di
 
 
 def _returns(connection: Connection, rollout: Rollout, devices: list[str], now: datetime) -> dict[str, int]:
-    """How often the model went back on each device within the ping-pong window."""
+    """How often this very release went back on each device within the ping-pong window: another release is another
+    question, and a site that keeps its own model against three challengers is right to be asked a fourth time."""
     members, rollouts = tables.rollout_members, tables.rollouts
     since = rfc3339(now - timedelta(seconds=rollout.plan.ping_pong.window_s))
     query = (
         select(members.c.device, func.count())
         .join(rollouts, rollouts.c.id == members.c.rollout)
-        .where(rollouts.c.model == rollout.model, rollouts.c.kind == "update", rollouts.c.id != rollout.id)
+        .where(rollouts.c.digest == rollout.digest, rollouts.c.kind == "update", rollouts.c.id != rollout.id)
         .where(or_(members.c.outcome == Outcome.FAILED.value, members.c.back.in_(["returning", "returned"])))
         .where(members.c.device.in_(devices), members.c.changed >= since)
         .group_by(members.c.device)
