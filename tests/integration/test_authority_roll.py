@@ -26,6 +26,7 @@ def trusted(box: Box) -> int:
     return len(parse_all((box.state.root / "keys" / "ca.crt").read_bytes()))
 
 
+@pytest.mark.slow
 async def test_three_sites_move_to_a_new_authority_by_themselves(hub: HubProcess, tmp_path: Path) -> None:
     boxes = [Box(tmp_path / site) for site in ("ewr", "jfk", "lga")]
     for box in boxes:

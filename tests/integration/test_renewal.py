@@ -52,6 +52,7 @@ def renewals(box: Box) -> int:
     return sum(event.name == "certificate.renewed" for event in box.events)
 
 
+@pytest.mark.slow
 async def test_certificate_is_renewed_again_and_again_and_after_it_has_expired(start: Start, tmp_path: Path) -> None:
     """A lifetime of seconds: what else takes 60 days happens at every look."""
     hub = await asyncio.to_thread(start, f"enrolment.certificate_days={8 / 86_400}")
@@ -71,6 +72,7 @@ async def test_certificate_is_renewed_again_and_again_and_after_it_has_expired(s
         await box.stop()
 
 
+@pytest.mark.slow
 async def test_hub_that_is_away_costs_nothing_and_an_unproven_pair_is_not_used(start: Start, tmp_path: Path) -> None:
     hub = await asyncio.to_thread(start)
     box = Box(tmp_path / "ewr")
@@ -94,6 +96,7 @@ async def test_hub_that_is_away_costs_nothing_and_an_unproven_pair_is_not_used(s
         await box.stop()
 
 
+@pytest.mark.slow
 async def test_revoked_device_gets_no_certificate_by_either_way(start: Start, tmp_path: Path) -> None:
     hub = await asyncio.to_thread(start)
     box = Box(tmp_path / "ewr")
@@ -149,6 +152,7 @@ async def approved(hub: HubProcess, box: Box, site: str, token: str = "") -> Non
     assert len(shown) == 1
 
 
+@pytest.mark.slow
 async def test_impatient_box_is_told_to_come_again_and_a_denied_one_why(start: Start, tmp_path: Path) -> None:
     hub = await asyncio.to_thread(start, "enrolment.approval=true")
     token = await asyncio.to_thread(hub.token, "ewr")
@@ -162,6 +166,7 @@ async def test_impatient_box_is_told_to_come_again_and_a_denied_one_why(start: S
         box.join(token)
 
 
+@pytest.mark.slow
 async def test_box_becomes_another_device_and_believes_its_new_documents(start: Start, tmp_path: Path) -> None:
     """The way out of a cloned disk: same folder, new key, a token of its own."""
     hub = await asyncio.to_thread(start)

@@ -1,8 +1,7 @@
 """The box itself: make it, run it, join a hub, ask how it is."""
 
-import contextlib
+import asyncio
 import os
-import sqlite3
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,13 +105,20 @@ def _former(state: StateFolder) -> "Former":
     """What a box that becomes another device brings along; only while no agent runs on it."""
     from landreeve_agent import lock
     from landreeve_agent.link.enrol import Former
+    from landreeve_agent.sealing import opened_vault, store_keys
+    from landreeve_agent.store.database import Database
 
     held = lock.take(state.run / "lock")  # raises when an agent has it
     held.release()
     if not state.database.exists():
         return Former()
-    with contextlib.closing(sqlite3.connect(f"file:{state.database}?mode=ro", uri=True)) as db:
-        row = db.execute("SELECT value FROM meta WHERE key = 'desired.generation'").fetchone()
+    vault = opened_vault(state, load_settings(state, os.environ, {}).values)
+    database = Database(state.database, keys=store_keys(vault))
+    try:
+        query = "SELECT value FROM meta WHERE key = 'desired.generation'"
+        row = asyncio.run(database.read(lambda tables: tables.conn.execute(query).fetchone()))
+    finally:
+        database.close()
     return Former(int(row[0]) if row else 0)
 
 
@@ -132,11 +138,24 @@ def hub_status(context: typer.Context, output: Output = Format.TABLE) -> None:
     emit(connected(state_of(context)).get("/status")["hub"], output)
 
 
-def doctor(context: typer.Context, output: Output = Format.TABLE) -> None:
+def doctor(
+    context: typer.Context,
+    fix: Annotated[bool, typer.Option("--fix", help="put right what is safe to: permissions, left-over keys")] = False,
+    broker: Annotated[
+        bool, typer.Option("--broker", help="also try the broker as this device; interrupts a running link briefly")
+    ] = False,
+    output: Output = Format.TABLE,
+) -> None:
     """Check this box part by part; each finding with its fix. Exit code 3 when a check fails."""
     from landreeve_agent.commands.checks import examine
 
-    rows = examine(state_of(context), os.environ)
+    state = state_of(context)
+    if fix and state.root.is_dir():
+        from landreeve_agent.commands.checks_link import mend
+
+        for sentence in mend(state):
+            note(f"mended: {sentence}")
+    rows = examine(state, os.environ, broker=broker)
     emit(rows, output, ("check", "state", "fact", "fix"))
     if any(row.state == "fail" for row in rows):
         raise SystemExit(int(Exit.PROBLEMS))

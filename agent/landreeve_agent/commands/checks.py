@@ -5,14 +5,14 @@ import shutil
 import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 from landreeve.settings import SettingsError
 from landreeve.trust import expiry
 from landreeve.trust.floor import clock_problem, read_floor
 
 from landreeve_agent.commands.client import connect, is_running
+from landreeve_agent.commands.report import Check
 from landreeve_agent.config import StateFolder, load_settings
 from landreeve_agent.console.status import CLOCK_OFF_S
 from landreeve_agent.version import BUILD_TIME
@@ -20,23 +20,19 @@ from landreeve_agent.version import BUILD_TIME
 _LEAST_FREE_MB = 500
 
 
-class Check(msgspec.Struct, frozen=True):
-    """One line of the report."""
-
-    check: str
-    state: Literal["ok", "warn", "fail"]
-    fact: str
-    fix: str = ""
-
-
-def examine(state: StateFolder, environ: Mapping[str, str]) -> list[Check]:
-    """Every check of a box, whether or not its agent runs."""
+def examine(state: StateFolder, environ: Mapping[str, str], *, broker: bool = False) -> list[Check]:
+    """Every check of a box, whether or not its agent runs. ``broker`` also tries the broker as this device."""
     checks = [_folder(state)]
     if checks[0].state == "fail":
         return checks
-    checks += [_settings(state, environ), _disk(state), *_hardware(state), *_definitions(state), _membership(state)]
-    checks += _time(state)
-    return checks + _living(state)
+    checks += [_settings(state, environ), _disk(state), *_hardware(state), *_definitions(state)]
+    return [*checks, *_time(state), *_link(state, broker=broker), *_living(state)]
+
+
+def _link(state: StateFolder, *, broker: bool) -> list[Check]:
+    from landreeve_agent.commands.checks_link import examine_link
+
+    return examine_link(state, broker=broker)
 
 
 def _folder(state: StateFolder) -> Check:
@@ -96,12 +92,6 @@ def _definitions(state: StateFolder) -> list[Check]:
     ]
 
 
-def _membership(state: StateFolder) -> Check:
-    if not state.identity.exists():
-        return Check("hub", "ok", "not joined: this box works alone")
-    return Check("hub", "ok", "joined")
-
-
 def _time(state: StateFolder) -> list[Check]:
     """The clock against the time floor, and how long what the hub signed still holds."""
     if not state.identity.exists():
@@ -139,9 +129,8 @@ def _living(state: StateFolder) -> list[Check]:
     if hub["state"] == "unreachable":
         fix = "check the line to the hub; nothing is lost meanwhile"
         checks.append(Check("hub link", "warn", f"unreachable, {hub['waiting']} facts wait", fix))
-    days = hub["certificate_days"]
-    if days is not None:
-        checks.append(Check("certificate", "warn" if days < 14 else "ok", f"{days:.0f} days left", ""))
+    elif hub["state"] != "not_joined":
+        checks.append(Check("hub link", "ok", f"{hub['state'].replace('_', ' ')}, {hub['waiting']} facts wait"))
     checks += _clock_of(hub)
     if worker["pid"]:
         checks.append(Check("worker", "ok", f"pid {worker['pid']}, {worker['restarts']} restarts"))

@@ -8,6 +8,7 @@ from landreeve_hub.commands import (
     authority,
     broker,
     devices,
+    doctor,
     keys,
     models,
     people,
@@ -30,6 +31,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     server.install(root)
+    doctor.install(root)
     people.install(root)
     for name, group in (
         ("user", people.users()),
