@@ -176,6 +176,45 @@ def test_redirects_are_bounded_and_never_leave_tls() -> None:
         pull_release(way, REF)
 
 
+class Endless(httpx2.SyncByteStream):
+    """A body without end; counts what was taken of it."""
+
+    taken = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        while self.taken < 200_000_000:
+            self.taken += 65_536
+            yield b" " * 65_536
+
+
+def test_endless_answers_are_given_up_early() -> None:
+    """An error, a token, a manifest, a blob that never ends: a few MB are read of each at most."""
+    registry, body = FakeRegistry(), Endless()
+    with door(registry) as way:
+        push_release(way, REF, release())
+
+    def handle(request: httpx2.Request, where: str) -> httpx2.Response:
+        if where == "error":
+            return httpx2.Response(500, stream=body)
+        if where == "token":
+            challenge = {"WWW-Authenticate": f'Bearer realm="https://{HOST}/token"'}
+            return (
+                httpx2.Response(200, stream=body)
+                if "token" in request.url.path
+                else httpx2.Response(401, headers=challenge)
+            )
+        if where in request.url.path:
+            return httpx2.Response(200, stream=body, headers={"Content-Type": "x"})
+        return registry.handle(request)
+
+    for where in ("error", "token", "manifests", "blobs"):
+        body.taken = 0
+        transport = httpx2.MockTransport(lambda request, where=where: handle(request, where))  # type: ignore[misc]
+        with Doorway(HOST, ANN, transport=transport) as way, pytest.raises((RegistryError, BadReleaseError)):
+            pull_release(way, REF, lambda _: None)
+        assert 0 < body.taken < 3_000_000, where
+
+
 def test_upload_is_not_sent_to_another_host() -> None:
     answers = [httpx2.Response(404), httpx2.Response(202, headers={"Location": "https://thief.example/upload"})]
     with answering(*answers) as way, pytest.raises(RegistryError, match=r"uploaded to 'thief\.example'"):

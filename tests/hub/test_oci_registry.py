@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import io
 import json
 import shutil
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from landreeve_hub.access.roles import Permission, Role
 from landreeve_hub.api import oci_routes
 from landreeve_hub.api.guard import Require, walk
 from landreeve_hub.api.oci_routes import RequirePull
+from landreeve_hub.exchange.archive import read_archive
 from landreeve_hub.registry.shelf import Shelf
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
@@ -224,6 +226,20 @@ async def test_token_counts_as_bearer_as_password_and_by_way_of_the_token_servic
             assert answer.status_code == 200
         for value in ("Basic !", f"Basic {base64.b64encode(b'a:b').decode()}", "Bearer", f"Digest {secret}"):
             assert (await client.get("/v2/", headers={"Authorization": value})).status_code == 401
+
+
+async def test_image_layout_goes_in_and_out_by_the_api(hub: Hub, pushed: Packed) -> None:
+    async with await hub.person("ann", Role.ML_ENGINEER) as ann:
+        data = (await ann.get("/api/v1/releases/delay:v1/archive?form=oci")).content
+        assert read_archive(io.BytesIO(data)) == pushed
+        headers = {"Content-Type": "application/x-tar"}
+        again = await ann.post("/api/v1/releases", content=data, headers=headers)
+        assert (again.status_code, again.json()) == (201, {"digest": pushed.digest, "version": "v1"})
+        unknown = await ann.post("/api/v1/releases?tag=v9", content=data, headers=headers)
+        assert (unknown.status_code, "holds 0 manifests" in unknown.json()["detail"]) == (422, True)
+        assert (await ann.get("/api/v1/releases/delay:v1")).json()["repository"] == "delay"
+        none = await ann.get("/api/v1/releases/delay")
+        assert none.status_code == 404  # none is approved yet
 
 
 # --- clients of others ---

@@ -164,12 +164,13 @@ class Doorway:
         query = {"scope": scope} | ({"service": told["service"]} if "service" in told else {})
         headers = {"Authorization": self._login.basic} if self._login is not None and self._login.user else {}
         try:
-            answer = self._client.get(told["realm"], params=query, headers=headers)
+            with self._client.stream("GET", told["realm"], params=query, headers=headers) as answer:
+                self.check(answer, "asking for a token", 200)
+                data = read_limited(answer, MAX_ANSWER_BYTES, f"{realm.hostname}: the token service's answer")
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise RegistryAwayError(f"{realm.hostname}: the token service does not answer: {error}") from error
-        self.check(answer, "asking for a token", 200)
         try:
-            document = msgspec.json.decode(answer.content[:MAX_ANSWER_BYTES], type=dict[str, Any])
+            document = msgspec.json.decode(data, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RegistryError(f"{realm.hostname}: the token service answers with no JSON: {error}") from error
         token = document.get("token") or document.get("access_token")
@@ -186,7 +187,7 @@ def read_limited(answer: httpx2.Response, limit: int, what: str) -> bytes:
     """The whole body as it was sent; `RegistryError` past ``limit`` bytes."""
     data = bytearray()
     try:
-        for chunk in answer.iter_raw():
+        for chunk in (answer.content,) if answer.is_stream_consumed else answer.iter_raw():
             data += chunk
             if len(data) > limit:
                 raise RegistryError(f"{what}: more than {limit} bytes")
@@ -198,9 +199,10 @@ def read_limited(answer: httpx2.Response, limit: int, what: str) -> bytes:
 def _said(answer: httpx2.Response) -> str:
     """What the registry says went wrong, for a sentence; empty when it says nothing we can read."""
     try:
-        body = b"".join(answer.iter_raw()) if not answer.is_stream_consumed else answer.content
-        errors = msgspec.json.decode(body[:MAX_ANSWER_BYTES], type=dict[str, Any])["errors"]
+        errors = msgspec.json.decode(read_limited(answer, MAX_ANSWER_BYTES, "it"), type=dict[str, Any])["errors"]
         words = f"{errors[0].get('code', '')}: {errors[0].get('message', '')}"
-    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError, httpx2.HTTPError):
+    except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""
+    except (RegistryError, httpx2.HTTPError, httpx2.StreamError):
         return ""
     return ", " + "".join(c for c in words if c.isprintable())[:200]
