@@ -152,6 +152,25 @@ def test_a_failing_applier_undoes_its_own_changes_alone(store: Store) -> None:
     assert "the other half is missing" in _one(store, tables.rejections).reason
 
 
+def test_facts_around_one_that_fails_count_once_each(store: Store) -> None:
+    def half(_connection: Connection, _device: str, _fact: Fact) -> None:
+        raise ZeroDivisionError
+
+    appliers = {**standard_appliers(audit=half), LogLines: half}
+    facts = [_fact(1), _fact(2), _fact(3, LogLines(lines=("x",))), _fact(4)]
+    arrivals = [_arrival(device, fact, False) for fact in facts for device in ("d-1", "d-2")]
+    outcome = store.submit(lambda c: commit_batch(c, arrivals, [], appliers, NOW)).result()
+    assert sorted(outcome.acks) == [(device, Ack(epoch=EPOCH, seq=4)) for device in ("d-1", "d-2")]
+    assert sorted(row.device for row in _all(store, tables.events)) == ["d-1"] * 3 + ["d-2"] * 3
+    assert sorted((row.device, row.seq, row.type) for row in _all(store, tables.facts)) == [
+        (device, seq, "rejected" if seq == 3 else "event") for device in ("d-1", "d-2") for seq in (1, 2, 3, 4)
+    ]
+    assert [(row.device, row.facts, row.rejected) for row in _all(store, tables.delivery)] == [
+        ("d-1", 3, 1),
+        ("d-2", 3, 1),
+    ]
+
+
 def test_a_stranger_and_a_revoked_device_are_not_acknowledged(store: Store, take: Take) -> None:
     store.submit(lambda c: c.execute(tables.devices.update().values(revoked=True))).result()
     assert take(_fact(1)).acks == []

@@ -10,7 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store, StoreClosedError
-from landreeve_hub.store.upsert import add, insert_new, upsert
+from landreeve_hub.store.upsert import add_many, insert_new, upsert, upsert_many
 from sqlalchemy import Connection, func, insert, select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
@@ -98,6 +98,17 @@ async def test_insert_new_and_add_count_each_thing_once(store: Store) -> None:
     mark = {"device": "d-1", "epoch": 1, "seq": 1}
     assert await store.write(lambda c: insert_new(c, tables.facts, mark))
     assert not await store.write(lambda c: insert_new(c, tables.facts, mark))
+    rows = [{"device": "d-1", "facts": 2}, {"device": "d-2", "facts": 1}]
     for _ in range(3):
-        await store.write(lambda c: add(c, tables.delivery, {"device": "d-1"}, {"facts": 2}))
-    assert await store.read(lambda c: c.execute(select(tables.delivery.c.facts)).scalar()) == 6
+        await store.write(lambda c: add_many(c, tables.delivery, "device", rows))
+    await store.write(lambda c: add_many(c, tables.delivery, "device", []))
+    counted = select(tables.delivery.c.facts).order_by(tables.delivery.c.device)
+    assert await store.read(lambda c: list(c.execute(counted).scalars())) == [6, 3]
+
+
+async def test_many_rows_are_inserted_or_changed_in_one_statement(store: Store) -> None:
+    for seq in (1, 2):
+        rows = [{"device": name, "epoch": 1, "seq": seq} for name in ("d-1", "d-2")]
+        await store.write(lambda c, rows=rows: upsert_many(c, tables.highwater, rows))  # type: ignore[misc]
+    await store.write(lambda c: upsert_many(c, tables.highwater, []))
+    assert await store.read(lambda c: list(c.execute(select(tables.highwater.c.seq)).scalars())) == [2, 2]

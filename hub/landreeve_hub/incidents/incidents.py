@@ -116,7 +116,10 @@ class IncidentWatch:
         self._clock = clock
 
     def apply(self, connection: Connection, device: str, fact: Fact) -> None:
-        """An applier of the ingest, for every type of fact."""
+        """An applier of the ingest, for every type of fact; most are no incident, and cost nothing."""
+        restarted = isinstance(fact.body, Event) and fact.body.name == RESTARTED
+        if not restarted and incident_of(fact.body, device, device) is None:
+            return
         site = connection.execute(
             select(tables.devices.c.site).where(tables.devices.c.id == device)
         ).scalar_one_or_none()

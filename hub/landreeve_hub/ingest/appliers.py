@@ -35,6 +35,7 @@ MOST_FEATURES = 400
 _FAILED = {"REJECTED", "ROLLED_BACK", "ROLLBACK_FAILED", "ROLLING_BACK"}
 _HARDWARE = {"hardware.changed", "hardware.proven"}
 _ANSWERS = {"command.done", "command.refused"}
+_INSERT_EVENT = insert(tables.events)
 
 
 class UnfitFactError(ValueError):
@@ -188,7 +189,7 @@ def apply_log(connection: Connection, device: str, fact: Fact) -> None:
 def _keep_event(connection: Connection, device: str, at: str, event: Event) -> None:
     row = {"at": at, "device": device, "name": event.name, "subject": event.subject, "severity": event.severity}
     data = {**event.data, "cause": event.cause}
-    connection.execute(insert(tables.events).values({**row, "sentence": event.sentence, "data": data}))
+    connection.execute(_INSERT_EVENT, {**row, "sentence": event.sentence, "data": data})
 
 
 def _of(fact: Fact, kind: type[K]) -> K:

@@ -5,14 +5,15 @@ applier fails is undone alone, kept as a rejection with its bytes, and counts.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import msgspec
 from landreeve.wire.codec import BadMessageError, decode
 from landreeve.wire.messages import Ack, Body, DeviceState, Fact, Gap, Wire
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from landreeve_hub.fleet import sessions
@@ -21,11 +22,18 @@ from landreeve_hub.ingest.appliers import Applier, UnfitFactError, applier_for, 
 from landreeve_hub.ingest.presence import Known, counts, problem
 from landreeve_hub.store import tables
 from landreeve_hub.store.moment import parse_rfc3339, rfc3339
-from landreeve_hub.store.upsert import add, upsert
+from landreeve_hub.store.upsert import add_many, upsert_many
 
 log = logging.getLogger(__name__)
 KEEP_REJECTIONS = 200
 KEEP_REJECTED_BYTES = 64 * 1024
+_INSERT_FACT = insert(tables.facts)
+# As text: the hottest read of the hub, for which building the statement would cost more than running it.
+_BEYOND = text(
+    'SELECT seq AS "first", seq AS "last", 0 AS is_gap FROM facts '
+    "WHERE device = :device AND epoch = :epoch AND seq > :seq "
+    'UNION ALL SELECT "first", "last", 1 FROM gaps WHERE device = :device AND epoch = :epoch AND "last" > :seq'
+)
 # Their effects hold all of them (device-minutes, windows): the body is not kept twice.
 _KEPT_ELSEWHERE = ("metric", "drift", "audit_head", "cosigned")
 
@@ -77,8 +85,21 @@ def commit_batch(
     appliers: Mapping[type[Body], Applier],
     now: datetime,
 ) -> Outcome:
-    """Apply the arrivals in order; call it inside a transaction and tell no one before that is committed."""
-    batch = _Batch(connection, appliers, now)
+    """Apply the arrivals in order; call it inside a transaction and tell no one before that is committed.
+
+    Statements cost more than rows: what a batch needs to know is read at once, what it adds is written at once, and
+    only when an applier has failed is the batch begun again with a savepoint for each fact.
+    """
+    refused = tuple(refusals)
+    try:
+        with connection.begin_nested():
+            return _run(_Batch(connection, appliers, now, careful=False), arrivals, refused)
+    except _CareNeededError:
+        return _run(_Batch(connection, appliers, now, careful=True), arrivals, refused)
+
+
+def _run(batch: "_Batch", arrivals: Sequence[Arrival], refusals: Sequence[Refusal]) -> Outcome:
+    batch.prepare({arrival.device for arrival in arrivals})
     for arrival in arrivals:
         batch.take(arrival)
     for refusal in refusals:
@@ -86,36 +107,45 @@ def commit_batch(
     return batch.finish()
 
 
+class _CareNeededError(Exception):
+    """An applier failed: its fact must be undone alone."""
+
+
 class _Batch:
     """The state of one transaction: progress by (device, epoch), counters, and the rows to add at its end."""
 
-    def __init__(self, connection: Connection, appliers: Mapping[type[Body], Applier], now: datetime) -> None:
+    def __init__(
+        self, connection: Connection, appliers: Mapping[type[Body], Applier], now: datetime, *, careful: bool
+    ) -> None:
         self._connection = connection
         self._appliers = appliers
         self._moment = now
         self._now = rfc3339(now)
+        self._careful = careful
         self._progress: dict[tuple[str, int], Progress] = {}
-        self._enrolled: dict[str, bool] = {}
+        self._marks: dict[tuple[str, int], int] = {}
+        self._known: dict[str, Known] = {}
+        self._facts: list[dict[str, object]] = []
         self._counters: dict[str, dict[str, int]] = {}
         self._heard: set[str] = set()
         self._outcome = Outcome()
 
+    def prepare(self, devices: Collection[str]) -> None:
+        """Reads what is known of these devices: only those that may speak, and how far each has come."""
+        table, mark = tables.devices, tables.highwater
+        speakers = select(table.c.id, table.c.session, table.c.online).where(table.c.id.in_(devices), ~table.c.revoked)
+        self._known = {row.id: Known(row.session, row.online) for row in self._connection.execute(speakers)}
+        marks = self._connection.execute(select(mark).where(mark.c.device.in_(devices)))
+        self._marks = {(row.device, row.epoch): row.seq for row in marks}
+
     def take(self, arrival: Arrival) -> None:
-        if not self._may_speak(arrival.device):
+        if arrival.device not in self._known:
             self.refuse(Refusal(arrival.device, "device is not enrolled at this hub, or revoked", arrival.payload))
         elif arrival.is_state:
             self._take_state(arrival)
         else:
             self._heard.add(arrival.device)
             self._take_fact(arrival)
-
-    def _may_speak(self, device: str) -> bool:
-        if device not in self._enrolled:
-            row = self._connection.execute(
-                select(tables.devices.c.revoked).where(tables.devices.c.id == device)
-            ).first()
-            self._enrolled[device] = row is not None and not row.revoked
-        return self._enrolled[device]
 
     def _take_state(self, arrival: Arrival) -> None:
         device, table = arrival.device, tables.devices
@@ -129,9 +159,9 @@ class _Batch:
             return
         if state.online and not arrival.retained and sessions.note_in(self._connection, device, state, self._moment):
             self._outcome.doubled.add(device)
-        row = self._connection.execute(select(table.c.session, table.c.online).where(table.c.id == device)).one()
-        if not counts(Known(row.session, row.online), state):
+        if not counts(self._known[device], state):
             return
+        self._known[device] = Known(state.session, state.online)
         changes = {"session": state.session, "online": state.online}
         # A will is made at the start of its session: it says that the device left, and nothing of what it runs.
         if state.online:
@@ -167,21 +197,22 @@ class _Batch:
             self._appliers[Gap](self._connection, device, fact)
 
     def _apply(self, arrival: Arrival, fact: Fact) -> None:
-        savepoint = self._connection.begin_nested()
+        envelope = Envelope(epoch=fact.epoch, seq=fact.seq, at=fact.at)
         try:
-            check_depth(msgspec.to_builtins(fact.body))
-            applier_for(self._appliers, fact.body)(self._connection, arrival.device, fact)
+            with self._connection.begin_nested() if self._careful else nullcontext():
+                check_depth(msgspec.to_builtins(fact.body))
+                applier_for(self._appliers, fact.body)(self._connection, arrival.device, fact)
         except OperationalError:
             raise  # the database's trouble, not the fact's: the whole batch is tried again
-        except Exception as error:  # noqa: BLE001  one fact must not hold up all others behind it
-            savepoint.rollback()
+        except Exception as error:
+            if not self._careful:
+                raise _CareNeededError from error
             self._blame(arrival, error)
-            self._remember(arrival.device, Envelope(epoch=fact.epoch, seq=fact.seq, at=fact.at), "rejected", {})
+            self._remember(arrival.device, envelope, "rejected", {})
             return
-        savepoint.commit()
         kind = str(fact.body.__struct_config__.tag)
         body = {} if kind in _KEPT_ELSEWHERE else msgspec.to_builtins(fact.body)
-        self._remember(arrival.device, Envelope(epoch=fact.epoch, seq=fact.seq, at=fact.at), kind, body)
+        self._remember(arrival.device, envelope, kind, body)
         self._count(arrival.device, "facts")
         self._outcome.accepted.append((arrival.device, fact))
 
@@ -217,20 +248,24 @@ class _Batch:
 
     def _remember(self, device: str, envelope: Envelope, kind: str, body: dict[str, object]) -> None:
         row = {"device": device, "epoch": envelope.epoch, "seq": envelope.seq, "type": kind, "at": envelope.at}
-        self._connection.execute(insert(tables.facts).values({**row, "received": self._now, "body": body}))
+        self._facts.append({**row, "received": self._now, "body": body})
 
     def _load(self, key: tuple[str, int]) -> Progress:
         if key not in self._progress:
-            self._progress[key] = load_progress(self._connection, *key)
+            self._progress[key] = _load_progress(self._connection, key, self._marks.get(key, 0))
         return self._progress[key]
 
     def finish(self) -> Outcome:
-        for (device, epoch), progress in self._progress.items():
-            if progress.seq > 0:
-                upsert(self._connection, tables.highwater, {"device": device, "epoch": epoch, "seq": progress.seq})
-                self._outcome.acks.append((device, Ack(epoch=epoch, seq=progress.seq)))
+        if self._facts:
+            self._connection.execute(_INSERT_FACT, self._facts)
+        marks = {key: progress.seq for key, progress in self._progress.items() if progress.seq > 0}
+        moved = {key: seq for key, seq in marks.items() if seq != self._marks.get(key)}
+        rows = [{"device": device, "epoch": epoch, "seq": seq} for (device, epoch), seq in moved.items()]
+        upsert_many(self._connection, tables.highwater, rows)
+        self._outcome.acks = [(device, Ack(epoch=epoch, seq=seq)) for (device, epoch), seq in marks.items()]
+        counted = [{"device": device, **counters} for device, counters in self._counters.items()]
+        add_many(self._connection, tables.delivery, "device", counted)
         for device, counters in self._counters.items():
-            add(self._connection, tables.delivery, {"device": device}, counters)
             if counters["rejected"]:
                 _forget_old_rejections(self._connection, device)
         if self._heard:
@@ -239,17 +274,14 @@ class _Batch:
         return self._outcome
 
 
-def load_progress(connection: Connection, device: str, epoch: int) -> Progress:
-    """What the hub has of a device's epoch; numbers SQL cannot hold have no progress."""
+def _load_progress(connection: Connection, key: tuple[str, int], seq: int) -> Progress:
+    """What the hub has of a device's epoch beyond its mark; numbers SQL cannot hold have no progress."""
+    device, epoch = key
     if not 0 < epoch < 2**63:
         return Progress()
-    mark, facts, gaps = tables.highwater, tables.facts, tables.gaps
-    seq = connection.execute(select(mark.c.seq).where(mark.c.device == device, mark.c.epoch == epoch)).scalar() or 0
-    own = (facts.c.device == device) & (facts.c.epoch == epoch) & (facts.c.seq > seq)
-    above = connection.execute(select(facts.c.seq).where(own)).scalars()
-    open_gaps = (gaps.c.device == device) & (gaps.c.epoch == epoch) & (gaps.c.last > seq)
-    ranges = connection.execute(select(gaps.c.first, gaps.c.last).where(open_gaps))
-    return Progress(seq, frozenset(above), frozenset((row.first, row.last) for row in ranges))
+    rows = connection.execute(_BEYOND, {"device": device, "epoch": epoch, "seq": seq}).all()
+    above = frozenset(row.last for row in rows if not row.is_gap)
+    return Progress(seq, above, frozenset((row.first, row.last) for row in rows if row.is_gap))
 
 
 def _forget_old_rejections(connection: Connection, device: str) -> None:

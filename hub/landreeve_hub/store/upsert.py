@@ -1,6 +1,6 @@
 """Insert-or-change, spelt once for both engines."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table
@@ -23,15 +23,28 @@ def upsert(connection: Connection, table: Table, row: Mapping[str, Any], *, keep
         connection.execute(statement.on_conflict_do_nothing(index_elements=keys))
 
 
+def upsert_many(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The same for many rows of the same columns, in one statement."""
+    if not rows:
+        return
+    keys = [column.name for column in table.primary_key]
+    statement = _insert(connection, table)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+
+
+def add_many(connection: Connection, table: Table, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add amounts to counters, in one statement: each row has its ``key`` and the same amounts; what is not there is
+    made."""
+    if not rows:
+        return
+    statement = _insert(connection, table)
+    changed = {name: table.c[name] + statement.excluded[name] for name in rows[0] if name != key}
+    connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=changed), list(rows))
+
+
 def insert_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> bool:
     """Insert the row unless one with its primary key exists; whether it was new."""
     keys = [column.name for column in table.primary_key]
     statement = _insert(connection, table).values(row).on_conflict_do_nothing(index_elements=keys)
     return bool(connection.execute(statement).rowcount)
-
-
-def add(connection: Connection, table: Table, key: Mapping[str, Any], amounts: Mapping[str, int]) -> None:
-    """Add the amounts to a row's counters, making the row when there is none."""
-    changed = {name: table.c[name] + amount for name, amount in amounts.items()}
-    statement = _insert(connection, table).values({**key, **amounts})
-    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=changed))
