@@ -8,6 +8,7 @@ with a line of JSON.
 import asyncio
 import json
 import mmap
+import random
 import ssl
 import sys
 import time
@@ -111,12 +112,14 @@ class Device:
             self.streams[1].close()
 
     async def _speak(self) -> None:
+        told_at = time.monotonic() - random.random()
         while True:
-            await asyncio.sleep(self.report_s or 0.5)
+            await asyncio.sleep(0.25)
             if time.monotonic() - self.moved_at > REPAIR_S:
                 self.moved_at = time.monotonic()
                 self.say()
-            elif self.report_s:
+            elif self.report_s and time.monotonic() - told_at >= self.report_s:
+                told_at = time.monotonic()
                 self.say(report=True)
 
     async def _packet(self) -> tuple[int, bytes]:

@@ -7,6 +7,7 @@ order cancels the task that waits.
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -396,8 +397,10 @@ class Fetcher:
 
     async def _report(self, download: _Download) -> None:
         """Tells the hub from time to time how far it came, so that it can adapt its pace."""
+        share = random.random()  # noqa: S311 - only spreads load
         while download.lane is not None and download.lane.report_s > 0:
-            await asyncio.sleep(max(download.lane.report_s, LEAST_REPORT_S))
+            await asyncio.sleep(max(download.lane.report_s * share, LEAST_REPORT_S))
+            share = 1.0
             if self._session.connected.is_set():
                 self._say(download, download.missing, (LANES,), report=True)
 

@@ -109,9 +109,10 @@ class BlockServer:
                 self._demand.report(device, digest, missing, now)
             else:
                 self._demand.want(device, digest, missing, now, reports=paced, own=want.own)
+            every_s = self._demand.report_s(digest)
             self._lock.notify()
         if paced and not want.report:
-            self._guide(device, digest, Lane(report_s=REPORT_S, shared=not want.own))
+            self._guide(device, digest, Lane(report_s=every_s, shared=not want.own))
 
     def _size_of(self, digest: str) -> int | None:
         """The length of an artifact that may leave, or of a delta that leads to one; None for any other."""

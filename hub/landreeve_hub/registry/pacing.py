@@ -6,18 +6,21 @@ behind the middle one are not counted: the stream must not wait for them, and th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 REPORT_S = 1.0
 QUANTILE = 0.1
 # Slower than this share of the middle device is no device to wait for.
 HEALTHY_SHARE = 0.25
-PATIENCE = 2
+# For so long a device must be too slow before it gets a stream of its own.
+PATIENCE_S = 4.0
+_KEEPING_UP = 0.6
 # Far from where a limit was last met the rate doubles, near it feels its way. A long queue is let run empty.
 _GROWTH, _PROBE, _RELIEF, _DRAIN = 2.0, 1.15, 0.9, 0.5
 # One report that came at a bad moment must not stop the stream.
 _MOST_FALL = 0.4
 _FEW_BLOCKS = 8
+_REPORTS_PER_S = 20.0
 _BURST_S = 0.1
 
 
@@ -29,6 +32,11 @@ class Advance:
     under_way: int
     lost: int = 0
 
+    @property
+    def is_behind(self) -> bool:
+        """Blocks were lost, or those on their way take it longer than a moment."""
+        return self.lost > 0 or self.under_way > max(_FEW_BLOCKS, REPORT_S * self.arrived_per_s)
+
 
 @dataclass(slots=True)
 class Pace:
@@ -38,15 +46,13 @@ class Pace:
     least: float
     most: float
     next_at: float = 0.0
-    _late: dict[str, int] = field(default_factory=dict)
     _limit: float = 0.0
 
-    def judge(self, advances: Mapping[str, Advance]) -> frozenset[str]:
-        """Adapt the rate to how the devices advanced in the last interval; those who were too slow for it
-        `PATIENCE` times in a row, and should have a stream of their own, which one alone never needs."""
+    def judge(self, advances: Mapping[str, Advance]) -> None:
+        """Adapt the rate to how devices advanced that told since it was last judged: all, or a sample."""
         if not advances:
-            return frozenset()
-        behind = {device for device, advance in advances.items() if self._is_behind(advance)}
+            return
+        behind = {device for device, advance in advances.items() if advance.is_behind}
         takes = {
             device: advance.arrived_per_s if device in behind else max(advance.arrived_per_s, self.rate)
             for device, advance in advances.items()
@@ -61,7 +67,6 @@ class Pace:
             near = 0.7 * self._limit <= self.rate <= 1.5 * self._limit
             wanted = self.rate * (_PROBE if near else _GROWTH)
         self.rate = min(self.most, max(self.least, wanted, self.rate * _MOST_FALL))
-        return self._outcast(advances, behind, takes)
 
     def may_send(self, now: float) -> bool:
         return now >= self.next_at
@@ -74,9 +79,10 @@ class Pace:
         """Whether one more block may be on its way to a single device: it may be deaf."""
         return under_way < max(_FEW_BLOCKS, 3 * REPORT_S * self.rate)
 
-    def _is_behind(self, advance: Advance) -> bool:
-        """Blocks were lost, or those on their way take it longer than the time between two reports."""
-        return advance.lost > 0 or advance.under_way > max(_FEW_BLOCKS, REPORT_S * advance.arrived_per_s)
+    def is_too_fast_for(self, advance: Advance, middle: float) -> bool:
+        """Whether a device would better have a stream of its own: it is behind, and far below the middle one or what
+        the others set."""
+        return advance.is_behind and advance.arrived_per_s < max(HEALTHY_SHARE * middle, _KEEPING_UP * self.rate)
 
     def _queue_s(self, advances: Mapping[str, Advance], healthy: Sequence[float]) -> float:
         """How long the queue of the slowest healthy device takes it."""
@@ -87,10 +93,13 @@ class Pace:
         ]
         return max(waits, default=0.0)
 
-    def _outcast(self, advances: Mapping[str, Advance], behind: set[str], takes: Mapping[str, float]) -> frozenset[str]:
-        former = self._late
-        slow = {device for device in behind if takes[device] < self.rate / 2}
-        self._late = {device: former.get(device, 0) + 1 for device in slow}
-        if len(advances) == 1:
-            return frozenset()
-        return frozenset(device for device, times in self._late.items() if times >= PATIENCE)
+
+def middle(advances: Mapping[str, Advance]) -> float:
+    """What the middle device takes, the faster one of two."""
+    ranked = sorted(advance.arrived_per_s for advance in advances.values())
+    return ranked[len(ranked) // 2] if ranked else 0.0
+
+
+def report_s(devices: int) -> float:
+    """How often each of so many devices should tell: together some twenty times a second at most."""
+    return min(10.0, max(REPORT_S, devices / _REPORTS_PER_S))

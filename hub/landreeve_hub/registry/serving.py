@@ -9,11 +9,10 @@ rate holds them back.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from landreeve_hub.registry.pacing import REPORT_S, Advance, Pace
+from landreeve_hub.registry.pacing import PATIENCE_S, REPORT_S, Advance, Pace, middle, report_s
 
 LEAST_PER_S, START_PER_S, MOST_PER_S = 0.5, 64.0, 16_384.0
-# A device that has told nothing for so long takes no part in setting the pace.
-SILENT_S = 3.5 * REPORT_S
+# A device that has told nothing for so long is left; it asks again.
 FORGET_S = 60.0
 
 
@@ -36,6 +35,8 @@ class _Taker:
     reports: bool
     own: Pace | None = None
     advance: Advance | None = None
+    late_since: float | None = None
+    stalled: bool = False
 
     @property
     def under_way(self) -> int:
@@ -54,6 +55,7 @@ class _Artifact:
     order: dict[int, int] = field(default_factory=dict)
     sent: int = 0
     judged_at: float = 0.0
+    middle: float = 0.0
 
     def shared(self) -> dict[str, _Taker]:
         return {device: taker for device, taker in self.takers.items() if taker.own is None}
@@ -91,10 +93,18 @@ class Demand:
         artifact = self._artifacts.setdefault(digest, _Artifact(judged_at=now + REPORT_S / 2))
         bits = _bits(missing)
         former = artifact.takers.get(device)
+        if former is not None and reports and self._is_mere_pause(former, bits):
+            self.report(device, digest, missing, now)
+            return
         pace = former.own if former is not None else None
         if own and pace is None:
             pace = _own_pace(artifact.pace.rate)
         artifact.takers[device] = _Taker(bits, bits, now, reports, pace)
+
+    def report_s(self, digest: str) -> float:
+        """How often the takers of an artifact should report."""
+        artifact = self._artifacts.get(digest)
+        return report_s(len(artifact.takers) if artifact is not None else 1)
 
     def report(self, device: str, digest: str, missing: frozenset[int], now: float) -> None:
         """What a device lacks in the middle of a transfer; of what is not being sent here it changes nothing.
@@ -108,16 +118,21 @@ class Demand:
         bits = _bits(missing)
         arrived = taker.missing & ~bits
         lost = _lost(artifact.order, bits & ~taker.pending, arrived)
-        seconds = max(now - taker.told_at, 1e-3)
+        speed = arrived.bit_count() / max(now - taker.told_at, 1e-3)
+        if taker.advance is not None:
+            speed = (speed + taker.advance.arrived_per_s) / 2
         taker.pending = (taker.pending & bits) | lost
         taker.missing, taker.told_at, taker.reports = bits, now, True
-        taker.advance = Advance(arrived.bit_count() / seconds, taker.under_way, lost.bit_count())
+        taker.advance = Advance(speed, taker.under_way, lost.bit_count())
+        taker.stalled = taker.stalled and not arrived
         if not bits:
             self.drop(device, digest)
         if taker.own is not None:
             taker.own.judge({device: taker.advance})
-        elif now - artifact.judged_at >= REPORT_S:
-            self._judge(digest, artifact, now)
+            return
+        if now - artifact.judged_at >= REPORT_S:
+            self._judge(artifact, now)
+        self._part(device, digest, artifact, taker, now)
 
     def drop(self, device: str, digest: str) -> None:
         """The device wants nothing of it any more."""
@@ -156,15 +171,37 @@ class Demand:
                 if taker.reports and now - taker.told_at > FORGET_S:
                     self.drop(device, digest)
 
-    def _judge(self, digest: str, artifact: _Artifact, now: float) -> None:
-        artifact.judged_at = now
+    @staticmethod
+    def _is_mere_pause(taker: _Taker, bits: int) -> bool:
+        """Whether a want only says that nothing came for a moment, while blocks are on their way through a slow line.
+        Said twice without any arriving in between, they are lost."""
+        if not taker.reports or not taker.under_way or bits & ~taker.missing:
+            return False
+        pause = bool(taker.missing & ~bits) or not taker.stalled
+        taker.stalled = True
+        return pause
+
+    @staticmethod
+    def _judge(artifact: _Artifact, now: float) -> None:
+        """By those who told since the last time: what others told before was about another pace."""
         told = {
             device: taker.advance
             for device, taker in artifact.shared().items()
-            if taker.advance is not None and now - taker.told_at <= SILENT_S
+            if taker.advance is not None and taker.told_at > artifact.judged_at
         }
-        for device in artifact.pace.judge(told):
-            artifact.takers[device].own = _own_pace(told[device].arrived_per_s)
+        artifact.judged_at = now
+        artifact.pace.judge(told)
+        artifact.middle = middle(told) if not artifact.middle else (artifact.middle + middle(told)) / 2
+
+    def _part(self, device: str, digest: str, artifact: _Artifact, taker: _Taker, now: float) -> None:
+        """Give a device that was too slow for a while its own stream; one alone has it already."""
+        if taker.advance is None or not artifact.pace.is_too_fast_for(taker.advance, artifact.middle):
+            taker.late_since = None
+            return
+        if taker.late_since is None:
+            taker.late_since = now
+        if now - taker.late_since >= PATIENCE_S and len(artifact.shared()) > 1:
+            taker.own = _own_pace(taker.advance.arrived_per_s)
             self._outcasts.append((device, digest))
 
     def _forget_served(self, digest: str, artifact: _Artifact) -> None:
