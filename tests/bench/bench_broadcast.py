@@ -210,9 +210,13 @@ async def fetch(place: Place, way: str, count: int, megabytes: int) -> dict[str,
     began = time.monotonic()
     answers = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
     found = [json.loads(out) for out, _ in answers]
+    names = ("done", "delivered_mb", "received_mb", "own", "reports")
     return {
         "seconds": time.monotonic() - began,
-        **{name: sum(each[name] for each in found) for name in ("done", "delivered_mb", "received_mb", "reports")},
+        **{
+            name: sum(each[name] for each in found)
+            for name in ("done", "delivered_mb", "received_mb", "own", "reports")
+        },
     }
 
 
@@ -248,6 +252,7 @@ def _rows(what: str, parts: list[float], figures: dict[str, float], delivered: f
     ]
     found.append((f"{what}: sum", sum(parts), "ms CPU / MB delivered"))
     found.append((f"{what}: until the last device had all", figures["seconds"], "s"))
+    found.append((f"{what}: given a stream of their own", figures["own"], "devices"))
     found.append((f"{what}: received for each byte needed", figures["received_mb"] / max(delivered, 1e-9), "times"))
     return [{"what": w, "value": round(v, 3), "unit": unit, "bar": None, "holds": None} for w, v, unit in found]
 

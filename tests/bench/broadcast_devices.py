@@ -214,6 +214,7 @@ async def run(order: Order) -> dict[str, Any]:
         "done": sum(1 for device in devices if not device.lacks),
         "delivered_mb": sum(device.delivered for device in devices) / 1e6,
         "received_mb": sum(device.received for device in devices) / 1e6,
+        "own": sum(device.own for device in devices),
         "reports": sum(device.reports for device in devices),
     }
 

@@ -111,10 +111,15 @@ def encode_missing(missing: set[int] | frozenset[int]) -> str:
     return bits.to_bytes((bits.bit_length() + 7) // 8, "little").hex()
 
 
-def decode_missing(text: str, blocks: int) -> frozenset[int]:
-    """The block numbers below ``blocks`` that a bitmap names."""
+def missing_bits(text: str, blocks: int) -> int:
+    """The bitmap as a number: bit i is set when block i is missing; those from ``blocks`` on are left out."""
     try:
-        bits = int.from_bytes(bytes.fromhex(text), "little")
+        return int.from_bytes(bytes.fromhex(text), "little") & ((1 << blocks) - 1)
     except ValueError as error:
         raise BadMessageError(f"want.missing: not hexadecimal: {error}") from error
+
+
+def decode_missing(text: str, blocks: int) -> frozenset[int]:
+    """The block numbers below ``blocks`` that a bitmap names."""
+    bits = missing_bits(text, blocks)
     return frozenset(i for i in range(blocks) if bits >> i & 1)

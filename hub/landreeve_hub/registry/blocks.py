@@ -12,7 +12,7 @@ from typing import Protocol
 from landreeve.blobs.codec import BlobReader
 from landreeve.blobs.errors import BlobError, MissingBlobError
 from landreeve.blobs.store import BlobStore
-from landreeve.wire.codec import BLOCK_BYTES, BadMessageError, Block, decode_missing, encode, encode_block
+from landreeve.wire.codec import BLOCK_BYTES, BadMessageError, Block, encode, encode_block, missing_bits
 from landreeve.wire.messages import Want
 from landreeve.wire.topics import Down, DownLaneTopic, DownOfferTopic, DownTopic, SharedBlocksTopic, format_topic
 from landreeve.wire.transfers import DELTAS, LANES, Lane, Offer
@@ -29,6 +29,7 @@ IDLE_S = 30.0
 # Less than this is there before anyone could report.
 PACED_BYTES = 32 * BLOCK_BYTES
 MAX_OPEN = 32
+MOST_SIZES = 1000
 
 
 class Carrier(Protocol):
@@ -63,6 +64,7 @@ class BlockServer:
         self._workshop = workshop
         self._demand = Demand()
         self._open: dict[str, BlobReader] = {}
+        self._sizes: dict[str, int] = {}
         self._lock = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="blocks", daemon=True)
@@ -102,7 +104,7 @@ class BlockServer:
             return
         self._take_in(device, digest, want, missing, paced=LANES in want.speaks and size >= PACED_BYTES)
 
-    def _take_in(self, device: str, digest: str, want: Want, missing: frozenset[int], *, paced: bool) -> None:
+    def _take_in(self, device: str, digest: str, want: Want, missing: int, *, paced: bool) -> None:
         now = time.monotonic()
         with self._lock:
             if want.report:
@@ -122,9 +124,16 @@ class BlockServer:
         if not self._allowed.may_leave(target):
             return None
         try:
-            return self._store_of(digest).size(digest)
+            return self._sizes.get(digest) or self._measure(digest)
         except MissingBlobError:
             return None
+
+    def _measure(self, digest: str) -> int:
+        """Kept, since many report about the same; what is gone meanwhile is found when it is read."""
+        if len(self._sizes) >= MOST_SIZES:
+            self._sizes.clear()
+        self._sizes[digest] = size = self._store_of(digest).size(digest)
+        return size
 
     def _store_of(self, digest: str) -> BlobStore:
         if self._workshop is not None and not self._blobs.has(digest):
@@ -199,8 +208,8 @@ class BlockServer:
         self._open.clear()
 
 
-def _missing(want: Want, size: int) -> frozenset[int]:
+def _missing(want: Want, size: int) -> int:
     blocks = -(-size // BLOCK_BYTES)
     if want.bytes == 0 and not want.missing:
-        return frozenset(range(blocks))
-    return decode_missing(want.missing, blocks)
+        return (1 << blocks) - 1
+    return missing_bits(want.missing, blocks)

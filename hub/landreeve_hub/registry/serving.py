@@ -79,13 +79,13 @@ class Demand:
         self,
         device: str,
         digest: str,
-        missing: frozenset[int],
+        missing: frozenset[int] | int,
         now: float = 0.0,
         *,
         reports: bool = False,
         own: bool = False,
     ) -> None:
-        """The blocks a device still lacks of an artifact, all of which it waits for."""
+        """The blocks a device still lacks of an artifact, all of which it waits for: their numbers, or a bitmap."""
         if not missing:
             self.drop(device, digest)
             return
@@ -106,7 +106,7 @@ class Demand:
         artifact = self._artifacts.get(digest)
         return report_s(len(artifact.takers) if artifact is not None else 1)
 
-    def report(self, device: str, digest: str, missing: frozenset[int], now: float) -> None:
+    def report(self, device: str, digest: str, missing: frozenset[int] | int, now: float) -> None:
         """What a device lacks in the middle of a transfer; of what is not being sent here it changes nothing.
 
         What left before a block that arrived is lost, since blocks keep their order, and is sent again.
@@ -262,7 +262,9 @@ def _own_pace(rate: float) -> Pace:
     return Pace(min(MOST_PER_S, max(LEAST_PER_S, rate)), LEAST_PER_S, MOST_PER_S)
 
 
-def _bits(indices: Iterable[int]) -> int:
+def _bits(indices: Iterable[int] | int) -> int:
+    if isinstance(indices, int):
+        return indices
     bits = 0
     for index in indices:
         bits |= 1 << index
