@@ -213,10 +213,7 @@ async def fetch(place: Place, way: str, count: int, megabytes: int) -> dict[str,
     names = ("done", "delivered_mb", "received_mb", "own", "reports")
     return {
         "seconds": time.monotonic() - began,
-        **{
-            name: sum(each[name] for each in found)
-            for name in ("done", "delivered_mb", "received_mb", "own", "reports")
-        },
+        **{name: sum(each[name] for each in found) for name in names},
     }
 
 
