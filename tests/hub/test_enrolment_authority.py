@@ -1,8 +1,11 @@
 """The fleet's authority: certificates that the strictest verifier accepts, kept while they are good."""
 
+import shutil
 import socket
 import ssl
 import stat
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -166,3 +169,58 @@ def test_file_that_is_no_certificate_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.crt").write_text("hello")
     with pytest.raises(BadCertificateError, match=r"x\.crt"):
         days_left(tmp_path / "x.crt", NOW)
+
+
+# A Python that is strict by itself --------------------------------------------------------------------------------
+
+CLIENT = """
+import socket, ssl, sys
+context = ssl.create_default_context(cafile=sys.argv[1])
+assert context.verify_flags & ssl.VERIFY_X509_STRICT, "this Python is not strict"
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+with socket.create_connection(("127.0.0.1", int(sys.argv[4]))) as raw:
+    with context.wrap_socket(raw, server_hostname="localhost") as tls:
+        sys.stdout.write(tls.recv(1).decode())
+"""
+SERVER = """
+import socket, ssl, sys
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=sys.argv[1])
+context.verify_flags |= ssl.VERIFY_X509_STRICT
+context.verify_mode = ssl.CERT_REQUIRED
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+with socket.create_server(("127.0.0.1", 0)) as door:
+    print(door.getsockname()[1], flush=True)
+    raw, _ = door.accept()
+    with raw, context.wrap_socket(raw, server_side=True) as tls:
+        tls.sendall(b"x")
+        print(dict(one[0] for one in tls.getpeercert()["subject"])["commonName"], flush=True)
+"""
+
+
+def strict_python() -> str:
+    """A Python 3.13 or later, where strictness is the default (python/cpython#107361)."""
+    if sys.version_info >= (3, 13):
+        return sys.executable
+    versions = Path(sys.executable).resolve().parents[2]
+    candidates = [*(shutil.which(f"python3.{minor}") for minor in (15, 14, 13)), *versions.glob("3.1[3-9]*/bin/python")]
+    for found in filter(None, candidates):
+        probe = [str(found), "-c", "import sys, ssl; sys.exit(sys.version_info < (3, 13))"]
+        if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            return str(found)
+    pytest.skip("no Python 3.13 or later on this machine")
+
+
+def test_python_that_is_strict_by_default_speaks_both_ends(authority: Authority, tmp_path: Path) -> None:
+    python, server, client = strict_python(), authority.issue_server("broker", NOW), device(authority, tmp_path)
+    authority.roll(NOW)  # with two authorities in force too
+    fresh = device(authority, tmp_path, "d-new")
+    for pair in (client, fresh):
+        arguments = [str(authority.trust_path), str(server.certificate), str(server.key)]
+        served = subprocess.Popen([python, "-c", SERVER, *arguments], stdout=subprocess.PIPE, text=True)
+        assert served.stdout is not None
+        with served, served.stdout:
+            port = served.stdout.readline().strip()
+            shown = [str(authority.trust_path), str(pair.certificate), str(pair.key), port]
+            done = subprocess.run([python, "-c", CLIENT, *shown], capture_output=True, text=True, check=False)
+            assert (done.stdout, done.stderr) == ("x", "")
+            assert served.stdout.readline().strip() == pair.certificate.stem

@@ -68,7 +68,7 @@ def _device(connection: Connection, row: Row[Any], waiting: str, now: datetime) 
     windows = _newest_windows(connection, row.id)
     models = list(row.doc.get("models") or ())
     verdict = _health(connection, row, windows, now)
-    expires = row.certificate_expires
+    expires = _certificate_expires(connection, row)
     days = (parse_rfc3339(expires) - now).total_seconds() / 86_400 if expires else None
     return {
         "id": row.id,
@@ -90,6 +90,16 @@ def _device(connection: Connection, row: Row[Any], waiting: str, now: datetime) 
         "generation": row.generation,
         "labels": row.labels,
     }
+
+
+def _certificate_expires(connection: Connection, row: Row[Any]) -> str:
+    """When the certificate ends that the device itself says it uses; what was last issued, where it says nothing."""
+    used = str(row.doc.get("certificate_serial") or "")
+    if not used or used == row.certificate_serial:
+        return str(row.certificate_expires)
+    table = tables.certificates
+    query = select(table.c.expires).where(table.c.serial == used, table.c.device == row.id)
+    return connection.execute(query).scalar_one_or_none() or str(row.certificate_expires)
 
 
 def _health(connection: Connection, row: Row[Any], windows: list[Row[Any]], now: datetime) -> health.Verdict:
