@@ -30,7 +30,7 @@ from landreeve_hub.fleet.enrolment_api import Desk, FleetFacts, router
 from landreeve_hub.incidents.rules import broken_log
 from landreeve_hub.process import Port, Ports, Tls, WebServer, only_one, show_anew, web_server
 from landreeve_hub.rooms import Builder, Rooms, bracketed, make_keys, reachable
-from landreeve_hub.signing import roots
+from landreeve_hub.signing import alarms, roots
 from landreeve_hub.signing.errors import SigningError
 from landreeve_hub.store import tables
 from landreeve_hub.store.retention import Keep, forget
@@ -214,6 +214,9 @@ class Hub:
         async def refresh(_now: datetime) -> None:
             await rooms.services.resigned()
 
+        async def watch_keys(now: datetime) -> None:
+            await alarms.watch(rooms.services.keys, rooms.store, rooms.services.incidents, now)
+
         async def seal(now: datetime) -> None:
             await rooms.audit.checkpoint(now)
             if fault := rooms.audit.fault:
@@ -236,6 +239,7 @@ class Hub:
             self._every(pace.rollout_s, rooms.runner.tick, self._wake),
             self._every(pace.learning_s, rooms.learning.tick),
             self._every(HOUR_S, refresh),
+            self._every(HOUR_S, watch_keys),
             self._every(pace.checkpoint_s, seal),
             self._every(HOUR_S, tidy),
             self._every(GUESTS_S, admit),

@@ -3,6 +3,8 @@
 import json
 import shutil
 import subprocess
+import sys
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from landreeve.trust.document import Component, document_text, target_name
 from landreeve.trust.verdict import Believed, Cause, Rejected
 from landreeve.trust.verify import DesiredVerifier
 from landreeve.wire.messages import Desired, DesiredModel, SignedDesired
-from landreeve_hub.signing import keys, request
+from landreeve_hub.commands.root import build
+from landreeve_hub.incidents.incidents import Incidents, listed
+from landreeve_hub.signing import alarms, keys, request
 from landreeve_hub.signing.approvers import public_half
 from landreeve_hub.signing.chain import sign_freshness
 from landreeve_hub.signing.desk import KeyDesk
@@ -25,8 +29,10 @@ from landreeve_hub.signing.keyfolder import KeyFolder, make_key
 from landreeve_hub.signing.locked import VARIABLE, from_pem, to_pem
 from landreeve_hub.signing.roots import DIRECTOR, REPOSITORIES, newest_root, newest_root_text, root_versions
 from landreeve_hub.signing.targets import TargetsRepository
+from landreeve_hub.store.database import Store
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata
+from typer.testing import CliRunner
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GOOD, BETTER = "a" * 64, "b" * 64
@@ -353,12 +359,14 @@ def test_locked_key_opens_with_its_passphrase_alone(tmp_path: Path, monkeypatch:
         from_pem(pem, "horse", "x")
     with pytest.raises(KeyMissingError, match="is locked: set LANDREEVE_HUB_KEY_PASSPHRASE"):
         from_pem(pem, "", "x")
-    monkeypatch.setenv(VARIABLE, "horse battery")
     keys.init(tmp_path, NOW)
-    assert b"ENCRYPTED" in (tmp_path / "keys" / "root-1.pem").read_bytes()
-    TargetsRepository(tmp_path).add_release(GOOD, 700, "flight-delay", "1", "ada", NOW)
-    monkeypatch.delenv(VARIABLE)  # from here on the keys count as kept elsewhere
-    assert not TargetsRepository(tmp_path).changes.rotate("root-1", None, NOW, "ann").in_force
+    file = tmp_path / "keys" / "targets.pem"
+    file.write_bytes(to_pem(KeyFolder(tmp_path).load("targets"), "horse battery"))
+    assert not TargetsRepository(tmp_path).add_release(GOOD, 700, "flight-delay", "1", "ada", NOW).in_force
+    monkeypatch.setenv(VARIABLE, "horse battery")
+    assert TargetsRepository(tmp_path).add_release(GOOD, 700, "flight-delay", "1", "ada", NOW).in_force
+    make_key(tmp_path / "new.pem")
+    assert b"ENCRYPTED" in (tmp_path / "new.pem").read_bytes()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl here")
@@ -432,3 +440,70 @@ def test_names_of_keys_stand_in_the_metadata(office: Office) -> None:
         "root-3",
         "director",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("director", 8), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("director", "targets", "root-1"))],
+)
+def test_kill_at_any_touch_of_a_rotation_is_made_good_by_the_next_start(name: str, step: int) -> None:
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        keys.init(Path(folder) / "hub", NOW)
+        script = Path(__file__).with_name("keys_child.py")
+        done = subprocess.run(
+            [sys.executable, script, folder, name, str(step)], capture_output=True, text=True, check=True
+        )
+    tried = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(tried) > 40 // step
+    assert [one["code"] for one in tried] == [-9] * (len(tried) - 1) + [0]
+    wanted = {"same": True, "named": True, "waiting": False, "follow": True}
+    assert [one for one in tried if {**one, **wanted} != one] == []
+
+
+def test_signing_by_file_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the hub's machine, on another without a hub, and back."""
+    monkeypatch.setenv("COLUMNS", "200")
+    run = CliRunner()
+    state, away = tmp_path / "hub", tmp_path / "away"
+    away.mkdir()
+    app = build()
+    made = run.invoke(app, ["keys", "init", "--state", str(state), "-o", "json"])
+    assert json.loads(made.stdout)["advice"][0].startswith("root-2 and root-3 are still on this machine")
+    for name in ("root-2", "root-3"):
+        (state / "keys" / f"{name}.pem").rename(away / f"{name}.pem")
+    opened = run.invoke(app, ["keys", "rotate", "director", "--state", str(state), "-o", "json"])
+    change = json.loads(opened.stdout)
+    assert (change["signatures"], change["subject"]) == ("1 of 2", "root")
+    file = str(away / "change.json")
+    assert run.invoke(app, ["keys", "export", change["id"], "--out", file, "--state", str(state)]).exit_code == 0
+    unsigned = run.invoke(app, ["keys", "sign", file, "--key", str(away / "root-2.pem")], input="n\n")
+    assert "director root 1 → 2: targets gains the key director" in unsigned.stderr
+    assert "nothing was signed" in unsigned.stderr
+    refused = run.invoke(app, ["keys", "import", file, "--state", str(state)])
+    assert "brings no signature" in refused.stderr
+    assert run.invoke(app, ["keys", "sign", file, "--key", str(away / "root-2.pem"), "--yes"]).exit_code == 0
+    taken = run.invoke(app, ["keys", "import", file, "--state", str(state), "-o", "json"])
+    assert json.loads(taken.stdout)["state"] == "in force"
+    shown = run.invoke(app, ["keys", "show", str(away / "root-3.pem"), "--state", str(state), "-o", "json"])
+    assert json.loads(shown.stdout)["names"] == ["root-3"]
+    status = json.loads(run.invoke(app, ["keys", "status", "--state", str(state), "-o", "json"]).stdout)
+    assert status["advice"] == []
+
+
+async def test_role_past_half_its_life_is_an_incident_until_it_is_signed_anew(office: Office) -> None:
+    store, incidents = Store(office.state / "hub.db"), Incidents()
+    try:
+        for days, expected in ((10, []), (190, ["open"]), (191, ["open"])):
+            office.now = NOW + timedelta(days=days)
+            office.targets.refresh(office.now)
+            if days == 10:
+                office.put_away("targets")
+            await alarms.watch(office.desk, store, incidents, office.now)
+            assert [one["state"] for one in await store.read(listed)] == expected
+        office.desk.take(office.signed(office.desk.changes()[0]["id"], office.key("targets")))
+        await alarms.watch(office.desk, store, incidents, office.now)
+        (incident,) = await store.read(listed)
+        assert (incident["state"], incident["kind"]) == ("closed", "keys_expiring")
+    finally:
+        store.close()

@@ -43,9 +43,8 @@ class Step:
 
 def drill(state: Path, now: datetime) -> list[Step]:
     """Every step. `SigningError` when not even the present metadata can be read."""
+    steps = [follow(state, now)]
     with _place(state) as place:
-        devices = _devices(state, place / "devices", now)
-        steps = [_follow(state, devices, now)]
         copy, whose = _replica(state, place / "hub", now)
         rehearsal = _Rehearsal(copy, place, now)
         steps += [
@@ -109,6 +108,12 @@ def _sees(trust: Path, signed: SignedDesired, now: datetime) -> str:
     """Why a device refuses the document; empty when it believes it."""
     verdict = DesiredVerifier(trust, _DEVICE, _EPOCH).verify(signed, now)
     return verdict.sentence if isinstance(verdict, Rejected) else ""
+
+
+def follow(state: Path, now: datetime) -> Step:
+    """The first step alone: whether a box of every root version there was believes what is in force."""
+    with _place(state) as place:
+        return _follow(state, _devices(state, place / "devices", now), now)
 
 
 def _follow(state: Path, devices: dict[int, Path], now: datetime) -> Step:
