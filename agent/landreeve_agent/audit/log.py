@@ -8,11 +8,12 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from landreeve.audit import export, keys, ledger, note
+from landreeve.audit import export, ledger, note
 from landreeve.audit.entry import Act, Entry, Tampered, Verified
 from landreeve.audit.export import Archive, Manifest
 from landreeve.audit.note import BadNoteError, Checkpoint
@@ -24,6 +25,9 @@ from landreeve_agent.audit.shelf import SiteShelf
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import stamp
+
+if TYPE_CHECKING:
+    from landreeve.audit.keys import LogKeys
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +41,24 @@ class SiteLog:
         self.database = database
         self._clock = clock
         self._outbox = outbox
-        bare = keys.load(folder, "landreeve-site")
-        public = note.log_key("landreeve-site", bare.log).public
-        origin = f"landreeve-site/{hashlib.sha256(public).hexdigest()[:8]}"
-        self.keys = keys.LogKeys(origin, bare.log, bare.witness)
-        self._sealer = Sealer(self.keys, folder / "audit.checkpoint")
+        self._folder = folder
         self.fault: Tampered | None = None
         outbox.enter(Audit, self._enter_act)
         outbox.enter(UpdateReport, self._enter_update)
+
+    @cached_property
+    def keys(self) -> "LogKeys":
+        """The log's keys, loaded with cryptography when they are first needed: recording needs neither."""
+        from landreeve.audit import keys
+
+        bare = keys.load(self._folder, "landreeve-site")
+        public = note.log_key("landreeve-site", bare.log).public
+        origin = f"landreeve-site/{hashlib.sha256(public).hexdigest()[:8]}"
+        return keys.LogKeys(origin, bare.log, bare.witness)
+
+    @cached_property
+    def _sealer(self) -> Sealer:
+        return Sealer(self.keys, self._folder / "audit.checkpoint")
 
     def _enter_act(self, tables: Tables, body: Audit, now: datetime) -> Audit:
         entry = self.record_in(tables, now, Act(body.actor, body.action, body.object, body.decision, body.data))

@@ -7,6 +7,7 @@ round.
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import cached_property
 
 import msgspec
 from landreeve.audit import note
@@ -49,16 +50,22 @@ class Mutual:
         self._log = log
         self._outbox = outbox
         self._clock = clock
-        self._watching = Watching(log.keys)
         self._is_member = is_member
         self._hub_says = ""
         self.latest = Standing(0, 0, 0, 0)
 
+    @cached_property
+    def _watching(self) -> Watching:
+        return Watching(self._log.keys)
+
     async def tell(self) -> None:
-        """Seal, and send the checkpoint up; the hub answers with its own."""
-        await self._log.seal()
+        """Seal, and send the checkpoint up; the hub answers with its own.
+
+        A box without a hub seals when it is asked to verify or export: nobody else would see its checkpoints.
+        """
         now = self._clock()
-        if self._is_member():  # a box without a hub would only fill its outbox
+        if self._is_member():
+            await self._log.seal()
             await self._log.database.write(lambda tables: self._enqueue_head(tables, now, None))
         await self.standing()
 

@@ -10,9 +10,10 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+if TYPE_CHECKING:  # cryptography takes 8 MB: a site without a hub writes its log without it
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _ED25519, _COSIGNATURE = 1, 4
 _NAME = re.compile(r"[^\s+]{1,200}")
@@ -119,20 +120,20 @@ def parse_checkpoint(text: str) -> Checkpoint:
     return Checkpoint(lines[0], int(lines[1]), root)
 
 
-def log_key(name: str, private: Ed25519PrivateKey) -> Key:
+def log_key(name: str, private: "Ed25519PrivateKey") -> Key:
     return Key(name, _ED25519, private.public_key().public_bytes_raw())
 
 
-def witness_key(name: str, private: Ed25519PrivateKey) -> Key:
+def witness_key(name: str, private: "Ed25519PrivateKey") -> Key:
     return Key(name, _COSIGNATURE, private.public_key().public_bytes_raw())
 
 
-def sign(text: str, name: str, private: Ed25519PrivateKey) -> Signature:
+def sign(text: str, name: str, private: "Ed25519PrivateKey") -> Signature:
     """A log's signature under its own text."""
     return Signature(name, log_key(name, private).id, private.sign(text.encode()))
 
 
-def cosign(text: str, name: str, private: Ed25519PrivateKey, unix_s: int) -> Signature:
+def cosign(text: str, name: str, private: "Ed25519PrivateKey", unix_s: int) -> Signature:
     """A witness's signature under another's checkpoint, with the time at which it was seen."""
     message = _cosigned(text, unix_s)
     return Signature(name, witness_key(name, private).id, unix_s.to_bytes(8, "big") + private.sign(message))
@@ -147,6 +148,9 @@ def is_valid(text: str, signature: Signature, key: Key) -> bool:
     """Whether the signature is that key's, under that text."""
     if (signature.name, signature.key_id) != (key.name, key.id):
         return False
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     value, message = signature.value, text.encode()
     if key.kind == _COSIGNATURE:
         if len(value) != 72:

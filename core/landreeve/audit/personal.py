@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from landreeve.audit.canonical import canonical, plain
 
@@ -47,6 +45,8 @@ def commitment(salt: bytes, member: str, value: Any) -> str:
 
 def seal(key: bytes, draw: Draw, seq: int, member: str, value: Any) -> Sealed:
     """The value and its salt under the subject's key, bound to its entry."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     data = msgspec.json.encode([draw.salt.hex(), plain(value)])
     return Sealed(member, draw.nonce + AESGCM(key).encrypt(draw.nonce, data, _bound(seq, member)))
 
@@ -58,6 +58,9 @@ def unseal(key: bytes, seq: int, member: str, box: bytes, committed: str) -> Any
 
 def opened(key: bytes, seq: int, member: str, box: bytes, committed: str) -> tuple[bytes, Any]:
     """Salt and value; ValueError as `unseal`."""
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     try:
         data = AESGCM(key).decrypt(box[:NONCE_BYTES], box[NONCE_BYTES:], _bound(seq, member))
         salt, value = msgspec.json.decode(data)

@@ -4,16 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from landreeve.audit import ledger, merkle, note, witness
 from landreeve.audit.entry import Tampered
-from landreeve.audit.keys import LogKeys
 from landreeve.audit.note import BadNoteError, Checkpoint, Note
 from landreeve.audit.shelf import Shelf, Watched
 from landreeve.audit.witness import Ask, Grown, Offered, Refused, Seen
 from landreeve.blobs.durable import write_durably
+
+if TYPE_CHECKING:
+    from landreeve.audit.keys import LogKeys
 
 Legacy = Callable[[bytes], Checkpoint]
 
@@ -22,7 +25,7 @@ class Sealer:
     """Signs a log's checkpoints. The newest also lies in a file beside the keys, outside the database, so that who can
     write the tables alone cannot hide that it was there."""
 
-    def __init__(self, keys: LogKeys, path: Path, legacy: Legacy | None = None) -> None:
+    def __init__(self, keys: "LogKeys", path: Path, legacy: Legacy | None = None) -> None:
         self.keys = keys
         self._path = path
         self._legacy = legacy
@@ -92,7 +95,7 @@ class Verdict:
 class Watching:
     """A witness of other logs, each known by a name of this side's own choosing (a device, ``hub``)."""
 
-    def __init__(self, keys: LogKeys) -> None:
+    def __init__(self, keys: "LogKeys") -> None:
         self._keys = keys
 
     def judge(
