@@ -27,6 +27,10 @@ class AuditApi:
     mutual: Mutual
     work: Path
 
+    def __post_init__(self) -> None:
+        for left in self.work.glob("audit-*.zip"):  # of a life that was killed while it answered
+            left.unlink(missing_ok=True)
+
     def routes(self) -> tuple[Route, ...]:
         """(method, path, handler, summary); for administrators."""
         return (

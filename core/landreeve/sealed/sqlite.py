@@ -78,8 +78,14 @@ def connect(path: Path, key: bytes | None, **options: Any) -> Any:
     if key is None:
         return sqlite3.connect(path, **options)
     connection = module().connect(str(path), **options)
-    connection.execute(f"PRAGMA key = {spelled(key)}")
+    unlock(connection, key)
     return connection
+
+
+def unlock(connection: Any, key: bytes) -> None:
+    """Give a fresh SQLCipher connection its key; large sorts stay in memory, since their files would be plain."""
+    for pragma in (f"key = {spelled(key)}", "temp_store = MEMORY"):
+        connection.execute(f"PRAGMA {pragma}").close()
 
 
 def spelled(key: bytes | None) -> str:
@@ -118,7 +124,7 @@ def _exclusive(path: Path, key: bytes | None) -> Any:
     """A connection whose write-ahead log is folded in and gone: one left beside would not fit the new file."""
     connection = module().connect(str(path), timeout=2.0, isolation_level=None)
     if key is not None:
-        connection.execute(f"PRAGMA key = {spelled(key)}")
+        unlock(connection, key)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     mode = connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
     if mode != "delete":

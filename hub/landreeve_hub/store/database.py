@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from landreeve.sealed.sqlite import is_sealed, key_for, module, spelled
+from landreeve.sealed.sqlite import is_sealed, key_for, module, unlock
 from sqlalchemy import Connection, Engine, create_engine, event
 
 from landreeve_hub.store import changes
@@ -180,7 +180,7 @@ def _prepare_sqlite(engine: Engine, key: bytes | None, begin: str, query_only: b
     def _connect(connection: Any, _record: object) -> None:
         connection.isolation_level = None
         if key is not None:
-            connection.execute(f"PRAGMA key = {spelled(key)}").close()
+            unlock(connection, key)
         pragmas = ["busy_timeout=10000", "foreign_keys=ON", "synchronous=FULL"]
         pragmas.append("query_only=ON" if query_only else "journal_mode=WAL")
         for pragma in pragmas:
