@@ -60,8 +60,10 @@ def router(services: Services) -> APIRouter:
         asked, now = await read(request, Whom), services.clock()
 
         def begin(connection: Connection) -> bool:
+            if not services.witnesses.trust_in(connection, asked.subject):
+                return False
             services.audit.record_in(connection, now, Act(person.name, "audit.trust", asked.subject))
-            return services.witnesses.trust_in(connection, asked.subject)
+            return True
 
         if not await services.store.write(begin):
             raise Problem(404, f"No audit log of a device {asked.subject[:80]!r} is witnessed here.")
