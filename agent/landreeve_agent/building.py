@@ -202,6 +202,10 @@ class House:
     def _make_runner(self) -> Runner:
         budget = self.hardware.threads
         self._threads = self.settings.serving.threads or budget
+        self._itself = agent_effects(
+            self.state, self.membership, self.blobs, version=agent_version(), health=self._health,
+            restart=self._restart, clock=self.clock,
+        )  # fmt: skip
         return Runner(
             self.database, self.outbox, self.membership, self.membership, self.blobs, self.state.models,
             self.inference, self._make_preflight(),
@@ -216,12 +220,7 @@ class House:
             on_believed=self._believed,
             box=self._box,
             look=self.inference.status,
-            kinds={
-                AGENT: agent_effects(
-                    self.state, self.membership, self.blobs, version=agent_version(), health=self._health,
-                    restart=self._restart, clock=self.clock,
-                )
-            },
+            kinds={AGENT: self._itself},
         )  # fmt: skip
 
     def _make_console(self) -> None:
@@ -329,9 +328,8 @@ class House:
         if not self.problem:  # with settings nobody meant, nothing is deleted and nothing is trained
             keep = Retention(self.database, settings.intake.keep_days)
             self.schedule.every("retention", settings.schedule.retention_s, lambda: keep.run(self.clock()))
-            garbage = Garbage(
-                self.database, self.blobs, self.runner.installer, self.state.models, self.membership.under_way
-            )
+            installers, under_way = (self.runner.installer, self._itself.installer), self.membership.under_way
+            garbage = Garbage(self.database, self.blobs, installers, self.state.models, under_way)
             self.schedule.every("garbage", settings.schedule.garbage_s, garbage.run)
             if settings.training.cron:
                 self._schedule_training(settings.training.cron)

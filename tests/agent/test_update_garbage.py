@@ -56,7 +56,7 @@ class Box:
 
     def start(self) -> None:
         self.garbage = Garbage(
-            self.database, self.blobs, self.installer, self.root / "models", lambda: frozenset(self.busy),
+            self.database, self.blobs, (self.installer,), self.root / "models", lambda: frozenset(self.busy),
             lambda: self.clock_s, Suspects(grace_s=10.0), self.pin,
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ twice, some time apart by the monotonic clock: whoever stores blobs before sayin
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -91,7 +92,7 @@ class Garbage:
 
     database: Database
     blobs: Blobs
-    installer: Installer
+    installers: tuple[Installer, ...]
     models: Path
     under_way: Callable[[], frozenset[str]]
     monotonic: Callable[[], float] = time.monotonic
@@ -100,8 +101,10 @@ class Garbage:
 
     async def run(self) -> int:
         """How many blobs were removed. While any release is being installed, none is, and nothing else begins."""
-        async with self.installer.turn:
-            if self.installer.busy:
+        async with AsyncExitStack() as turns:
+            for installer in self.installers:
+                await turns.enter_async_context(installer.turn)
+            if any(installer.busy for installer in self.installers):
                 return 0
             try:
                 needless = await self.database.read(self._needless)
