@@ -5,7 +5,7 @@ TESTS ?= tests
 WORKERS ?= 3
 DEMO_DIR ?= .demo
 
-.PHONY: run test check bench bench-peers clean-demo env dev-env test-faults test-net story format python
+.PHONY: run test check bench bench-peers clean-demo env dev-env test-faults test-net test-fleet story format python
 
 run: env
 	@$(BIN)/python docs/examples/three_sites/story.py
@@ -40,6 +40,11 @@ test-faults: dev-env
 # Bad networks in network namespaces of their own (root, iproute2); skipped, with the reason, where none may be made.
 test-net: dev-env
 	@$(BIN)/python -m pytest -s -m slow tests/integration/test_link_faults.py -p no:cacheprovider
+
+# Thousands of histories of simulated fleets: the rollout machine and the agents' own, under seeded faults.
+FLEET_SEEDS ?= 3000
+test-fleet: dev-env
+	@FLEET_SEEDS=$(FLEET_SEEDS) $(BIN)/python -m pytest tests/fleet -p no:cacheprovider --timeout 7200
 
 story: env
 	@SPEED=0 EXIT=1 $(BIN)/python docs/examples/three_sites/story.py

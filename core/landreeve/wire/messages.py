@@ -275,7 +275,8 @@ class DeviceState(Wire, frozen=True, kw_only=True):
     ``run`` is drawn anew by each start of the supervisor and never kept: two of them that take turns are two boxes
     with one identity. ``certificate_serial`` is what the device uses now, in hex. ``metadata_days`` are the days until
     the signed metadata it believed expires, after which it installs nothing new; ``clock_ahead_s`` is its clock minus
-    the hub's, as it last heard it.
+    the hub's, as it last heard it. ``document`` is the sha256 of the text of the desired document it obeys
+    (`SignedDesired.document`): under one generation a hub restored from a backup may have made another.
     """
 
     session: int
@@ -290,6 +291,7 @@ class DeviceState(Wire, frozen=True, kw_only=True):
     certificate_serial: str = ""
     metadata_days: float | None = None
     clock_ahead_s: float | None = None
+    document: str = ""
 
 
 class Presence(Wire, frozen=True, kw_only=True):

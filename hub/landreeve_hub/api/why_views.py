@@ -5,7 +5,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from landreeve_hub.rollout import book, conflicts
+from landreeve_hub.desired.conflict import conflicted
+from landreeve_hub.rollout import book
 from landreeve_hub.rollout.holds import Excluded, hold, waiting_of
 from landreeve_hub.rollout.live import surroundings
 from landreeve_hub.rollout.roster import Member, Outcome
@@ -29,12 +30,12 @@ def why(connection: Connection, name: str, now: datetime) -> dict[str, Any] | No
     for other in (tables.assignments, tables.updates):
         rows = connection.execute(select(other.c.model).where(other.c.device == row.id)).scalars()
         models |= dict.fromkeys(rows)
-    conflict = next(iter(conflicts.find(connection, [row.id])), None)
+    conflict = next(iter(conflicted(connection, [row.id])), None)
     return {
         "id": row.id,
         "site": row.site,
         "generation": row.generation,
-        "conflict": f"obeys document {conflict.generation}, this hub made only {conflict.newest}" if conflict else "",
+        "conflict": f"obeys document {conflict.generation}; this hub made only {conflict.newest}" if conflict else "",
         "models": [_model(connection, row, model, now) for model in models if model],
     }
 

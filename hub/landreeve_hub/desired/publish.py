@@ -5,6 +5,7 @@ is committed: a crash between the two is made good by `Publisher.republish` when
 """
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from landreeve.wire.strategy import Strategy
 from landreeve.wire.topics import Down, DownTopic, format_topic
 from sqlalchemy import Connection, RowMapping, select
 
+from landreeve_hub.desired.conflict import conflicted
 from landreeve_hub.desired.document import compose, content_hash
 from landreeve_hub.desired.rates import rate_of
 from landreeve_hub.errors import NotFoundError
@@ -66,6 +68,7 @@ class _Stored:
     document: bytes
     content_hash: str
     signed_at: str
+    digest: str = ""
 
 
 def utc_now() -> datetime:
@@ -141,7 +144,7 @@ class Publisher:
     def _renew(self, connection: Connection, device: str, now: datetime) -> tuple[str, _Stored, bool]:
         self._targets.refresh(now)
         stored = _stored(connection, device)
-        topic = _topic(connection, device, stored.generation if stored else 0)
+        topic = _topic(connection, device)
         orders = _orders(connection, device)
         authorities = self._authorities()
         rate = rate_of(connection, device, self._rate)
@@ -153,7 +156,8 @@ class Publisher:
         else:
             generation = stored.generation + 1 if stored else 1
             document = compose(device, generation, orders, rate, now, authorities, self._line)
-        fresh = _Stored(document.generation, self._sign(document, stored, now), content, rfc3339(now))
+        digest = hashlib.sha256(document_text(document).encode()).hexdigest()
+        fresh = _Stored(document.generation, self._sign(document, stored, now), content, rfc3339(now), digest)
         upsert(connection, desired, {"device": device, **_columns(fresh)})
         return topic, fresh, True
 
@@ -191,21 +195,21 @@ class Publisher:
         return approved
 
 
-def _topic(connection: Connection, device: str, newest: int) -> str:
+def _topic(connection: Connection, device: str) -> str:
     """Where the device listens. A hub restored from an older backup must not drag it back: what it would make now is
     older than what the device obeys."""
-    columns = (devices.c.fleet, devices.c.revoked, devices.c.generation, devices.c.runs)
-    query = select(*columns).where(devices.c.id == device)
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(
+        select(devices.c.fleet, devices.c.revoked, devices.c.runs).where(devices.c.id == device)
+    ).one_or_none()
     if row is None or row.revoked:
         what = "revoked" if row else "unknown"
         raise UnknownDeviceError(f"device {device} is {what}; nothing can be ordered for it")
     if is_doubled(row.runs):
         raise DoubledDeviceError(f"two boxes speak under the name of {device}; nothing is ordered until one is gone")
-    if row.generation > newest:
+    if conflict := next(iter(conflicted(connection, [device])), None):
         raise ConflictedDeviceError(
-            f"device {device} obeys document {row.generation}, this hub made only {newest}: "
-            "say who is right (device resolve --adopt or --override)"
+            f"device {device} obeys document {conflict.generation}, which this hub did not make (its newest is "
+            f"{conflict.newest}): say who is right (device resolve --adopt or --override)"
         )
     return format_topic(DownTopic(row.fleet, device, Down.DESIRED))
 
@@ -254,6 +258,7 @@ def _columns(stored: _Stored) -> dict[str, object]:
         "document": stored.document,
         "content_hash": stored.content_hash,
         "signed_at": stored.signed_at,
+        "digest": stored.digest,
     }
 
 

@@ -6,15 +6,14 @@ hub has assigned is ordered anew).
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import Any
 
 from landreeve.wire.messages import Probation
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, select, update
 
+from landreeve_hub.desired.conflict import conflicted
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.incidents.rules import Raise
 from landreeve_hub.rollout import book
-from landreeve_hub.rollout.sight import PIECE
 from landreeve_hub.rollout.state import Assign
 from landreeve_hub.store import tables
 
@@ -26,33 +25,15 @@ class NoConflictError(ValueError):
     """The device cannot be resolved like that; the text says why."""
 
 
-def find(connection: Connection, devices: Collection[str] | None = None) -> list[Any]:
-    """The devices in conflict: id, site, the document they obey and the newest this hub made."""
-    table, desired = tables.devices, tables.desired
-    newest = func.coalesce(desired.c.generation, 0)
-    query = (
-        select(table.c.id, table.c.site, table.c.generation, newest.label("newest"))
-        .outerjoin(desired, desired.c.device == table.c.id)
-        .where(~table.c.revoked, table.c.generation > newest)
-        .order_by(table.c.site)
-    )
-    if devices is None:
-        return list(connection.execute(query))
-    names = sorted(devices)
-    found: list[Any] = []
-    for start in range(0, len(names), PIECE):
-        found += connection.execute(query.where(table.c.id.in_(names[start : start + PIECE]))).all()
-    return found
-
-
 def tell(connection: Connection, devices: Collection[str] | None, incidents: Incidents, now: datetime) -> int:
     """An incident for each device in conflict; how many there are."""
-    found = find(connection, devices)
+    found = conflicted(connection, devices)
     for row in found:
         text = (
-            f"{row.site} obeys document {row.generation}, but this hub has made only {row.newest}: it was probably "
-            "restored from an older backup. Nothing is ordered for the site until someone says who is right: "
-            f"landreeve-hub device resolve {row.site} --adopt (what the site runs) or --override (what the hub wants)."
+            f"{row.site} obeys document {row.generation}, which this hub did not make (its newest is "
+            f"{row.newest}): it was probably restored from an older backup. Nothing is ordered for the site until "
+            f"someone says who is right: landreeve-hub device resolve {row.site} --adopt (what the site runs) or "
+            "--override (what the hub wants)."
         )
         subject = {"device": row.id, "site": row.site, "generation": row.generation, "newest": row.newest}
         incidents.open_in(connection, now, Raise(key_of(row.id), "conflict", "error", "conflict", text, subject))
@@ -67,11 +48,11 @@ def key_of(device: str) -> str:
 def resolve(connection: Connection, device: str, *, adopt: bool) -> str:
     """Say who is right; one sentence of what was done. `NoConflictError` when there is nothing to say, or the hub does
     not know the release that is to be taken over."""
-    row = next(iter(find(connection, [device])), None)
+    row = next(iter(conflicted(connection, [device])), None)
     if row is None:
         raise NoConflictError(f"device {device} is in no conflict: this hub made the document it obeys")
     said = _adopt(connection, device, row.site) if adopt else f"{row.site} is ordered what this hub wants."
-    stand_in = {"generation": row.generation + AHEAD, "content_hash": ""}
+    stand_in = {"generation": row.generation + AHEAD, "content_hash": "", "digest": ""}
     desired = tables.desired
     known = connection.execute(select(desired.c.device).where(desired.c.device == device)).first()
     if known is None:

@@ -105,9 +105,8 @@ def _site(member: Member, around: Around) -> Held | None:
 
 
 def begun(rollout: Rollout, member: Member, now: datetime) -> datetime:
-    """When the member became due: with its wave, or when it joined or was tried again."""
-    since = rollout.wave_since if member.wave == rollout.wave else None
-    return member.due_since or since or now
+    """When the member became due: with its wave (or one begun early after it), when it joined or was tried again."""
+    return member.due_since or rollout.wave_since or now
 
 
 def place_of(rollout: str, device: str) -> float:

@@ -57,14 +57,15 @@ def _see(
     found = connection.execute(select(table).where(table.c.id.in_(devices), ~table.c.revoked)).all()
     assigned = _of(connection, tables.assignments, model, devices)
     reports = _of(connection, tables.updates, model, devices)
-    generations = select(tables.desired.c.device, tables.desired.c.generation)
-    desired = dict(connection.execute(generations.where(tables.desired.c.device.in_(devices))).all())
+    newest = tables.desired
+    query = select(newest.c.device, newest.c.generation, newest.c.digest).where(newest.c.device.in_(devices))
+    desired = {row.device: row for row in connection.execute(query)}
     quality = _quality(connection, rollout, devices)
     returns = _returns(connection, rollout, devices, now)
     facts = {}
     for row in found:
         report = _report(connection, row, reports.get(row.id), rows=rows)
-        held, served = assigned.get(row.id), serving(row.doc, model)
+        held, served, made = assigned.get(row.id), serving(row.doc, model), desired.get(row.id)
         facts[row.id] = DeviceFact(
             id=row.id,
             site=row.site,
@@ -75,13 +76,15 @@ def _see(
             assigned=held.digest if held else "",
             assigned_version=held.version if held else "",
             generation=int(row.doc.get("generation", 0)),
-            desired=desired.get(row.id, 0),
+            desired=made.generation if made else 0,
             report=report,
             labels=row.labels,
             features=tuple(row.features.split()),
             suspect=SUSPECT.get(row.state, ""),
             quality=quality.get(row.id),
             returns=returns.get(row.id, 0),
+            document=str(row.doc.get("document", "")),
+            newest=made.digest if made else "",
         )
     return facts
 

@@ -103,9 +103,9 @@ class DeviceFact:
     """What the hub knows of a device: ``running`` is the release digest it serves, ``assigned`` the one its
     desired document names, ``generation`` the document it has taken, ``desired`` the newest one.
 
-    ``place`` is the site it stands at where that is not its own name, ``features`` the parts of orders its agent keeps
-    to, ``suspect`` why it is not to be trusted now (a clone, say), ``returns`` how often the model went back on it
-    within the plan's ping-pong window.
+    ``document`` is the digest of the document it obeys, as it says itself, ``newest`` that of the hub's. ``features``
+    are the parts of orders its agent keeps to, ``suspect`` why it is not to be trusted now (a clone, say), ``returns``
+    how often the model went back on it within the plan's ping-pong window.
     """
 
     id: str
@@ -124,11 +124,17 @@ class DeviceFact:
     suspect: str = ""
     quality: Quality | None = None
     returns: int = 0
+    document: str = ""
+    newest: str = ""
 
     @property
     def conflict(self) -> bool:
-        """The device obeys a document this hub has never made: the hub was restored from an older backup."""
-        return self.generation > self.desired
+        """The device obeys a document this hub has never made: the hub was restored from an older backup.
+
+        It shows by a higher number, or by another document under the same number.
+        """
+        other = bool(self.document) and bool(self.newest) and self.document != self.newest
+        return self.generation > self.desired or (self.generation == self.desired and other)
 
 
 Fleet = Mapping[str, DeviceFact]

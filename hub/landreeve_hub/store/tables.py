@@ -324,6 +324,7 @@ desired = Table(
     Column("document", LargeBinary, nullable=False),
     _text("content_hash"),
     _text("signed_at"),
+    _text("digest"),
 )
 
 updates = Table(
