@@ -26,7 +26,7 @@ from landreeve_hub.rollout.state import (
 )
 from landreeve_hub.store import tables
 from landreeve_hub.store.moment import rfc3339
-from landreeve_hub.store.upsert import upsert
+from landreeve_hub.store.upsert import upsert, upsert_many
 
 FLEET_ALIAS = "fleet"
 """The alias of the release every later joiner gets: that of the newest finished rollout."""
@@ -135,10 +135,12 @@ def save(connection: Connection, before: Rollout, after: Rollout, now: datetime)
         return after
     if _head(before) != _head(after):
         connection.execute(update(tables.rollouts).where(tables.rollouts.c.id == after.id).values(_row(after)))
-    moved = sorted(after.members.delta)
-    for device in moved:
-        place = {} if device in before.members else {"place": len(before.members) + moved.index(device)}
-        upsert(connection, tables.rollout_members, _member_row(after, after.members[device], now) | place)
+    new = [device for device in after.members.delta if device not in before.members]
+    places = {device: len(before.members) + number for number, device in enumerate(sorted(new))}
+    known = [_member_row(after, after.members[d], now) for d in after.members.delta if d not in places]
+    upsert_many(connection, tables.rollout_members, known)
+    joined = [_member_row(after, after.members[d], now) | {"place": place} for d, place in places.items()]
+    upsert_many(connection, tables.rollout_members, joined)
     lines = [_line(after.id, now, line) for line in _changes(before, after)]
     if lines:
         connection.execute(insert(tables.rollout_log), lines)
@@ -226,10 +228,11 @@ def carry_out(
 ) -> set[str]:
     """Bring orders into the tables; the devices whose desired document must be published again."""
     touched: set[str] = set()
+    orders = tuple(orders)
+    upsert_many(connection, tables.assignments, [_assigned(rollout.model, o) for o in orders if isinstance(o, Assign)])
     for order in orders:
         match order:
             case Assign():
-                assign(connection, rollout.model, order)
                 touched.add(order.device)
             case Withdraw(device):
                 held = tables.assignments
@@ -263,7 +266,12 @@ def _raised(connection: Connection, rollout: Rollout, order: RaiseIncident) -> R
 
 
 def assign(connection: Connection, model: str, order: Assign) -> None:
-    row = {
+    """What the device's next document names of the model."""
+    upsert(connection, tables.assignments, _assigned(model, order))
+
+
+def _assigned(model: str, order: Assign) -> dict[str, Any]:
+    return {
         "device": order.device,
         "model": model,
         "digest": order.release,
@@ -274,4 +282,3 @@ def assign(connection: Connection, model: str, order: Assign) -> None:
         "schedule": msgspec.to_builtins(order.schedule) if order.schedule else {},
         "strategy": msgspec.to_builtins(order.strategy) if order.strategy else {},
     }
-    upsert(connection, tables.assignments, row)
