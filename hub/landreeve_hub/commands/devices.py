@@ -4,7 +4,7 @@ import sys
 from typing import Annotated
 
 import typer
-from landreeve.cli import Exit, Format, emit, fail
+from landreeve.cli import Exit, Format, emit, fail, note
 
 from landreeve_hub.commands.client import connect
 from landreeve_hub.commands.options import Output, State, Token, Url
@@ -13,7 +13,7 @@ COLUMNS = ("site", "id", "state", "online", "model", "p95_ms", "psi", "predictio
 
 
 def group() -> typer.Typer:
-    """``device list|show|token|waiting|approve|deny|revoke``."""
+    """``device list|show|why|resolve|token|waiting|approve|deny|revoke``."""
     group = typer.Typer(help="The boxes of the fleet.", no_args_is_help=True)
 
     @group.command("list")
@@ -53,9 +53,48 @@ def group() -> typer.Typer:
         else:
             emit(made, output)
 
+    _version(group)
     _admission(group)
     _rates(group)
     return group
+
+
+def _version(group: typer.Typer) -> None:
+    """Why a box is on its version, and who is right when the hub knows less than the box."""
+
+    @group.command("why")
+    def why(
+        device: str, *, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE
+    ) -> None:
+        """Why a box is on the version it is on, from what was stored when it happened."""
+        found = connect(url, token, state).get(f"devices/{device}/why")
+        if output is not Format.TABLE:
+            emit(found, output)
+            return
+        if found["conflict"]:
+            note(f"{found['site']} {found['conflict']}: landreeve-hub device resolve {found['site']}")
+        for model in found["models"]:
+            sys.stdout.write(f"{model['model']}: {model['sentence']}\n")
+            for text in model["waiting"]:
+                sys.stdout.write(f"  waiting: {text}\n")
+            emit(model["steps"], output, ("at", "by", "rollout", "cause", "sentence"))
+
+    @group.command("resolve")
+    def resolve(
+        device: str,
+        *,
+        adopt: Annotated[bool, typer.Option("--adopt", help="What the box runs is what the hub wants.")] = False,
+        override: Annotated[bool, typer.Option("--override", help="The hub orders anew what it wants.")] = False,
+        url: Url = "",
+        token: Token = "",
+        state: State = None,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """Say who is right about a box that obeys newer orders than this hub ever gave (restored from a backup)."""
+        if adopt == override:
+            fail(Exit.USAGE, "say exactly one of --adopt and --override")
+        body = {"adopt": adopt, "override": override}
+        emit(connect(url, token, state).post(f"devices/{device}/resolve", body), output)
 
 
 def _admission(group: typer.Typer) -> None:

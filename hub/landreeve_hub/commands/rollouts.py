@@ -18,19 +18,44 @@ _HELD = {"PAUSED"}
 _VERBS = {
     "pause": "No further orders until resumed.",
     "resume": "Go on, accepting what is known until now.",
-    "next": "Begin the next wave now.",
     "abort": "End here: who committed keeps the release, who is on the way returns.",
     "rollback": "Every device returns to its own last good release.",
 }
 
 
 def group() -> typer.Typer:
-    """``rollout start|list|status|approve|pause|resume|next|abort|rollback|watch``."""
+    """``rollout plan|start|list|status|approve|pause|resume|next|abort|retry|rollback|watch|record``."""
     group = typer.Typer(help="Bring a release to the fleet in waves.", no_args_is_help=True)
+    _plan(group)
     _start(group)
     _look(group)
     _steer(group)
     return group
+
+
+def _plan(group: typer.Typer) -> None:
+    @group.command("plan")
+    def plan(
+        *,
+        plan: Annotated[str, typer.Option(help="The plan as JSON, or @FILE.")] = "",
+        canary: Annotated[list[str] | None, typer.Option(help="A site of the first wave; the rest follows.")] = None,
+        url: Url = "",
+        token: Token = "",
+        state: State = None,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """Check a plan and show exactly which devices each wave would take; nothing is started."""
+        seen = connect(url, token, state).post("rollouts/preview", {"plan": read_plan(plan, canary or [])})
+        _show_preview(seen, output)
+
+
+def _show_preview(seen: dict[str, Any], output: Format) -> None:
+    if output is not Format.TABLE:
+        emit(seen, output)
+        return
+    emit([{"wave": n + 1, "devices": len(w), "sites": ", ".join(w)} for n, w in enumerate(seen["waves"])], output)
+    for text in seen["notes"]:
+        note(text)
 
 
 def _start(group: typer.Typer) -> None:
@@ -43,6 +68,10 @@ def _start(group: typer.Typer) -> None:
         canary: Annotated[list[str] | None, typer.Option(help="A site of the first wave; the rest follows.")] = None,
         force: Annotated[str, typer.Option(help="The reason to take a quarantined release.")] = "",
         preview: Annotated[bool, typer.Option("--preview", help="Only show who is in which wave.")] = False,
+        queue: Annotated[bool, typer.Option("--queue", help="Wait behind a rollout of the same model.")] = False,
+        why: Annotated[str, typer.Option(help="The reason, for the change record.")] = "",
+        risk: Annotated[str, typer.Option(help="low, medium or high, for the change record.")] = "",
+        rollback_plan: Annotated[str, typer.Option(help="How it is taken back, for the change record.")] = "",
         url: Url = "",
         token: Token = "",
         state: State = None,
@@ -57,11 +86,14 @@ def _start(group: typer.Typer) -> None:
             "plan": read_plan(plan, canary or []),
             "force": force,
             "preview": preview,
+            "queue": queue,
+            "why": why,
+            "risk": risk,
+            "rollback_plan": rollback_plan,
         }
         made = connect(url, token, state).post("rollouts", body)
         if preview:
-            made = [{"wave": n + 1, "sites": ", ".join(sites)} for n, sites in enumerate(made["waves"])]
-            emit(made, output)
+            _show_preview(made, output)
         else:
             _show(made, output)
 
@@ -95,6 +127,13 @@ def _look(group: typer.Typer) -> None:
         """One rollout: waves, gates, what it waits for, why."""
         _show(connect(url, token, state).get(f"rollouts/{rollout}"), output)
 
+    @group.command("record")
+    def record(
+        rollout: str, *, url: Url = "", token: Token = "", state: State = None, output: Output = Format.JSON
+    ) -> None:
+        """The change record: who, why, risk, way back, approvals, timeline, outcome of every device."""
+        emit(connect(url, token, state).get(f"rollouts/{rollout}/record"), output)
+
     @group.command("watch")
     def watch(
         rollout: str,
@@ -114,6 +153,32 @@ def _look(group: typer.Typer) -> None:
 def _steer(group: typer.Typer) -> None:
     for verb, text in _VERBS.items():
         group.command(verb, help=text)(_verb(verb))
+
+    @group.command("next")
+    def advance(
+        rollout: str,
+        *,
+        wave: Annotated[int, typer.Option(help="The wave to begin; said again, it begins no other.")] = 0,
+        url: Url = "",
+        token: Token = "",
+        state: State = None,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """Begin the next wave now."""
+        _show(connect(url, token, state).post(f"rollouts/{rollout}/next", {"wave": wave}), output)
+
+    @group.command("retry")
+    def retry(
+        rollout: str,
+        *,
+        device: Annotated[list[str] | None, typer.Option(help="Only this device or site; may be repeated.")] = None,
+        url: Url = "",
+        token: Token = "",
+        state: State = None,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """Try again where it failed, fell silent or was left out."""
+        _show(connect(url, token, state).post(f"rollouts/{rollout}/retry", {"devices": device or []}), output)
 
 
 def _verb(verb: str) -> Any:

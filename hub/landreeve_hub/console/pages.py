@@ -73,7 +73,8 @@ async def _device(api: Api, names: Mapping[str, str], query: Mapping[str, str]) 
     device = await api.get("devices", names["id"])
     delivery = await api.find("delivery") or []
     own = next((row for row in listed(delivery) if row.get("device") == device["id"]), None)
-    return {"device": device, "delivery": own}
+    why = await api.find("devices", device["id"], "why")
+    return {"device": device, "delivery": own, "why": why}
 
 
 async def _rollouts(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A new rollout: choose a release and waves, see exactly which site gets it when, then start it.
 
-The preview is made by the rollout's own rules (`landreeve_hub.rollout.policy`), so what a person saw is what runs.
+The preview is made by the rollout's own rules (`landreeve_hub.rollout.resolve`), so what a person saw is what runs.
 """
 
 import json
@@ -14,6 +14,8 @@ from landreeve_hub.rollout.policy import BadPlanError, parse_plan
 from landreeve_hub.rollout.resolve import resolve
 
 SHARES = ("0", "0.1", "0.25", "0.5")
+RISKS = ("low", "medium", "high")
+MOST = {"max_failures": "0", "max_in_flight": "20", "watch_days": "0"}
 
 
 async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
@@ -28,8 +30,10 @@ async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> 
     share = _one_of(SHARES, query.get("share"))
     plan = _plan(canary, share, query)
     choice = {"models": models, "model": model, "versions": versions, "version": version}
-    form = {"canary": canary, "share": share, "shares": SHARES, "max_failures": query.get("max_failures", "0")}
-    return {**choice, **form, "devices": devices, **_preview(plan, devices, model, version)}
+    form = {"canary": canary, "share": share, "shares": SHARES, "risks": RISKS}
+    typed = {name: query.get(name, MOST.get(name, "")) for name in (*MOST, "second", "from", "to", "why")}
+    form |= {"typed": typed, "risk": _one_of(RISKS, query.get("risk"))}
+    return {**choice, **form, "devices": devices, **_preview(plan, devices, (model, version, form))}
 
 
 def _one_of(choices: Sequence[str], wanted: str | None) -> str:
@@ -39,15 +43,30 @@ def _one_of(choices: Sequence[str], wanted: str | None) -> str:
 
 def _plan(canary: str, share: str, query: Mapping[str, str]) -> dict[str, Any]:
     waves: list[dict[str, Any]] = [{"devices": [canary], "name": "Canary"}]
+    if second := query.get("second", "").strip():
+        waves.append({"query": second, "name": "Chosen"})
     if float(share) > 0:
         waves.append({"share": float(share), "name": "Early"})
     waves.append({"rest": True, "name": "Everyone"})
-    failures = query.get("max_failures", "0")
-    return {"waves": waves, "gate": {"max_failures": int(failures) if failures.isdigit() else 0}}
+    limits = {name: _count(query, name) for name in ("max_failures", "max_in_flight")}
+    plan: dict[str, Any] = {"waves": waves, "gate": limits}
+    if query.get("from") and query.get("to"):
+        plan["windows"] = {"activate": [{"start": query["from"], "end": query["to"]}]}
+    if days := _count(query, "watch_days"):
+        plan["watch"] = {"for_s": days * 86_400, "max_quality_lost": limits["max_failures"]}
+    return plan
 
 
-def _preview(plan: dict[str, Any], devices: Sequence[dict[str, Any]], model: str, version: str) -> dict[str, Any]:
+def _count(query: Mapping[str, str], name: str) -> int:
+    text = query.get(name, "")
+    return int(text) if text.isdigit() else int(MOST[name])
+
+
+def _preview(
+    plan: dict[str, Any], devices: Sequence[dict[str, Any]], chosen: tuple[str, str, Mapping[str, Any]]
+) -> dict[str, Any]:
     sites = {row["id"]: row["site"] for row in devices}
+    model, version, form = chosen
     try:
         taken = resolve(parse_plan(plan), sites, devices)
     except BadPlanError as error:
@@ -56,5 +75,6 @@ def _preview(plan: dict[str, Any], devices: Sequence[dict[str, Any]], model: str
         {"name": wave["name"], "sites": [{"id": device, "site": sites[device]} for device in members]}
         for wave, members in zip(plan["waves"], taken, strict=True)
     ]
-    order = json.dumps({"model": model, "version": version, "plan": plan})
+    words = {"why": form["typed"]["why"], "risk": form["risk"]}
+    order = json.dumps({"model": model, "version": version, "plan": plan, **words})
     return {"preview": preview, "trouble": "", "order": order}

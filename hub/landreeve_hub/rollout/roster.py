@@ -164,8 +164,9 @@ class Roster(Mapping[str, Member]):
         return sum(len(self.group(n, o)) for n in self._waves(wave) for o in outcomes)
 
     def of(self, *outcomes: Outcome, wave: int | None = None) -> tuple[Member, ...]:
-        """The members with one of the outcomes."""
-        return tuple(self._members[d] for n in self._waves(wave) for o in outcomes for d in self.group(n, o))
+        """The members with one of the outcomes, by wave and site: not in the order in which they came to it."""
+        found = [self._members[d] for n in self._waves(wave) for o in outcomes for d in self.group(n, o)]
+        return tuple(sorted(found, key=lambda member: (member.wave, member.site, member.device)))
 
     def group(self, wave: int, outcome: Outcome) -> Mapping[str, None]:
         """The devices of a wave with an outcome."""

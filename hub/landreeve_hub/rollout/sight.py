@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, Table, func, or_, select
 
 from landreeve_hub.fleet import health
 from landreeve_hub.fleet.filter import Row as Filtered
+from landreeve_hub.fleet.sessions import is_doubled
 from landreeve_hub.ingest.minutes import read_rows
 from landreeve_hub.rollout.roster import Outcome, Told
 from landreeve_hub.rollout.state import DeviceFact, Quality, Report, Rollout
@@ -16,8 +17,9 @@ from landreeve_hub.store import tables
 from landreeve_hub.store.moment import parse_rfc3339, rfc3339
 
 PIECE = 400
+DOUBLED = "two boxes speak under its name"
 # States of a device, set elsewhere, in which nothing new is ordered for it.
-SUSPECT = {"cloned": "another box has used its identity", "suspect": "someone marked it as not to be trusted"}
+SUSPECT = {"suspect": "someone marked it as not to be trusted"}
 
 
 def fleet_sites(connection: Connection) -> dict[str, str]:
@@ -80,7 +82,7 @@ def _see(
             report=report,
             labels=row.labels,
             features=tuple(row.features.split()),
-            suspect=SUSPECT.get(row.state, ""),
+            suspect=DOUBLED if is_doubled(row.runs) else SUSPECT.get(row.state, ""),
             quality=quality.get(row.id),
             returns=returns.get(row.id, 0),
             document=str(row.doc.get("document", "")),

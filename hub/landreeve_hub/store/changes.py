@@ -13,7 +13,11 @@ from landreeve_hub.store.tables import device_changes
 
 # Table, the column that names the device, and the columns whose change counts (all of them for the small tables).
 _WATCHED = (
-    ("devices", "id", ("online", "doc", "labels", "revoked", "site", "state", "agent", "features", "generation")),
+    (
+        "devices",
+        "id",
+        ("online", "doc", "labels", "revoked", "site", "state", "agent", "features", "generation", "runs"),
+    ),
     ("updates", "device", ()),
     ("assignments", "device", ()),
     ("desired", "device", ("generation",)),
