@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from random import Random
 
 from landreeve_agent.update import machine
-from landreeve_agent.update.machine import Effect, Installed, Order, Phase, State
+from landreeve_agent.update.directing import serving
+from landreeve_agent.update.machine import Effect
+from landreeve_agent.update.standing import Installed, Order, Phase, State
 
 MODEL = "delay"
 SECONDS = {
@@ -173,7 +175,7 @@ class Box:
     @property
     def running(self) -> tuple[str, str]:
         """The release and version that answer requests."""
-        active = machine.serving(self.state).active
+        active = serving(self.state).active
         return (active.release, active.version) if active is not None else ("", "")
 
     def ended_badly(self, rollout: str) -> bool:

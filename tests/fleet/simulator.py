@@ -127,6 +127,7 @@ class Simulation:
         self.backups: list[Tables] = []
         self.installed: set[tuple[str, str]] = set()
         self.orders = self.looks = self.decisions = 0
+        self.told_bad: dict[str, datetime] = {}
         self.words = 0  # what people said about devices in conflict
         self.boxes = {f"d-{n:05d}": self._box(n) for n in range(case.size)}
         self.plan = self._plan()
@@ -369,6 +370,8 @@ class Simulation:
     def _hear(self, name: str, said: Said) -> None:
         """As the ingest: a report replaces an older one, never a newer one; the figures of a probation stay with it."""
         known = self.tables.reports.get(name)
+        if said.state in {"REJECTED", "ROLLED_BACK"} and said.rollout == FIRST:
+            self.told_bad.setdefault(name, self.clock)
         if self.case.bug == "deaf" and said.state in {"REJECTED", "ROLLING_BACK", "ROLLED_BACK"}:
             return
         if known is None or known.seq < said.seq:
@@ -661,7 +664,8 @@ class Simulation:
                 require(bool(box.running[0]), "something always serves", name)
             if member.back is Back.RETURNED and first.state is State.ROLLED_BACK and not self.words:
                 require(box.running[0] == member.prior, "each goes back to its own last good", name)
-            if box.ended_badly(FIRST) and first.state is State.FINISHED and not self.words:
+            told = self.told_bad.get(name, self.clock)
+            if box.ended_badly(FIRST) and first.finished is not None and told < first.finished and not self.words:
                 failed = member.outcome is Outcome.FAILED or member.back is not Back.NO
                 require(failed, "every failure is counted", f"{name} {member.outcome}")
             held = self.tables.assigned.get(name)

@@ -120,7 +120,9 @@ def stop(
     )
     withdrawn = tuple(Withdraw(m.device) for m in changed if m.back is Back.WITHDRAWN)
     returning = way_back(stopped, now)
-    return stopped, (*withdrawn, Begin(returning)) if returning is not None else withdrawn
+    if returning is None:  # nobody has anything to return to: there is nothing to wait for
+        return replace(stopped, state=State.ROLLED_BACK), withdrawn
+    return stopped, (*withdrawn, Begin(returning))
 
 
 def _sent(member: Member, *, keep_committed: bool) -> Member:
