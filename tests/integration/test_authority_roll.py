@@ -10,9 +10,9 @@ from landreeve.trust.certs import describe, parse_all
 from tests.integration.hub_site import Box, HubProcess, until
 
 
-@pytest.fixture
-async def hub(tmp_path: Path) -> AsyncIterator[HubProcess]:
-    hub = HubProcess(tmp_path / "hub")
+@pytest.fixture(params=["mosquitto", "nats"])
+async def hub(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[HubProcess]:
+    hub = HubProcess(tmp_path / "hub", f"broker.kind={request.param}")
     await asyncio.to_thread(hub.start)
     yield hub
     await asyncio.to_thread(hub.stop)
