@@ -1,7 +1,8 @@
 """The site's end of a bad line: the agent's own outbox and session, in a process and namespace of its own.
 
-``python site_side.py FOLDER HUB_FOLDER``. Lines on standard input: ``make N SECONDS`` makes N facts spread over that
-time, ``wait SECONDS`` waits until the outbox is empty or the time is over; each is answered with a line of JSON.
+``python site_side.py FOLDER KEYS``. Lines on standard input: ``make N SECONDS`` makes N facts spread over that time,
+``burst N`` makes them at once, ``wait SECONDS`` waits until the outbox is empty or the time is over; each is answered
+with a line of JSON.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+from sqlite_utils import Database as SqliteDatabase
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -67,6 +69,18 @@ class Site:
             await self.database.write(lambda db, fact=fact: self.outbox.enqueue(db, fact, utc_now()))  # type: ignore[misc]
             await asyncio.sleep(max(0.0, began + over_s * (number + 1) / count - time.monotonic()))
 
+    async def burst(self, count: int) -> None:
+        """As fast as the disk takes them, a hundred to a write."""
+
+        def write(db: SqliteDatabase) -> None:
+            for _ in range(100):
+                self.made += 1
+                body = Event(name=f"n{self.made}", subject="s", cause="c", sentence=PADDING * 2)
+                self.outbox.enqueue(db, body, utc_now())
+
+        for _ in range(count // 100):
+            await self.database.write(write)
+
     async def wait(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while (await self.outbox.size()).facts and time.monotonic() < deadline:  # noqa: ASYNC110 - looks at the store
@@ -115,6 +129,10 @@ async def main(folder: Path, keys: Path) -> None:
             case ["make", count, seconds]:
                 site.begin()
                 await site.make(int(count), float(seconds))
+                empty = False
+            case ["burst", count]:
+                site.begin()
+                await site.burst(int(count))
                 empty = False
             case ["wait", seconds]:
                 empty = await site.wait(float(seconds))
