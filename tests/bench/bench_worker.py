@@ -2,7 +2,8 @@
 
 All answer the same rows of flight-delay (13 columns) with the same graph on one thread. The worker also puts every
 row on file before it answers; the others capture nothing. Clients run on the same cores: compare CPU per request
-first. Writes build/bench/worker.json.
+first. ``calm`` is that figure in the moments when other programs leave the caches to it: where they use the machine
+too, compare those. Writes build/bench/worker.json.
 """
 
 import argparse
@@ -230,6 +231,7 @@ def rows(measured: list[Figures]) -> list[dict[str, object]]:
             ("p50", f.p50_us, "µs"),
             ("p99", f.p99_us, "µs"),
             ("CPU a request", f.cpu_us, "µs"),
+            ("CPU a request, calm moments", f.calm_cpu_us, "µs"),
             ("rows a run", f.rows_a_run, ""),
         ):
             if value:
@@ -291,10 +293,11 @@ def main() -> None:
 
     measured = uvloop.run(bench())
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print(f"{'':48}{'req/s':>9}{'p50 µs':>10}{'p99 µs':>10}{'CPU µs/req':>12}{'rows/run':>10}")
+    print(f"{'':48}{'req/s':>9}{'p50 µs':>10}{'p99 µs':>10}{'CPU µs/req':>12}{'calm':>8}{'rows/run':>10}")
     for f in measured:
+        calm = f"{f.calm_cpu_us:8.1f}" if f.calm_cpu_us else " " * 8
         runs = f"{f.rows_a_run:10.1f}" if f.rows_a_run else ""
-        print(f"{f.what:48}{f.rps:9.0f}{f.p50_us:10.1f}{f.p99_us:10.1f}{f.cpu_us:12.1f}{runs}")
+        print(f"{f.what:48}{f.rps:9.0f}{f.p50_us:10.1f}{f.p99_us:10.1f}{f.cpu_us:12.1f}{calm}{runs}")
     for row in _bars({f.what: f for f in measured}):
         verdict = "" if row["bar"] is None else f" (bar {row['bar']}: {'holds' if row['holds'] else 'missed'})"
         print(f"{row['what']}: {row['value']} {row['unit']}{verdict}")
