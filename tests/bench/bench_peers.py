@@ -101,7 +101,8 @@ async def child(command: Sequence[str], job: object = None, environ: dict[str, s
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=os.environ | (environ or {}),
+        # An unbuffered child loses the rest of a long line when its write to the pipe is cut by a signal.
+        env=os.environ | {"PYTHONUNBUFFERED": ""} | (environ or {}),
     )
     try:
         out, err = await asyncio.wait_for(process.communicate(json.dumps(job).encode()), LOAD_S)
@@ -110,7 +111,11 @@ async def child(command: Sequence[str], job: object = None, environ: dict[str, s
         await process.wait()
         return {"error": f"{Path(command[1]).name}: took more than {LOAD_S:g} s"}
     lines = out.decode().strip().splitlines()
-    found: Row = json.loads(lines[-1]) if lines else {"error": err.decode()[-500:]}
+    try:
+        found: Row = json.loads(lines[-1])
+    except (IndexError, ValueError) as error:
+        name = Path(command[1]).name
+        return {"error": f"{name}: {len(out)} bytes, exit {process.returncode}, {error}: {err.decode()[-300:]}"}
     return found
 
 

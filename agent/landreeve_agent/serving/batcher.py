@@ -2,8 +2,8 @@
 
 A *quick* graph (under 2 ms) runs on the event loop, after the loop has parsed what the same poll brought in, so
 neighbours share the run's fixed cost; the only caller of a moment is run at once. A slower graph runs in the model's
-own threads, one for each stream of its plan; what arrives meanwhile is joined into the next run. Nothing is ever
-delayed by a timer.
+own threads, one for each stream of its plan; what arrives meanwhile is joined into the next run, which the thread takes
+itself. Nothing is ever delayed by a timer.
 """
 
 import asyncio
