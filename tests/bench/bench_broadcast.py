@@ -217,13 +217,23 @@ async def fetch(place: Place, way: str, count: int, megabytes: int) -> dict[str,
     }
 
 
+async def listening(port: int) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.close()
+                return
+            await asyncio.sleep(0.2)
+
+
 async def measure(place: Place, broker: Broker) -> list[Row]:
     rows: list[Row] = []
     costs: dict[tuple[str, int], float] = {}
     async with child(place, "hub") as hub, child(place, "http") as http:
         assert hub.stdout is not None
         await hub.stdout.readline()
-        await asyncio.sleep(1.5)
+        await listening(place.http_port)
         for way, count, megabytes in CASES:
             servers = [http.pid] if way == "http" else [hub.pid, broker.pid]
             before = [cpu_s(pid) for pid in servers]

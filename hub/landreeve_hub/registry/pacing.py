@@ -79,10 +79,11 @@ class Pace:
         """Whether one more block may be on its way to a single device: it may be deaf."""
         return under_way < max(_FEW_BLOCKS, 3 * REPORT_S * self.rate)
 
-    def is_too_fast_for(self, advance: Advance, middle: float) -> bool:
-        """Whether a device would better have a stream of its own: it is behind, and far below the middle one or what
-        the others set."""
-        return advance.is_behind and advance.arrived_per_s < max(HEALTHY_SHARE * middle, _KEEPING_UP * self.rate)
+    def is_too_fast_for(self, advance: Advance, middle: float, *, spared: bool) -> bool:
+        """Whether a device would better have a stream of its own: it is behind, and far below the middle one. With
+        ``spared`` also one that is somewhat below what the others set: the few that the pace does not wait for."""
+        limit = max(HEALTHY_SHARE * middle, _KEEPING_UP * self.rate if spared else 0.0)
+        return advance.is_behind and advance.arrived_per_s < limit
 
     def _queue_s(self, advances: Mapping[str, Advance], healthy: Sequence[float]) -> float:
         """How long the queue of the slowest healthy device takes it."""

@@ -9,7 +9,7 @@ rate holds them back.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from landreeve_hub.registry.pacing import PATIENCE_S, REPORT_S, Advance, Pace, middle, report_s
+from landreeve_hub.registry.pacing import PATIENCE_S, QUANTILE, REPORT_S, Advance, Pace, middle, report_s
 
 LEAST_PER_S, START_PER_S, MOST_PER_S = 0.5, 64.0, 16_384.0
 # A device that has told nothing for so long is left; it asks again.
@@ -195,12 +195,15 @@ class Demand:
 
     def _part(self, device: str, digest: str, artifact: _Artifact, taker: _Taker, now: float) -> None:
         """Give a device that was too slow for a while its own stream; one alone has it already."""
-        if taker.advance is None or not artifact.pace.is_too_fast_for(taker.advance, artifact.middle):
+        shared = len(artifact.shared())
+        # Without a bound the slow end of those who stay would go, and again, until everybody had a stream.
+        spared = len(artifact.takers) - shared < QUANTILE * len(artifact.takers)
+        if taker.advance is None or not artifact.pace.is_too_fast_for(taker.advance, artifact.middle, spared=spared):
             taker.late_since = None
             return
         if taker.late_since is None:
             taker.late_since = now
-        if now - taker.late_since >= PATIENCE_S and len(artifact.shared()) > 1:
+        if now - taker.late_since >= PATIENCE_S and shared > 1:
             taker.own = _own_pace(taker.advance.arrived_per_s)
             self._outcasts.append((device, digest))
 
