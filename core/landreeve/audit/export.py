@@ -1,7 +1,6 @@
 """A log as files that stand alone: ``manifest.json``, ``entries.jsonl``, ``checkpoints/SIZE.note``, ``witnesses.json``
 and, where asked for, ``personal.jsonl``. A folder, or one zip archive."""
 
-import zipfile
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +62,8 @@ class Archive:
     """Members of a zip file; `close` it."""
 
     def __init__(self, path: Path) -> None:
+        import zipfile  # with its compressors a megabyte that a site seldom needs
+
         self._zip = zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED)
 
     def write(self, name: str, pieces: Iterator[bytes]) -> None:
