@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Header, Request
+from landreeve.audit import ledger
 from sqlalchemy import Connection, select
 
 from landreeve_hub.access.identity import Person
@@ -14,6 +15,8 @@ from landreeve_hub.api.guard import may
 from landreeve_hub.api.problems import Problem
 from landreeve_hub.api.release_routes import find
 from landreeve_hub.api.services import Services
+from landreeve_hub.audit.entry import Entry
+from landreeve_hub.audit.shelf import HubShelf
 from landreeve_hub.rollout import book
 from landreeve_hub.rollout.commands import Asked
 from landreeve_hub.rollout.policy import parse_plan
@@ -96,10 +99,13 @@ def _look(routes: APIRouter, services: Services) -> None:
 
 
 def _audited(connection: Connection, rollout: str) -> list[dict[str, Any]]:
+    """What the audit log holds about the rollout, with the names of people as far as they are not erased."""
     table = tables.audit
-    columns = (table.c.at, table.c.actor, table.c.action, table.c.decision, table.c.data)
-    query = select(*columns).where(table.c.object == rollout).order_by(table.c.seq)
-    return [dict(row) for row in connection.execute(query).mappings()]
+    query = select(table).where(table.c.object == rollout).order_by(table.c.seq)
+    entries = [Entry(**row) for row in connection.execute(query).mappings()]
+    shown = ledger.revealed(HubShelf(connection), entries)
+    names = ("at", "actor", "action", "decision", "data")
+    return [{name: getattr(entry, name) for name in names} for entry in shown]
 
 
 def _start(routes: APIRouter, services: Services) -> None:

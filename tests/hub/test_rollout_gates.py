@@ -1,0 +1,314 @@
+"""Gates, windows, sites and what holds a device: one rule a test."""
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from landreeve.wire.schedule import DayWindow, is_open, next_open
+from landreeve_hub.rollout import commands
+from landreeve_hub.rollout.commands import Asked
+from landreeve_hub.rollout.machine import decide
+from landreeve_hub.rollout.policy import BadPlanError, parse_plan
+from landreeve_hub.rollout.pooling import pooled_mean, pooled_rate
+from landreeve_hub.rollout.resolve import resolve
+from landreeve_hub.rollout.roster import Member, Outcome, Roster, Told
+from landreeve_hub.rollout.state import (
+    Around,
+    Assign,
+    Begin,
+    DeviceFact,
+    Quality,
+    Quarantine,
+    RaiseIncident,
+    Refused,
+    Report,
+    Rollout,
+    State,
+)
+from landreeve_hub.rollout.waiting import words
+
+T0 = datetime(2026, 3, 1, 10, 0, tzinfo=UTC)
+OLD, NEW = "0" * 64, "1" * 64
+GOOD = Told(rows=500, errors=1, latency_ratio=1.0, labelled=400, loss_mean=-0.01, loss_m2=2.0)
+
+
+def made(size: int, plan: dict[str, Any], place: str = "") -> tuple[Rollout, dict[str, DeviceFact]]:
+    sites = {f"d-{n:03d}": f"s-{n:03d}" for n in range(size)}
+    parsed = parse_plan(plan)
+    members = [Member(d, sites[d], n, place=place) for n, wave in enumerate(resolve(parsed, sites)) for d in wave]
+    rollout = Rollout(
+        id="r-000001", model="m", digest=NEW, version="v2", plan=parsed, state=State.RUNNING, wave_since=T0,
+        members=Roster(members),
+    )  # fmt: skip
+    return rollout, {d: DeviceFact(d, s, running=OLD, running_version="v1", assigned=OLD) for d, s in sites.items()}
+
+
+def ended(facts: dict[str, DeviceFact], devices: Any, state: str = "COMMITTED", told: Told | None = GOOD) -> None:
+    for device in devices:
+        report = Report("r-000001", 1, NEW, state, "told", f"{device} said so.", told=told)
+        facts[device] = replace(facts[device], report=report, running=NEW if state == "COMMITTED" else OLD)
+
+
+def installs(orders: Any) -> list[str]:
+    return [o.device for o in orders if isinstance(o, Assign) and o.action == "install"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ({"waves": [{"count": 0}]}, r"plan.waves\[0\].count"),
+        ({"waves": [{"count": 1, "query": "x"}]}, "exactly one of"),
+        ({"gate": {"max_failed_share": 1.5}}, "plan.gate.max_failed_share"),
+        ({"gate": {"confidence": 0.2}}, "plan.gate.confidence"),
+        ({"gate": {"figures": {"max_latency_ratio": -1}}}, "plan.gate.figures.max_latency_ratio"),
+        ({"gate": {"figures": {"max_error_rat": 1}}}, "unknown field `max_error_rat`"),
+        ({"windows": {"zone": "Mars/Base"}}, "plan.windows.zone"),
+        ({"windows": {"activate": [{"start": "25:00", "end": "04:00"}]}}, r"plan.windows.activate\[0\].start"),
+        ({"windows": {"activate": [{"start": "22:00", "end": "04:00", "day": []}]}}, "unknown field 'day'"),
+        ({"watch": {"max_drifted": 1}}, "plan.watch.for_s"),
+        ({"strategy": {"kind": "canary", "shares": [0.5, 0.1]}}, "plan.strategy.shares"),
+        ({"strategy": {"kind": "ab", "shares": [0.5]}}, "plan.strategy.key"),
+        ({"offline": {"policy": "forget"}}, "Invalid enum value 'forget'"),
+        ({"ping_pong": {"max_returns": 0}}, "plan.ping_pong.max_returns"),
+        ({"back": {"waves": []}}, "plan.back.waves"),
+    ],
+)
+def test_bad_plan_is_refused_with_the_fields_name(plan: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadPlanError, match=said):
+        parse_plan(plan)
+
+
+def test_waves_by_count_and_by_filter_take_each_device_once() -> None:
+    rows = [{"id": "d-1", "site": "a", "labels": {"ring": "pilot"}}, {"id": "d-2", "site": "b"}, {"id": "d-3"}]
+    plan = parse_plan({"waves": [{"query": "tag:pilot"}, {"count": 1}, {"rest": True}]})
+    assert resolve(plan, {"d-1": "a", "d-2": "b", "d-3": "c"}, rows) == (("d-1",), ("d-2",), ("d-3",))
+
+
+# --- windows ---
+
+
+def test_clocks_that_go_forward_move_the_start_of_a_window_behind_the_gap() -> None:
+    night = [DayWindow(start="02:30", end="04:00")]
+    before = datetime(2026, 3, 28, 23, 30, tzinfo=UTC)
+    assert next_open(night, "Europe/Berlin", before) == datetime(2026, 3, 29, 1, 30, tzinfo=UTC)  # 03:30 summer time
+
+
+def test_clocks_that_go_back_make_the_night_longer() -> None:
+    night = [DayWindow(start="02:00", end="04:00")]
+    opened = [datetime(2026, 10, 25, hour, minute, tzinfo=UTC) for hour in range(4) for minute in (0, 30)]
+    assert sum(is_open(night, "Europe/Berlin", moment) for moment in opened) == 6  # three hours
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 364 * 1440), st.sampled_from(("Europe/Berlin", "Asia/Dubai")))
+def test_next_opening_is_open_and_nothing_before_it_is(minutes: int, zone: str) -> None:
+    windows = [DayWindow(start="22:00", end="04:00", days=("fri", "sun"))]
+    now = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes)
+    opening = next_open(windows, zone, now)
+    assert is_open(windows, zone, opening)
+    assert opening == now or not is_open(windows, zone, opening - timedelta(seconds=1))
+
+
+def test_sites_are_ordered_in_their_own_night_and_the_order_carries_the_schedule() -> None:
+    rollout, facts = made(2, {"windows": {"activate": [{"start": "20:00", "end": "06:00"}]}})
+    facts["d-000"] = replace(facts["d-000"], labels={"timezone": "Australia/Sydney"})  # 21:00 there
+    decision = decide(rollout, facts, T0)
+    (order,) = decision.orders
+    assert isinstance(order, Assign)
+    assert order.schedule is not None
+    assert (order.device, order.schedule.zone) == ("d-000", "Australia/Sydney")
+    assert (
+        words(decision.waiting[-1])
+        == "s-001 is outside the maintenance windows; the next opens at 2026-03-01 20:00 UTC"
+    )
+    assert decision.wake is not None
+    assert decision.wake <= datetime(2026, 3, 1, 20, tzinfo=UTC)
+
+
+def test_agent_that_keeps_to_windows_is_told_in_time_for_the_download() -> None:
+    windows = {"download": [{"start": "08:00", "end": "18:00"}], "activate": [{"start": "22:00", "end": "04:00"}]}
+    rollout, facts = made(2, {"windows": windows})
+    facts["d-001"] = replace(facts["d-001"], features=("schedule/1",))
+    decision = decide(rollout, facts, T0)
+    assert installs(decision.orders) == ["d-001"]
+    assert "no window for downloads meets one for activation" in words(decision.waiting[-1])
+
+
+def test_label_that_names_no_time_zone_holds_its_device_and_says_so() -> None:
+    rollout, facts = made(1, {"windows": {"activate": [{"start": "00:00", "end": "00:00"}]}})
+    facts["d-000"] = replace(facts["d-000"], labels={"timezone": "nowhere"})
+    decision = decide(rollout, facts, T0)
+    assert decision.orders == ()
+    assert "the label timezone names no IANA time zone" in words(decision.waiting[0])
+
+
+# --- who is held ---
+
+
+def test_two_boxes_of_one_site_are_never_under_way_at_once() -> None:
+    rollout, facts = made(3, {}, place="mall")
+    first = decide(rollout, facts, T0)
+    assert installs(first.orders) == ["d-000"]
+    ended(facts, ["d-000"])
+    assert installs(decide(first.rollout, facts, T0).orders) == ["d-001"]
+
+
+def test_site_busy_with_another_rollout_waits_for_it() -> None:
+    rollout, facts = made(1, {})
+    decision = decide(rollout, facts, T0, Around(busy={"s-000": "r-000000"}))
+    assert "(rollout r-000000), never two at once" in words(decision.waiting[0])
+
+
+def test_older_rollout_of_the_model_goes_first() -> None:
+    rollout, facts = made(1, {})
+    decision = decide(rollout, facts, T0, Around(earlier="r-000000"))
+    assert (decision.orders, [words(w) for w in decision.waiting]) == (
+        (), ["rollout r-000000 of the same model goes first"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("policy", "outcome"), [("order", "ordered"), ("wait", "waiting"), ("exclude", "excluded")])
+def test_box_offline_at_the_start_of_its_wave(policy: str, outcome: str) -> None:
+    rollout, facts = made(2, {"offline": {"policy": policy}})
+    facts["d-000"] = replace(facts["d-000"], online=False)
+    assert decide(rollout, facts, T0).rollout.members["d-000"].outcome.value == outcome
+
+
+def test_device_in_conflict_is_neither_ordered_nor_counted_silent() -> None:
+    rollout, facts = made(1, {})
+    facts["d-000"] = replace(facts["d-000"], generation=7, desired=3)
+    decision = decide(rollout, facts, T0)
+    assert decision.orders == ()
+    assert "newer orders than this hub ever gave" in words(decision.waiting[0])
+    ordered = decide(rollout, {**facts, "d-000": replace(facts["d-000"], generation=0)}, T0).rollout
+    assert decide(ordered, facts, T0 + timedelta(days=9)).rollout.members["d-000"].outcome is Outcome.ORDERED
+
+
+def test_other_document_under_the_same_number_is_a_conflict_too() -> None:
+    assert replace(DeviceFact("d", "s", generation=3, desired=3), document="a", newest="b").conflict
+
+
+def test_device_that_went_back_too_often_is_left_alone_and_a_person_asked() -> None:
+    rollout, facts = made(2, {})
+    facts["d-000"] = replace(facts["d-000"], returns=3)
+    decision = decide(rollout, facts, T0)
+    assert decision.rollout.members["d-000"].cause == "ping_pong"
+    assert [o.kind for o in decision.orders if isinstance(o, RaiseIncident)] == ["ping_pong"]
+
+
+def test_model_that_went_back_too_often_is_paused_instead() -> None:
+    rollout, facts = made(1, {})
+    first = decide(rollout, facts, T0)
+    ended(facts, ["d-000"], "ROLLED_BACK")
+    decision = decide(first.rollout, facts, T0, Around(returns=3))
+    assert (decision.rollout.state, decision.rollout.cause) == (State.PAUSED, "ping_pong")
+
+
+# --- gates ---
+
+
+def canary_done(plan: dict[str, Any], told: Told | None, size: int = 12) -> Any:
+    rollout, facts = made(size, {"waves": [{"share": 0.5}, {"rest": True}], **plan})
+    first = decide(rollout, facts, T0)
+    ended(facts, list(first.rollout.members.flying), told=told)
+    return first.rollout, facts
+
+
+def test_figure_that_is_asked_for_and_not_told_passes_nothing_and_in_the_end_holds() -> None:
+    rollout, facts = canary_done({"gate": {"figures": {"max_error_rate": 0.05}, "deadline_s": 600}}, None)
+    decision = decide(rollout, facts, T0)
+    assert installs(decision.orders) == []
+    assert "error rate was told by 0 of 1 devices" in words(decision.waiting[0])
+    late = decide(decision.rollout, facts, T0 + timedelta(seconds=601))
+    assert (late.rollout.state, late.rollout.cause) == (State.PAUSED, "no_figures")
+
+
+@pytest.mark.parametrize(
+    ("figures", "told", "cause"),
+    [
+        ({"max_error_rate": 0.02}, Told(rows=450, errors=50), "error_rate"),
+        ({"max_latency_ratio": 1.5}, Told(rows=500, latency_ratio=3.0), "latency"),
+        ({"max_log_loss_increase": 0.01}, Told(rows=500, labelled=400, loss_mean=0.2, loss_m2=4.0), "accuracy"),
+    ],
+)
+def test_pooled_figure_beyond_its_limit_does_what_the_plan_says(figures: Any, told: Told, cause: str) -> None:
+    rollout, facts = canary_done({"gate": {"figures": figures}}, told)
+    decision = decide(rollout, facts, T0)
+    assert (decision.rollout.state, decision.rollout.cause) == (State.ROLLING_BACK, cause)
+    assert [o for o in decision.orders if isinstance(o, Quarantine)]
+    assert [o for o in decision.orders if isinstance(o, Begin)]
+
+
+def test_good_figures_let_the_next_wave_begin() -> None:
+    asked = {"max_error_rate": 0.05, "max_latency_ratio": 2.0, "max_log_loss_increase": 0.05}
+    rollout, facts = canary_done({"gate": {"figures": asked}}, GOOD)
+    assert decide(rollout, facts, T0).rollout.wave == 1
+
+
+def test_drift_after_the_end_asks_a_person_and_lost_accuracy_goes_back() -> None:
+    watch = {"for_s": 86_400, "max_drifted": 0, "max_quality_lost": 0}
+    rollout, facts = made(2, {"watch": watch})
+    first = decide(rollout, facts, T0)
+    ended(facts, facts)
+    done = decide(first.rollout, facts, T0)
+    assert done.rollout.state is State.FINISHED
+    assert words(done.waiting[0]).startswith("the fleet is watched for drift")
+    facts["d-000"] = replace(facts["d-000"], quality=Quality(NEW, "drifted"))
+    asked = decide(done.rollout, facts, T0)
+    assert asked.rollout.state is State.FINISHED
+    assert [o.kind for o in asked.orders if isinstance(o, RaiseIncident)] == ["rollout_watch"]
+    assert decide(asked.rollout, facts, T0).orders == ()
+    facts["d-001"] = replace(facts["d-001"], quality=Quality(NEW, "quality_lost"))
+    assert decide(asked.rollout, facts, T0).rollout.state is State.ROLLING_BACK
+    assert decide(asked.rollout, facts, T0 + timedelta(days=2)).rollout.state is State.FINISHED
+
+
+def test_share_of_a_large_fleet_stops_early_only_when_sure() -> None:
+    plan = {"gate": {"max_failed_share": 0.05, "max_in_flight": 100, "on_failure": "pause"}}
+    rollout, facts = made(60, plan)
+    first = decide(rollout, facts, T0)
+    ended(facts, ["d-000"], "ROLLED_BACK")
+    assert decide(first.rollout, facts, T0).rollout.state is State.RUNNING
+    ended(facts, [f"d-{n:03d}" for n in range(6)], "ROLLED_BACK")
+    assert decide(first.rollout, facts, T0).rollout.state is State.PAUSED
+
+
+def test_retry_orders_anew_and_a_late_answer_to_the_first_try_says_nothing() -> None:
+    rollout, facts = made(1, {"gate": {"max_failures": 1, "min_committed": 0}})
+    first = decide(rollout, facts, T0)
+    ended(facts, ["d-000"], "ROLLED_BACK")
+    done = decide(first.rollout, facts, T0)
+    answer = commands.obey(done.rollout, "retry", Asked("ann", T0, "k"))
+    assert not isinstance(answer, Refused)
+    again = decide(answer[0], facts, T0)
+    assert [o.rollout for o in again.orders if isinstance(o, Assign)] == ["r-000001.1"]
+    assert decide(again.rollout, facts, T0).rollout.members["d-000"].outcome is Outcome.ORDERED
+    assert commands.obey(again.rollout, "retry", Asked("ann", T0, "k")) == (again.rollout, ())
+
+
+# --- pooling ---
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_bounds_of_pooled_means_hold_as_often_as_they_say(spread: float) -> None:
+    draw, missed, rounds = random.Random(5), 0, 400
+    for _ in range(rounds):
+        samples = []
+        for _ in range(8):
+            truth = draw.gauss(0.0, spread)
+            values = [draw.gauss(truth, 1.0) for _ in range(40)]
+            mean = sum(values) / 40
+            samples.append((40, mean, sum((v - mean) ** 2 for v in values)))
+        missed += pooled_mean(samples, 0.95).high < 0.0
+    assert missed / rounds <= 0.08  # 5 % and four standard errors of 400 rounds less than that
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(50, 500)), min_size=1, max_size=12))
+def test_pooled_rate_lies_within_its_bounds(counts: list[tuple[int, int]]) -> None:
+    bounds = pooled_rate(counts, 0.95)
+    assert 0 <= bounds.low <= bounds.estimate <= bounds.high <= 1
