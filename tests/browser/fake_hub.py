@@ -20,6 +20,7 @@ class FakeHub:
         self.fleet = fleet(sites)
         self.incidents = incidents()
         self.releases = releases()
+        self.waiting: list[dict[str, Any]] = []
         self.open = False
         self.permissions = PERMISSIONS
         self.calls: list[tuple[str, Any]] = []
@@ -70,6 +71,7 @@ class FakeHub:
             "me": {"user": "mona", "role": "admin", "permissions": self.permissions},
             "fleet": self.fleet,
             "incidents": {"items": self.incidents},
+            "enrolments": self.waiting,
             "models": {"items": [{"name": "flight-delay", "definition": {"purpose": PURPOSE}}]},
             "releases": {"items": self.releases},
             "rollouts": {"items": [*self.fleet["rollouts"], ended()]},

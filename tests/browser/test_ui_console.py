@@ -181,6 +181,29 @@ async def test_hub_tells_the_winner_of_each_class_and_who_started_from_it() -> N
     assert "accuracy fell from 0.975 to 0.53" in page
 
 
+async def test_box_that_waits_is_shown_with_its_key_to_those_who_may_let_it_in() -> None:
+    fake = FakeHub()
+    fake.open = True
+    page = await fetch(fake, hub_pages, "/")
+    assert "wait to be let in" not in page
+    key = "ab12 cd34 ef56 7890 ab12 cd34 ef56 7890"
+    row = {"device": "d-abc", "site": "BOS", "fingerprint": key, "address": "192.0.2.7", "replaces": "d-old"}
+    fake.waiting = [{**row, "asked": "2026-01-01T00:00:00Z", "state": "waiting"}]
+    page = await fetch(fake, hub_pages, "/")
+    assert (key in page, "would replace" in page, "d-old" in page) == (True, True, True)
+    assert "POST /api/v1/enrolments/d-abc/approve" in page
+    fake.permissions = ["view"]
+    assert "/enrolments/d-abc/approve" not in await fetch(fake, hub_pages, "/")
+
+
+async def test_device_is_thrown_out_by_those_who_may_and_a_former_one_shows_its_successor() -> None:
+    fake = FakeHub()
+    fake.open = True
+    assert "/revoke" not in await fetch(fake, hub_pages, "/devices/d-000000000000")
+    fake.permissions = ["view", "devices"]
+    assert "POST /api/v1/devices/d-000000000000/revoke" in await fetch(fake, hub_pages, "/devices/d-000000000000")
+
+
 def open_site() -> FakeSite:
     fake = FakeSite()
     fake.open = True
