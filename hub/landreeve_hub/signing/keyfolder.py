@@ -58,10 +58,6 @@ class KeyFolder:
             return "state"
         return "credentials" if self.has(name) else "elsewhere"
 
-    def is_locked(self, name: str) -> bool:
-        """Whether the key on this machine is under a passphrase."""
-        return b"ENCRYPTED" in self._found(name).read_bytes()
-
     def make(self, name: str) -> CryptoSigner:
         """The signer of that name, made now if there is none."""
         signer = self.load(name) if self.has(name) else make_key(self._path(name))
