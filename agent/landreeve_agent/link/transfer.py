@@ -32,7 +32,7 @@ LEAST_REPORT_S = 0.2
 # What is asked for at once where rules hold transfers back: 4 MiB.
 PIECE_BLOCKS = 64
 # Below this a delta saves less than asking for it costs.
-SMALLEST_DELTA_BYTES = 2 * BLOCK_BYTES
+SMALLEST_DELTA_BYTES = 16 * 1024
 _SILENT_ASKS = 3
 _STALLED_ASKS = 15
 _MAKING_S = (0.3, 1.0, 3.0, 10.0)
