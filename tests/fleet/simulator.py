@@ -669,7 +669,8 @@ class Simulation:
                 failed = member.outcome is Outcome.FAILED or member.back is not Back.NO
                 require(failed, "every failure is counted", f"{name} {member.outcome}")
             held = self.tables.assigned.get(name)
-            if member.outcome is Outcome.COMMITTED and first.state is State.FINISHED and held and not self.words:
+            settled = first.state is State.FINISHED and not self.words and not self._conflict(name)
+            if member.outcome is Outcome.COMMITTED and settled and held:
                 require(box.running[0] == held.release, "a finished rollout is what runs", name)
 
 
