@@ -53,7 +53,7 @@ class House:
 
     @property
     def door(self) -> Door:
-        return Door("127.0.0.1", self.port, self.authority.ca_path, timeout_s=5.0)
+        return Door("127.0.0.1", self.port, self.authority.ca_path, timeout_s=15.0)
 
     async def check(self) -> dict[str, Finding]:
         found = await asyncio.to_thread(check_apart, self.door, self.authority, FLEET, NOW)
@@ -124,7 +124,7 @@ async def test_the_brokers_we_run_do_all_they_must(house: House, kind: Kind) -> 
 
 async def test_a_broker_that_keeps_nobody_apart_is_told_what_to_change(house: House) -> None:
     words = ["broker", "check", f"mqtts://127.0.0.1:{house.port}", "--state", str(house.root), "-o", "json"]
-    words += ["--wait-s", "1.5"]
+    words += ["--wait-s", "3"]
     async with house.configured(Kind.MOSQUITTO, OPEN):
         asked = await asyncio.to_thread(CliRunner().invoke, build(), words)
     assert asked.exit_code == 3
