@@ -136,6 +136,34 @@ class Outbox:
         """
         return await self.database.write(lambda db: _acknowledge(db, epoch, seq, now))
 
+    async def forgotten(self) -> int:
+        """The number up to which every fact has been acknowledged and is gone."""
+        return await self.database.read(_forgotten)
+
+    async def give_up(self, first: int, last: int, now: datetime) -> Pending:
+        """What is told to a hub that no longer has facts it once acknowledged, and an event that says so.
+
+        The gap is no new fact: it takes the number of the last it stands for, and a hub that has that one after all
+        takes it for a repeat.
+        """
+        return await self.database.write(lambda db: self._give_up(db, first, last, now))
+
+    def _give_up(self, db: SqliteDatabase, first: int, last: int, now: datetime) -> Pending:
+        text = f"The hub no longer has facts {first} to {last} of this site, which it had acknowledged"
+        event = Event(
+            name="link.set_back",
+            subject="hub",
+            cause="hub_set_back",
+            sentence=f"{text}: it was set back to an older copy of itself.",
+            severity="warning",
+            data={"first": first, "last": last},
+        )
+        self.enqueue(db, event, now)
+        gap = Gap(first=first, last=last, count=last - first + 1)
+        fact = Fact(epoch=_epoch(db, now), seq=last, at=stamp(now), body=gap)
+        logger.warning("%s", event.sentence)
+        return Pending(last, Up.EVENT, encode(fact))
+
     async def size(self) -> Size:
         """How much waits now."""
         return await self.database.read(_size)
@@ -158,6 +186,11 @@ def _epoch(db: SqliteDatabase, now: datetime) -> int:
 
 def _epoch_at(now: datetime) -> int:
     return int(now.timestamp() * 1_000_000) * 1000
+
+
+def _forgotten(db: SqliteDatabase) -> int:
+    row = db.conn.execute("SELECT min(seq) FROM outbox").fetchone()
+    return _next_seq(db) - 1 if row[0] is None else int(row[0]) - 1
 
 
 def _insert(db: SqliteDatabase, fact: Fact) -> None:

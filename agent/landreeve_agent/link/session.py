@@ -40,6 +40,7 @@ from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.numbers import next_session, save_hub_reads
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.pause import pause_s
+from landreeve_agent.link.setback import Setback
 from landreeve_agent.link.window import Window
 from landreeve_agent.store.stamps import stamp
 
@@ -128,6 +129,7 @@ class Session:
         self._turn = asyncio.Event()
         self._number = 0
         self._hub_reads: frozenset[str] = frozenset()
+        self._setback = Setback(2 * options.resend_s)
         self._window = Window(options.window, options.resend_s)
         self._shared: set[str] = set()
         self._state_changed = asyncio.Event()
@@ -200,6 +202,7 @@ class Session:
     async def _one_connection(self) -> None:
         self._number, client, self._hub_reads = await self._outbox.database.write(next_session)
         self._window.restart(await self._outbox.epoch(self._clock()))
+        self._setback.restart()
         self._empty_queues()
         trial, self._trial = self._trial, None
         self._turn.clear()
@@ -347,7 +350,15 @@ class Session:
             await self._learn_reads(ack)
             if self._window.acknowledge(ack.epoch, ack.seq):
                 await self._forget(ack)
+                await self._notice_setback(ack)
             message.done()
+
+    async def _notice_setback(self, ack: Ack) -> None:
+        """A hub that was set back waits for facts that are gone here: it is told that they never come."""
+        gone = await self._outbox.forgotten()
+        if self._carrier is not None and self._setback.heard(ack.seq, gone, asyncio.get_running_loop().time()):
+            gap = await self._outbox.give_up(ack.seq + 1, gone, self._clock())
+            self._send(self._carrier, self._topic(gap.channel), gap.body, qos=1)
 
     async def _learn_reads(self, ack: Ack) -> None:
         """What the hub says once a session. Kept in the store: the next start need not send its birth plain again."""

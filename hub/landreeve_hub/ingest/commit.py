@@ -258,10 +258,11 @@ class _Batch:
     def finish(self) -> Outcome:
         if self._facts:
             self._connection.execute(_INSERT_FACT, self._facts)
-        marks = {key: progress.seq for key, progress in self._progress.items() if progress.seq > 0}
-        moved = {key: seq for key, seq in marks.items() if seq != self._marks.get(key)}
+        marks = {key: progress.seq for key, progress in self._progress.items()}
+        moved = {key: seq for key, seq in marks.items() if seq and seq != self._marks.get(key)}
         rows = [{"device": device, "epoch": epoch, "seq": seq} for (device, epoch), seq in moved.items()]
         upsert_many(self._connection, tables.highwater, rows)
+        # Also that nothing is here yet: a device whose first numbers this hub has lost learns only so that it has.
         self._outcome.acks = [(device, Ack(epoch=epoch, seq=seq)) for (device, epoch), seq in marks.items()]
         counted = [{"device": device, **counters} for device, counters in self._counters.items()]
         add_many(self._connection, tables.delivery, "device", counted)
