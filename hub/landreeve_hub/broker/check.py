@@ -23,6 +23,7 @@ from landreeve.wire.topics import ROOT, hub_filter
 from landreeve_hub.broker.advice import Finding, finding
 from landreeve_hub.broker.plan import HUB_NAME, PROBE_ONE, PROBE_TWO, PROBES
 from landreeve_hub.broker.probe import Door, Heard, Papers, Visitor, wait_for
+from landreeve_hub.errors import BrokerError
 from landreeve_hub.fleet.authority import Authority
 from landreeve_hub.fleet.certificates import make_key
 
@@ -52,13 +53,20 @@ class Check:
         self._rogue: Papers
 
     def run(self, hub: HubSide) -> list[Finding]:
-        """Every finding, or only that the broker cannot be reached. ``hub`` hears ``up/#`` of the fleet already."""
+        """Every finding, or only that the broker cannot be reached. ``hub`` hears ``up/#`` of the fleet already.
+
+        `BrokerError` when it was called off (`Door.stopping`).
+        """
         self._hub, self._findings = hub, []
         with tempfile.TemporaryDirectory(prefix="landreeve-check-") as folder:
             self._make_papers(Path(folder))
             if self._reach():
                 for check in self._checks():
+                    if self._door.stopping.is_set():
+                        break
                     check()
+        if self._door.stopping.is_set():
+            raise BrokerError("the check was called off")
         return self._findings
 
     def _checks(self) -> tuple[Callable[[], None], ...]:
@@ -128,9 +136,8 @@ class Check:
                     liar.publish(topic, lie)
             one.publish(self._of(PROBE_ONE, "event"), end)
             self._hub.publish(self._to(PROBE_ONE, "ack"), end)
-            patience_s = self._door.timeout_s
-            heard = wait_for(self._hub.heard, self._of(PROBE_ONE, "event"), end, patience_s)[1]
-            heard += wait_for(one.heard, self._to(PROBE_ONE, "ack"), end, patience_s)[1]
+            heard = wait_for(self._hub.heard, self._of(PROBE_ONE, "event"), end, self._door)[1]
+            heard += wait_for(one.heard, self._to(PROBE_ONE, "ack"), end, self._door)[1]
         believed = sorted({found.topic for found in heard if found.payload == lie})
         happened = f"delivered: {', '.join(believed)}" if believed else "nobody heard any of it"
         self._note("spoofed_topic", happened, ok=not believed)
@@ -167,7 +174,7 @@ class Check:
         """All that PROBE_TWO heard until a marker of its own."""
         end = _words()
         self._hub.publish(self._to(PROBE_TWO, "command"), end)
-        _, before = wait_for(visitor.heard, self._to(PROBE_TWO, "command"), end, self._door.timeout_s)
+        _, before = wait_for(visitor.heard, self._to(PROBE_TWO, "command"), end, self._door)
         return {heard.payload for heard in before}
 
     def _client_id(self) -> None:
@@ -195,7 +202,7 @@ class Check:
         topic, said = self._to(PROBE_ONE, "desired"), _words()
         self._hub.publish(topic, said, retain=True)
         with self._inside(PROBE_ONE, self._own(PROBE_ONE)[0]) as late:
-            one, _ = wait_for(late.heard, topic, said, self._door.timeout_s)
+            one, _ = wait_for(late.heard, topic, said, self._door)
         self._hub.publish(topic, b"", retain=True)
         self._note("retained", "it waited" if one else "it was gone", ok=one is not None)
 
@@ -259,7 +266,7 @@ class Check:
             visitor.close()
 
     def _hub_hears(self, topic: str, payload: bytes) -> bool:
-        return wait_for(self._hub.heard, topic, payload, self._door.timeout_s)[0] is not None
+        return wait_for(self._hub.heard, topic, payload, self._door)[0] is not None
 
     def _forget_session(self, name: str, client_id: str) -> None:
         """A clean start with the same id ends what the broker keeps for it."""

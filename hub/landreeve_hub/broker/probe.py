@@ -6,7 +6,7 @@ import ssl
 import threading
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from landreeve.trust.tls import ClosingSocket
 from paho.mqtt.enums import CallbackAPIVersion
 
 KEEPALIVE_S = 30
+
+
+LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,13 @@ class Papers:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where the broker is, whom to believe there, and how long to wait for it."""
+    """Where the broker is, whom to believe there, and how long to wait for it: not at all once ``stopping`` is set."""
 
     host: str
     port: int
     ca: Path
     timeout_s: float = 5.0
+    stopping: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,8 @@ class Visitor:
         except (OSError, ValueError) as error:
             return str(error) or type(error).__name__
         self._client.loop_start()
-        if not self._settled.wait(self._door.timeout_s):
+        self._until(self._settled.is_set)
+        if not self._settled.is_set():
             return f"no answer in {self._door.timeout_s:g} s"
         # With TLS 1.3 a certificate is refused after the handshake: the first answer may be a hang-up.
         return "" if self.inside else self._trouble or "the connection was closed"
@@ -107,7 +112,7 @@ class Visitor:
 
     def hears(self, topic: str, payload: bytes) -> bool:
         """Whether that message comes in time; what came before it stays in ``passed``."""
-        return wait_for(self.heard, topic, payload, self._door.timeout_s)[0] is not None
+        return wait_for(self.heard, topic, payload, self._door)[0] is not None
 
     def cut(self) -> None:
         """Vanish without a goodbye."""
@@ -115,15 +120,24 @@ class Visitor:
         if isinstance(sock, socket.socket):
             sock.shutdown(socket.SHUT_RDWR)
         self._client.loop_stop()
+        self._let_go()
 
     def close(self) -> None:
         """Say goodbye; safe when never open."""
         self._client.disconnect()
         self._client.loop_stop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Callbacks tie this and the client into a ring, whose sockets would stay open until a collection."""
+        client = self._client
+        client.on_connect = client.on_disconnect = client.on_subscribe = client.on_message = client.on_socket_open = (
+            None
+        )
 
     def _until(self, condition: Any) -> None:
         deadline = time.monotonic() + self._door.timeout_s
-        while not condition() and time.monotonic() < deadline:
+        while not condition() and time.monotonic() < deadline and not self._door.stopping.is_set():
             time.sleep(0.005)
 
     def _on_connect(self, client: mqtt.Client, _data: Any, flags: Any, reason: Any, _properties: Any) -> None:
@@ -138,17 +152,15 @@ class Visitor:
         self._settled.set()
 
 
-def wait_for(
-    heard: "queue.Queue[Heard]", topic: str, payload: bytes, timeout_s: float
-) -> tuple[Heard | None, list[Heard]]:
+def wait_for(heard: "queue.Queue[Heard]", topic: str, payload: bytes, door: Door) -> tuple[Heard | None, list[Heard]]:
     """That message, or None when it does not come in time, and all that came before it."""
     before: list[Heard] = []
-    deadline = time.monotonic() + timeout_s
-    while (left := deadline - time.monotonic()) > 0:
+    deadline = time.monotonic() + door.timeout_s
+    while (left := deadline - time.monotonic()) > 0 and not door.stopping.is_set():
         try:
-            one = heard.get(timeout=left)
+            one = heard.get(timeout=min(left, LOOK_S))
         except queue.Empty:
-            break
+            continue
         if (one.topic, one.payload) == (topic, payload):
             return one, before
         before.append(one)

@@ -6,8 +6,10 @@ A broker that does not keep devices apart is an open incident until a later run 
 import asyncio
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -48,13 +50,14 @@ class Tap(Protocol):
 class _LineSide:
     """The hub's end of a check over the line it has anyway: another connection of its name would end that one."""
 
-    def __init__(self, line: Line, tap: Tap) -> None:
+    def __init__(self, line: Line, tap: Tap, stopping: threading.Event) -> None:
         self.heard = tap.heard
         self._line = line
+        self._stopping = stopping
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
         deadline = time.monotonic() + RECONNECT_S
-        while not self._line.connected and time.monotonic() < deadline:
+        while not self._line.connected and time.monotonic() < deadline and not self._stopping.is_set():
             time.sleep(0.05)  # the broker hung up over what it does not carry; the line comes back by itself
         self._line.publish(topic, payload, retain)
         return True
@@ -88,9 +91,14 @@ class SelfTest:
                     f"the hub is not connected to the broker at {self._door.host}:{self._door.port}: nothing to check"
                 )
             self._tap.listen(on=True)
+            # Its own event for each run: a hub that stops must not wait for what a dying broker still owes.
+            door = replace(self._door, stopping=threading.Event())
             try:
-                check = Check(self._door, self._authority, self._fleet, self._clock())
-                return await asyncio.to_thread(check.run, _LineSide(self._line, self._tap))
+                check = Check(door, self._authority, self._fleet, self._clock())
+                return await asyncio.to_thread(check.run, _LineSide(self._line, self._tap, door.stopping))
+            except asyncio.CancelledError:
+                door.stopping.set()
+                raise
             finally:
                 self._tap.listen(on=False)
 
