@@ -282,6 +282,7 @@ class Membership:
             online=True,
             at=stamp(self.clock()),
             generation=status.generation if status else 0,
+            document=status.document if status else "",
             models=models,
             certificate_days=self._certificate_days() or 0.0,
             metadata_days=self._metadata_days(),

@@ -119,6 +119,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     series: Series
     happened: tuple[Happened, ...]
     generation: int = 0
+    document: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class Stored:
     happened: tuple[Happened, ...]
     waiting: int
     generation: int
+    document: str = ""
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ class StatusSource:
             series=self.recent.series(now_s),
             happened=stored.happened,
             generation=stored.generation,
+            document=stored.document,
         )
 
     def _models(self, stored: Stored, worker: WorkerStatus | None, now: datetime) -> tuple[ModelView, ...]:
@@ -338,7 +341,14 @@ def read_stored(tables: Tables, now: datetime) -> Stored:
         happened=tuple(Happened(*row) for row in happened),
         waiting=int(tables.conn.execute("SELECT facts FROM outbox_size").fetchone()[0]),
         generation=int(tables.conn.execute("SELECT coalesce(max(generation), 0) FROM updates").fetchone()[0]),
+        document=digest_of_order(tables),
     )
+
+
+def digest_of_order(tables: Tables) -> str:
+    """The sha256 of the document that is obeyed (`landreeve_agent.update.runner`); empty before the first."""
+    row = tables.conn.execute("SELECT value FROM meta WHERE key = 'desired.digest'").fetchone()
+    return str(row[0]) if row else ""
 
 
 def read_active(models: Path) -> dict[str, Active]:

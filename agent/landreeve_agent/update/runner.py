@@ -6,6 +6,7 @@ be performed again. So the process may die at any moment; `recover` goes on from
 """
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _GENERATION = "desired.generation"
 _DOCUMENT = "desired.document"
+_DIGEST = "desired.digest"
 _REFUSED = "desired.refused"
 _PASSING = frozenset({Cause.CLOCK_BEHIND, Cause.EXPIRED, Cause.STORAGE})  # the same order may be believed later
 
@@ -176,7 +178,8 @@ class Runner:
                 await self._database.write(lambda db: self._refuse(db, signed.generation, verdict, now))
                 return
             desired, releases = verdict.desired, verdict.releases
-            states = await self._database.write(lambda db: self._take(db, desired, releases, now))
+            digest = hashlib.sha256(signed.document.encode()).hexdigest()
+            states = await self._database.write(lambda db: self._take(db, desired, releases, now, digest))
             self.generation = max(self.generation, desired.generation)
         for model, (before, after) in states.items():
             self._show(after)
@@ -377,7 +380,7 @@ class Runner:
             self._outbox.enqueue(db, report, now)
 
     def _take(
-        self, db: SqliteDatabase, desired: Desired, releases: dict[str, int], now: datetime
+        self, db: SqliteDatabase, desired: Desired, releases: dict[str, int], now: datetime, digest: str
     ) -> dict[str, tuple[State, State]]:
         """Every model's new order in one transaction with the generation they came with."""
         changes: dict[str, tuple[State, State]] = {}
@@ -394,6 +397,7 @@ class Runner:
             changes[name] = (before, after)
         _keep(db, _GENERATION, str(desired.generation))
         _keep(db, _DOCUMENT, msgspec.json.encode(desired).decode())
+        _keep(db, _DIGEST, digest)
         return changes
 
     def _refuse(self, db: SqliteDatabase, generation: int, verdict: Rejected, now: datetime) -> None:
