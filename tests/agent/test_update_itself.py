@@ -38,7 +38,7 @@ from tests.fakes.update_ports import (
 
 NOW = datetime(2026, 11, 28, 6, 0, tzinfo=UTC)
 NAME = "landreeve-agent"
-B, C = (release(version, NAME) for version in "BC")
+B, C = (release(version, NAME, AGENT) for version in "BC")
 WELL = Health(connected=True, serving=True)
 
 

@@ -202,13 +202,17 @@ def test_kill_nine_at_any_moment_of_a_conversion_leaves_one_that_works(folder: F
     folder.fill(1500)
     vault, _ = Vault.create(folder.parts.vault, folder.source, folder.root)
     draw, interrupted = random.Random(11), 0
+    began = time.monotonic()
+    state.seal(folder.parts, vault)
+    took_s = time.monotonic() - began
+    state.unseal(folder.parts, vault)
     for turn in range(6):
         verb = "seal" if turn % 2 == 0 else "unseal"
         command = [sys.executable, "-c", _CONVERT, str(folder.root), folder.source, verb]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        time.sleep(draw.uniform(0.0, 0.12))
+        time.sleep(draw.uniform(0.0, took_s))
         process.send_signal(signal.SIGKILL)
         interrupted += process.wait() == -signal.SIGKILL
         process.stdout.close()

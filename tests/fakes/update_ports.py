@@ -57,11 +57,12 @@ class MortalDatabase(Database):
         return result
 
 
-def release(version: str, model: str = "demo") -> Packed:
+def release(version: str, model: str = "demo", component: str = "model") -> Packed:
     """A release with real bytes, whose digest depends on its version."""
     config = ReleaseConfig(
         model=model,
         family="mlp",
+        component=component,
         created="2026-11-23T06:00:00Z",
         signature=Signature(inputs=(), output="p"),
         gates=Gates(metrics={"log_loss": 0.5}),

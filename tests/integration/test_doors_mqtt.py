@@ -118,13 +118,20 @@ def bridged(worker: ServingWorker, broker: SiteBroker, **changes: Any) -> Iterat
     """The door's real process, kept as the supervisor keeps it."""
     wanted = BrokerOptions(host="127.0.0.1", port=broker.port, prefix="shop", client_id="box")
     options = MqttOptions(server=Server(*worker.address), broker=wanted, **changes)
-    room = asyncio.run_coroutine_threadsafe(
-        Door("mqtt", "landreeve_agent.doors.mqtt", lambda: options).run(), worker.loop
-    )
+    ending = asyncio.Event()
+
+    async def kept() -> None:
+        room = asyncio.create_task(Door("mqtt", "landreeve_agent.doors.mqtt", lambda: options).run())
+        await ending.wait()
+        room.cancel()
+        await asyncio.gather(room, return_exceptions=True)
+
+    life = asyncio.run_coroutine_threadsafe(kept(), worker.loop)
     try:
         yield
     finally:
-        room.cancel()
+        worker.loop.call_soon_threadsafe(ending.set)
+        life.result(30)
 
 
 @pytest.fixture(scope="module")

@@ -199,12 +199,12 @@ class FillingFetcher(FakeFetcher):
     disk: Path | None = None
     filled = asyncio.Event()
 
-    async def fetch(self, *what: Any) -> Path:
+    async def fetch(self, *what: Any, **more: Any) -> Path:
         if FillingFetcher.disk is not None:
             fill(FillingFetcher.disk)
             FillingFetcher.disk = None
             FillingFetcher.filled.set()
-        return await super().fetch(*what)
+        return await super().fetch(*what, **more)
 
 
 # The whole site -----------------------------------------------------------------------------------------------
