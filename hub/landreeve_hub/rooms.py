@@ -174,7 +174,7 @@ class Builder:
             line.publish,
             self._clock,
             blocks=_Traffic(blocks, uploads),
-            listeners=[speech.heard, self._listener(), _answering(witnesses)],
+            listeners=[speech.heard, self._listener(), _answering(witnesses), expelling(identities)],
         )
         self_test = self._self_test(authority, address, line, receiver, store, incidents)
         services = Services(
@@ -338,6 +338,23 @@ class _Traffic:
 
     def on_block(self, device: str, block: Block) -> None:
         self._uploads.on_block(device, block)
+
+
+def expelling(identities: Identities) -> Callable[[Outcome], None]:
+    """Has who was thrown out and speaks all the same thrown out again; called in the ingest thread."""
+    loop = asyncio.get_running_loop()
+    under_way: set[asyncio.Task[None]] = set()
+
+    def begin(names: frozenset[str]) -> None:
+        task = loop.create_task(identities.spoke(names))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+
+    def tell(outcome: Outcome) -> None:
+        if outcome.strangers:
+            loop.call_soon_threadsafe(begin, frozenset(outcome.strangers))
+
+    return tell
 
 
 def _chain(appliers: Sequence[Applier]) -> Applier:

@@ -33,6 +33,7 @@ from landreeve_hub.fleet.warden import Warden
 from landreeve_hub.ingest.appliers import standard_appliers
 from landreeve_hub.ingest.line import Address, Line
 from landreeve_hub.ingest.receive import Receiver
+from landreeve_hub.rooms import expelling
 from landreeve_hub.signing import keys
 from landreeve_hub.signing.director import Director
 from landreeve_hub.signing.targets import TargetsRepository
@@ -75,12 +76,13 @@ class Yard:
         await self.broker.start()
         address = Address("127.0.0.1", plan.port, trust, client.certificate, client.key)
         self.line = Line(address, FLEET)
-        self.receiver = Receiver(self.store, FLEET, standard_appliers(lambda *_: None), self.line.publish, now)
         targets = TargetsRepository(self.folder)
         publisher = Publisher(self.store, Director(self.folder), targets, self.line.publish, now)
         warden = Warden(self.store, self.authority, self.broker, address, FLEET, self.line.publish, now)
         audit = AuditLog(self.store, self.folder / "keys")
         self.identities = Identities(self.store, self.authority, warden, publisher, audit, now, lambda _: None)
+        appliers, listeners = standard_appliers(lambda *_: None), [expelling(self.identities)]
+        self.receiver = Receiver(self.store, FLEET, appliers, self.line.publish, now, listeners=listeners)
         self.line.on_message = self.receiver.take
         self.receiver.start()
         self.line.start()

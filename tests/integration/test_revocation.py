@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from landreeve_hub.broker.child import Kind, find_program
 from landreeve_hub.errors import BrokerError
+from landreeve_hub.fleet.warden import revoke_in
 from landreeve_hub.store.tables import facts
 from sqlalchemy import func, select
 
-from tests.integration.fleet_yard import FLEET, Device, Yard, open_yard
+from tests.integration.fleet_yard import FLEET, Device, Yard, now, open_yard
 
 
 @pytest.fixture(params=list(Kind))
@@ -58,10 +59,25 @@ async def test_revoked_device_is_cut_and_nothing_of_it_counts_any_more(yard: Yar
         await until(lambda: len(bad.dropped) > 3 and bad.sent > tried + 60)
         assert accepted > 0
         assert await counted(yard, bad) == accepted
-        assert bad.connections == 1
+        assert not bad.connected
         assert await counted(yard, good) > of_good
         assert (good.connections, good.connected) == (1, True)
         await asyncio.to_thread(nothing_is_retained, yard, bad, good)
+
+
+async def test_device_that_slips_in_after_its_cut_is_cut_again_as_soon_as_it_speaks(yard: Yard) -> None:
+    """As when a busy broker reads the revocation list only after the device is back: here nobody cut it at all."""
+    bad, good = await yard.enrol("bad"), await yard.enrol("good")
+    with speaking(bad, good):
+        await until(lambda: bad.connected and good.connected and bad.sent > 20)
+        await yard.store.write(lambda c: revoke_in(c, bad.name, now(), "revoked"))
+        await until(lambda: bool(bad.dropped))
+        await until(lambda: not bad.connected)
+        accepted = await counted(yard, bad)
+        tried = bad.sent
+        await until(lambda: bad.sent > tried + 40)
+        assert await counted(yard, bad) == accepted
+        assert (good.connections, good.connected) == (1, True)
 
 
 def nothing_is_retained(yard: Yard, bad: Device, good: Device) -> None:

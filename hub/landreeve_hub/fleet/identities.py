@@ -3,7 +3,8 @@ in the transaction that does it; what the broker and the servers have to be told
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -29,6 +30,8 @@ from landreeve_hub.store.tables import devices
 
 log = logging.getLogger(__name__)
 SHOWN = 20
+EXPEL_WITHIN_S = 60.0
+MOST_EXPELLED = 5
 _PEM = Encoding.PEM
 
 
@@ -51,6 +54,9 @@ class Identities:
     reissue: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
     _told: dict[str, bool] = field(default_factory=dict)
     _one: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _spoke: set[str] = field(default_factory=set)
+    _expelled: dict[str, list[float]] = field(default_factory=dict)
+    _expelling: bool = False
 
     async def joined(self, device: Enrolled) -> None:
         """A box has become a device: the broker must know it before it calls, and the one before it is out."""
@@ -148,6 +154,30 @@ class Identities:
             await self.order(device)
         self.changed("fleet")
 
+    async def spoke(self, names: Iterable[str]) -> None:
+        """These may not speak and did. A broker that reads its revocation list late lets a device in once more after
+        it was cut: whoever was revoked is cut again, a few times a minute at most, since elsewhere nobody reads it."""
+        self._spoke.update(names)
+        if self._expelling:
+            return
+        self._expelling = True
+        try:
+            while self._spoke:
+                heard, self._spoke = self._spoke, set()
+                out = await self.store.read(lambda connection: _revoked_of(connection, heard))  # noqa: B023  awaited
+                if due := [name for name in out if self._is_due(name)]:
+                    await self.warden.throw_out(due)
+        finally:
+            self._expelling = False
+
+    def _is_due(self, name: str) -> bool:
+        now = time.monotonic()
+        recent = [at for at in self._expelled.get(name, ()) if now - at < EXPEL_WITHIN_S]
+        if due := len(recent) < MOST_EXPELLED:
+            recent.append(now)
+        self._expelled[name] = recent
+        return due
+
     async def watch(self, now: datetime) -> None:
         """Tell identities that are doubled, and those that no longer are, and see to certificates that end soon."""
         told = await self.store.write(lambda connection: sessions.settle_in(connection, now))
@@ -168,6 +198,11 @@ class Identities:
             await self.publisher.publish_device(device)
         except (SigningError, LookupError) as error:
             log.warning("the document of %s is not renewed: %s", device, error)
+
+
+def _revoked_of(connection: Connection, names: Collection[str]) -> list[str]:
+    query = select(devices.c.id).where(devices.c.id.in_(names), devices.c.revoked).order_by(devices.c.id)
+    return list(connection.execute(query).scalars())
 
 
 def _everyone(connection: Connection) -> list[str]:

@@ -68,13 +68,14 @@ class Refusal:
 @dataclass(slots=True)
 class Outcome:
     """What a committed batch did: the facts that counted, whose state changed, what those devices say they read,
-    what to acknowledge, and which identities turned out to be used by two boxes."""
+    what to acknowledge, which identities turned out to be used by two boxes, and which may not speak and do."""
 
     accepted: list[tuple[str, Fact]] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
     reads: dict[str, frozenset[str]] = field(default_factory=dict)
     acks: list[tuple[str, Ack]] = field(default_factory=list)
     doubled: set[str] = field(default_factory=set)
+    strangers: set[str] = field(default_factory=set)
     refused: int = 0
 
 
@@ -141,6 +142,8 @@ class _Batch:
     def take(self, arrival: Arrival) -> None:
         if arrival.device not in self._known:
             self.refuse(Refusal(arrival.device, "device is not enrolled at this hub, or revoked", arrival.payload))
+            if arrival.payload and not arrival.retained:  # not what the hub itself emptied, nor what lay there
+                self._outcome.strangers.add(arrival.device)
         elif arrival.is_state:
             self._take_state(arrival)
         else:
