@@ -132,6 +132,7 @@ class PahoCarrier:
         self._receive = receive
         self._loop = asyncio.get_running_loop()
         self._accepted: asyncio.Future[None] = self._loop.create_future()
+        self._accepted.add_done_callback(_looked_at)
         self._unsent = 0
         self._closed = False
         self._moved = asyncio.Event()
@@ -178,7 +179,14 @@ class PahoCarrier:
         except TimeoutError:
             logger.warning("the connection to %s did not end in %s s: cut", self._endpoint.host, CLOSE_TIMEOUT_S)
             self._shut_socket()
+        else:
+            self._let_go()
         self.lost.set()
+
+    def _let_go(self) -> None:
+        """Callbacks tie this and the client into a ring, whose sockets would stay open until a collection."""
+        client = self._client
+        client.on_connect = client.on_disconnect = client.on_message = client.on_publish = client.on_socket_open = None
 
     def _make_client(self, endpoint: Endpoint) -> paho.Client:
         client = paho.Client(
@@ -270,6 +278,12 @@ class PahoCarrier:
     def _sent(self) -> None:
         self._unsent -= 1
         self._moved.set()
+
+
+def _looked_at(answer: "asyncio.Future[None]") -> None:
+    """Who gave up before the answer came does not ask for it any more; asyncio would complain of that later."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _ignore(_result: object) -> None:
