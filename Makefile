@@ -16,7 +16,7 @@ clean-demo:
 	@rm -rf "$(DEMO_DIR)" && echo "the demo's state is gone; make run starts over"
 
 test: dev-env
-	@$(BIN)/python -m pytest $(TESTS) -m "not slow" -p no:cacheprovider -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest $(TESTS) -m "not slow" -p no:cacheprovider -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: dev-env
 	@$(BIN)/python -m ruff check .

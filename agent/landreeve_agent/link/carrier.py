@@ -186,7 +186,8 @@ class PahoCarrier:
     def _let_go(self) -> None:
         """Callbacks tie this and the client into a ring, whose sockets would stay open until a collection."""
         client = self._client
-        client.on_connect = client.on_disconnect = client.on_message = client.on_publish = client.on_socket_open = None
+        client.on_connect = client.on_disconnect = client.on_message = client.on_publish = None
+        client.on_socket_open = _given_up  # a connect that still goes on in its thread must not succeed
 
     def _make_client(self, endpoint: Endpoint) -> paho.Client:
         client = paho.Client(
@@ -278,6 +279,11 @@ class PahoCarrier:
     def _sent(self) -> None:
         self._unsent -= 1
         self._moved.set()
+
+
+def _given_up(_client: Any, _data: Any, sock: Any) -> None:
+    sock.close()
+    raise ConnectionAbortedError("the connection was given up while it was being made")
 
 
 def _looked_at(answer: "asyncio.Future[None]") -> None:
