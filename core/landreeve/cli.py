@@ -6,9 +6,11 @@ Results go to standard output, messages to standard error, so that ``-o json`` c
 import sys
 from collections.abc import Mapping, Sequence
 from enum import IntEnum, StrEnum
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import msgspec
+
+Level = Literal["ok", "warn", "fail"]
 
 
 class Exit(IntEnum):
@@ -55,6 +57,22 @@ def emit(result: Any, form: Format | str, columns: Sequence[str] = ()) -> None:
             sys.stdout.write("\n".join(_yaml(plain, 0)) + "\n")
         case Format.TABLE:
             _table(plain, columns)
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One line of a doctor's report: what was looked at, how it is, the fact, and how to mend it."""
+
+    check: str
+    state: Level
+    fact: str
+    fix: str = ""
+
+
+def report(checks: Sequence[Check], form: Format | str) -> None:
+    """Write what a doctor found; exit code 3 when a check fails."""
+    emit(checks, form, ("check", "state", "fact", "fix"))
+    if any(one.state == "fail" for one in checks):
+        raise SystemExit(int(Exit.PROBLEMS))
 
 
 def _table(plain: Any, columns: Sequence[str]) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from landreeve.cli import Check
 from landreeve.trust.floor import raise_floor
 from landreeve_agent.commands.checks import _time
 from landreeve_agent.commands.checks_link import examine_link
-from landreeve_agent.commands.report import Check
 from landreeve_hub.commands.doctor import examine
 
 from tests.integration.hub_site import Box, HubProcess, now

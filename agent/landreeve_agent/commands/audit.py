@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from landreeve.cli import Exit, Format, emit, fail, note
+from landreeve.audit import commands
+from landreeve.cli import Exit, Format, emit
 
 from landreeve_agent.commands.client import connected
 from landreeve_agent.commands.options import Output, state_of
@@ -48,21 +49,7 @@ def verify(
     output: Output = Format.TABLE,
 ) -> None:
     """Check that the log is as it was written (exit 3 when it is not)."""
-    if offline is not None:
-        from landreeve.audit.verify import check
-
-        report = check(offline, key, seen or [])
-        if isinstance(report, str):
-            fail(Exit.USAGE, report)
-        emit(report, output)
-        whole, sentence = report.whole, report.sentence
-    else:
-        answer = connected(state_of(context)).get("/audit/verify")
-        emit(answer, output)
-        whole, sentence = answer["whole"], answer.get("sentence", "")
-    if not whole:
-        note(f"The audit log was tampered with: {sentence}")
-        raise SystemExit(int(Exit.PROBLEMS))
+    commands.verify(lambda: connected(state_of(context)).get("/audit/verify"), offline, key, seen or [], output)
 
 
 def export(
@@ -71,11 +58,7 @@ def export(
     output: Output = Format.TABLE,
 ) -> None:
     """The log as files that verify alone: python -m landreeve.audit.verify FILE."""
-    if target.exists():
-        fail(Exit.CONFLICT, f"{target} exists; name another file")
-    data = connected(state_of(context)).get_bytes("/audit/export")
-    target.write_bytes(data)
-    emit({"file": str(target), "bytes": len(data)}, output)
+    commands.export(lambda: connected(state_of(context)).get_bytes("/audit/export"), target, output)
 
 
 def trust(context: typer.Context, output: Output = Format.TABLE) -> None:

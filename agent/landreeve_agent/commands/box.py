@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from landreeve.cli import Exit, Format, emit, fail, note
+from landreeve.cli import Exit, Format, emit, fail, note, report
 from landreeve.settings import SettingsError, write_values
 
 from landreeve_agent.commands.client import connected
@@ -155,10 +155,7 @@ def doctor(
 
         for sentence in mend(state):
             note(f"mended: {sentence}")
-    rows = examine(state, os.environ, broker=broker)
-    emit(rows, output, ("check", "state", "fact", "fix"))
-    if any(row.state == "fail" for row in rows):
-        raise SystemExit(int(Exit.PROBLEMS))
+    report(examine(state, os.environ, broker=broker), output)
 
 
 def code(context: typer.Context, output: Output = Format.TABLE) -> None:

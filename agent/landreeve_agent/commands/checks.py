@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from landreeve.cli import Check
 from landreeve.settings import SettingsError
 from landreeve.trust import expiry
 from landreeve.trust.floor import clock_problem, read_floor
 
 from landreeve_agent.commands.client import connect, is_running
-from landreeve_agent.commands.report import Check
 from landreeve_agent.config import StateFolder, load_settings
 from landreeve_agent.console.status import CLOCK_OFF_S
 from landreeve_agent.version import BUILD_TIME

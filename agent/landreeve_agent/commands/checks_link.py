@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 import httpx2
 import paho.mqtt.client as paho
+from landreeve.cli import Check
 from landreeve.trust.certs import BadCertificateError
 from landreeve.wire.codec import encode
 from landreeve.wire.messages import DeviceState
 from landreeve.wire.topics import Up, UpTopic, device_filters, format_topic
 from paho.mqtt.enums import CallbackAPIVersion
 
-from landreeve_agent.commands.report import Check
 from landreeve_agent.config import StateFolder
 from landreeve_agent.link.carrier import CarrierError, tls_context
 from landreeve_agent.link.desk import believing, sentence

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from landreeve.blobs.durable import write_durably
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.training.job import Job, LabelledRow, TrainRequest, canonical
-from landreeve_agent.training.trainer import JOB_FILE, ROWS_FILE, write_durably
+from landreeve_agent.training.trainer import JOB_FILE, ROWS_FILE
 
 # Samples whose run failed count too: the row is real, and so is its label.
 _LABELLED = (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+from landreeve.blobs.durable import write_durably
 from landreeve.release.layout import write_folder
 
 from landreeve_agent.serving.control import frame
@@ -65,21 +66,6 @@ def tell(out: IO[bytes], message: Progress | Outcome) -> None:
     """One frame to the supervisor."""
     out.write(frame(message))
     out.flush()
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace a file atomically, on the disk before this returns."""
-    beside = path.with_suffix(".tmp")
-    with beside.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _end_with_supervisor() -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from landreeve.cli import Exit, Format, emit, fail, note
+from landreeve.audit import commands
+from landreeve.cli import Exit, Format, emit, note
 
 from landreeve_hub.commands.client import connect
 from landreeve_hub.commands.options import Output, State, Token, Url
@@ -61,21 +62,7 @@ def verify(
     output: Output = Format.TABLE,
 ) -> None:
     """Check that the log is as it was written (exit 3 when it is not)."""
-    if offline is not None:
-        from landreeve.audit.verify import check
-
-        report = check(offline, key, seen or [])
-        if isinstance(report, str):
-            fail(Exit.USAGE, report)
-        emit(report, output)
-        whole, sentence = report.whole, report.sentence
-    else:
-        answer = connect(url, token, state).get("audit/verify")
-        emit(answer, output)
-        whole, sentence = answer["whole"], answer.get("sentence", "")
-    if not whole:
-        note(f"The audit log was tampered with: {sentence}")
-        raise SystemExit(int(Exit.PROBLEMS))
+    commands.verify(lambda: connect(url, token, state).get("audit/verify"), offline, key, seen or [], output)
 
 
 def export(
@@ -90,11 +77,8 @@ def export(
     output: Output = Format.TABLE,
 ) -> None:
     """The whole log as files that verify without a hub: python -m landreeve.audit.verify FILE."""
-    if target.exists():
-        fail(Exit.CONFLICT, f"{target} exists; name another file")
-    data = connect(url, token, state).download(f"audit/export?personal={str(personal).lower()}")
-    target.write_bytes(data)
-    emit({"file": str(target), "bytes": len(data)}, output)
+    where = f"audit/export?personal={str(personal).lower()}"
+    commands.export(lambda: connect(url, token, state).download(where), target, output)
 
 
 def erase(

@@ -10,11 +10,10 @@ import stat
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import msgspec
 import typer
-from landreeve.cli import Exit, Format, emit, note
+from landreeve.cli import Check, Format, Level, note, report
 
 from landreeve_hub.commands.client import connect
 from landreeve_hub.commands.options import Output
@@ -26,16 +25,6 @@ CA_YEARS = timedelta(days=365)
 SERVER_LEFT = timedelta(days=14)
 BACKUP_AGE = timedelta(days=7)
 CLOCK = timedelta(minutes=5)
-Level = Literal["ok", "warn", "fail"]
-
-
-class Check(msgspec.Struct, frozen=True):
-    """One line of the report."""
-
-    check: str
-    state: Level
-    fact: str
-    fix: str = ""
 
 
 def install(root: typer.Typer) -> None:
@@ -53,10 +42,7 @@ def install(root: typer.Typer) -> None:
         if fix:
             for sentence in mend(state):
                 note(f"mended: {sentence}")
-        rows = examine(state.absolute(), datetime.now(UTC), broker=broker)
-        emit(rows, output, ("check", "state", "fact", "fix"))
-        if any(row.state == "fail" for row in rows):
-            raise SystemExit(int(Exit.PROBLEMS))
+        report(examine(state.absolute(), datetime.now(UTC), broker=broker), output)
 
 
 def examine(state: Path, now: datetime, *, broker: bool = False) -> list[Check]:
