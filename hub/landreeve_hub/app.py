@@ -184,7 +184,8 @@ class Hub:
             self._changes.say("fleet")
 
         joined, rules = rooms.identities.joined, rooms.identities.rules
-        desk = Desk(rooms.store, rooms.authority, facts, joined, self._clock, rules, waiting=say, renewed=say)
+        record = rooms.audit.record_in
+        desk = Desk(rooms.store, rooms.authority, facts, joined, self._clock, record, rules, waiting=say, renewed=say)
         web = FastAPI(title="Landreeve enrolment", docs_url=None, redoc_url=None, openapi_url=None)
         web.include_router(router(desk))
         return web

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from landreeve.trust.certs import describe
 from landreeve.trust.token import EnrolmentToken, parse_token
+from landreeve_hub.audit.log import AuditLog
 from landreeve_hub.fleet import incarnation, waiting
 from landreeve_hub.fleet.authority import Authority
 from landreeve_hub.fleet.enrolment import (
@@ -43,6 +44,7 @@ class Office:
         self.store = Store(folder / "hub.db")
         self.authority = Authority(folder)
         self.authority.init(NOW)
+        self.audit = AuditLog(self.store, folder / "keys")
 
     async def mint(
         self, site: str = "ewr", ttl: timedelta = DAY, labels: dict[str, str] | None = None, replaces: bool = False
@@ -60,7 +62,13 @@ class Office:
         self, secret: str, csr: str, now: datetime = NOW, rules: Rules = EASY, generation: int = 0
     ) -> Enrolled | Waiting | Refused:
         asked = Asked(secret, csr, generation, "192.0.2.7")
-        return await redeem(self.store, self.authority, asked, now, fleet="demo", rules=rules)
+        return await redeem(
+            self.store, self.authority, asked, now, fleet="demo", record=self.audit.record_in, rules=rules
+        )
+
+    async def acts(self, device: str) -> list[tuple[str, str, dict[str, object]]]:
+        entries = await self.audit.listed(0, 100)
+        return [(one.actor, one.action, one.data) for one in entries[::-1] if one.object == device]
 
     async def device(self, device: str) -> "Row[tuple[object, ...]]":
         return await self.store.read(lambda c: c.execute(select(devices).where(devices.c.id == device)).one())
@@ -125,6 +133,26 @@ async def test_box_whose_answer_was_lost_gets_the_same_identity(office: Office) 
     assert isinstance(again, Enrolled)
     assert (first.device, first.again, again.device, again.again) == (first.device, False, first.device, True)
     assert (await office.device(first.device)).certificate_serial == describe(again.certificate.encode()).serial
+
+
+async def test_every_certificate_given_out_is_in_the_audit_log_and_nothing_refused_is(office: Office) -> None:
+    token, csr = await office.mint(), request()
+    first, again = await office.redeem(token.secret, csr), await office.redeem(token.secret, csr)
+    assert isinstance(first, Enrolled)
+    assert isinstance(again, Enrolled)
+    assert reason(await office.redeem(token.secret, request())) is Reason.USED
+    spare = await office.mint(replaces=True)
+    new = await office.redeem(spare.secret, request())
+    assert isinstance(new, Enrolled)
+    actor = f"site:{first.device}:enrolment"
+    given = await office.acts(first.device)
+    assert [(by, action) for by, action, _ in given] == [(actor, "device.enrol"), (actor, "device.enrol-again")]
+    assert [data["serial"] for _, _, data in given] == [
+        describe(answer.certificate.encode()).serial for answer in (first, again)
+    ]
+    ((_, _, data),) = await office.acts(new.device)
+    assert (data["site"], data["replaces"]) == ("ewr", first.device)
+    assert len(await office.audit.listed(0, 100)) == 3
 
 
 async def test_revoked_box_gets_no_second_certificate(office: Office) -> None:

@@ -79,8 +79,8 @@ class Yard:
         targets = TargetsRepository(self.folder)
         publisher = Publisher(self.store, Director(self.folder), targets, self.line.publish, now)
         warden = Warden(self.store, self.authority, self.broker, address, FLEET, self.line.publish, now)
-        audit = AuditLog(self.store, self.folder / "keys")
-        self.identities = Identities(self.store, self.authority, warden, publisher, audit, now, lambda _: None)
+        self.audit = AuditLog(self.store, self.folder / "keys")
+        self.identities = Identities(self.store, self.authority, warden, publisher, self.audit, now, lambda _: None)
         appliers, listeners = standard_appliers(lambda *_: None), [expelling(self.identities)]
         self.receiver = Receiver(self.store, FLEET, appliers, self.line.publish, now, listeners=listeners)
         self.line.on_message = self.receiver.take
@@ -102,7 +102,7 @@ class Yard:
         key = ec.generate_private_key(ec.SECP256R1())
         csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
         asked = Asked(token.secret, csr.public_bytes(Encoding.PEM).decode())
-        answer = await redeem(self.store, self.authority, asked, now(), fleet=FLEET)
+        answer = await redeem(self.store, self.authority, asked, now(), fleet=FLEET, record=self.audit.record_in)
         assert isinstance(answer, Enrolled)
         await self.identities.joined(answer)
         pem = self.folder / f"{site}.pem"

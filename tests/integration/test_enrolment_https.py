@@ -21,9 +21,10 @@ from landreeve.trust.verify import DesiredVerifier
 from landreeve.wire.messages import Desired, SignedDesired
 from landreeve_agent.link.enrol import JoinError, Step, join
 from landreeve_agent.link.identity import Identity, keys_folder, load_identity, trust_folder
+from landreeve_hub.audit.log import AuditLog
 from landreeve_hub.fleet.authority import Authority
 from landreeve_hub.fleet.enrolment import Enrolled, mint
-from landreeve_hub.fleet.enrolment_api import FleetFacts, enrolment_router
+from landreeve_hub.fleet.enrolment_api import Desk, FleetFacts, router
 from landreeve_hub.signing import keys
 from landreeve_hub.signing.director import Director
 from landreeve_hub.signing.roots import DIRECTOR, TARGETS, newest_root_text
@@ -45,6 +46,7 @@ class Hub:
         self.authority = Authority(state)
         self.authority.init(NOW)
         keys.init(state, NOW)
+        self.audit = AuditLog(self.store, state / "keys")
         self._server = uvicorn.Server(self._config())
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"https://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -66,7 +68,7 @@ class Hub:
         pair = self.authority.issue_server("https", NOW)
         app = FastAPI()
         app.include_router(
-            enrolment_router(self.store, self.authority, self._facts, self._note, lambda: self.now),
+            router(Desk(self.store, self.authority, self._facts, self._note, lambda: self.now, self.audit.record_in))
         )
         return uvicorn.Config(app, ssl_keyfile=pair.key, ssl_certfile=pair.certificate, log_config=None, ws="none")
 

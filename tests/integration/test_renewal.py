@@ -68,6 +68,8 @@ async def test_certificate_is_renewed_again_and_again_and_after_it_has_expired(s
         assert "after the former one had expired" in box.events[0].sentence
         assert serial(box) != first
         await until(lambda: hub.get("devices")[0]["online"])
+        acts = [row["action"] for row in hub.get("audit")["items"]]
+        assert {"device.enrol", "certificate.renew", "certificate.recover"} <= set(acts)
     finally:
         await box.stop()
 

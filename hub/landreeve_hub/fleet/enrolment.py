@@ -143,7 +143,14 @@ class Asked:
 
 
 async def redeem(
-    store: Store, authority: Authority, asked: Asked, now: datetime, *, fleet: str, rules: Rules = Rules()
+    store: Store,
+    authority: Authority,
+    asked: Asked,
+    now: datetime,
+    *,
+    fleet: str,
+    record: register.Record,
+    rules: Rules = Rules(),
 ) -> Enrolled | Waiting | Refused:
     """Make the device the token was minted for, or say why not, or that a person must decide first."""
     try:
@@ -152,7 +159,7 @@ async def redeem(
         issued = register.issue(authority, asked.csr, device, now, rules.certificate_days)
     except BadRequestError as error:
         return Refused(Reason.BAD_REQUEST, f"The certificate request is refused: {error}.")
-    claim = _Claim(asked, issued, keyprint(key), fleet, rules.approval, now)
+    claim = _Claim(asked, issued, keyprint(key), fleet, rules.approval, now, record)
     try:
         return await store.write(lambda connection: _spend(connection, claim))
     except IntegrityError:
@@ -194,6 +201,7 @@ class _Claim:
     fleet: str
     approval: bool
     now: datetime
+    record: register.Record
     device: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -255,7 +263,7 @@ def _repeat(connection: Connection, token: AnyRow, known: AnyRow | None, claim: 
     """The same box again: only its new certificate is noted. Not for a device revoked in the meantime."""
     if token.device != claim.device or known is None or known.revoked:
         return Refused(Reason.USED, f"The token was used at {token.used_at} and enrols one box only; mint a new one.")
-    register.keep_in(connection, claim.issued, claim.now)
+    register.keep_in(connection, claim.issued, claim.now, claim.record, "device.enrol-again", site=token.site)
     return Enrolled(claim.device, token.site, claim.issued.pem, claim.issued.expires, again=True)
 
 
@@ -273,13 +281,14 @@ def _create(connection: Connection, token: AnyRow, holder: AnyRow | None, claim:
         row["labels"] = {**holder.labels, **token.labels}
     connection.execute(devices.insert().values(row))
     _begin_above(connection, claim.device, min(max(claim.asked.generation, 0), MAX_GENERATION))
-    register.keep_in(connection, claim.issued, claim.now)
+    replaced = holder.id if holder is not None else ""
+    told = {"site": str(token.site), **({"replaces": replaced} if replaced else {})}
+    register.keep_in(connection, claim.issued, claim.now, claim.record, "device.enrol", **told)
     if holder is not None:
         incarnation.hand_over_in(connection, holder.id, claim.device)
     spent = {"used_at": rfc3339(claim.now), "device": claim.device}
     connection.execute(update(enrolment_tokens).where(enrolment_tokens.c.hash == token.hash).values(spent))
     waiting.forget_in(connection, claim.device)
-    replaced = holder.id if holder is not None else ""
     return Enrolled(claim.device, token.site, claim.issued.pem, claim.issued.expires, again=False, replaced=replaced)
 
 

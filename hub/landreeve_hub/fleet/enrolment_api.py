@@ -29,6 +29,7 @@ from landreeve.trust.enrolment import (
 
 from landreeve_hub.fleet.authority import Authority
 from landreeve_hub.fleet.enrolment import Asked, Enrolled, Reason, Refused, Rules, Waiting, redeem
+from landreeve_hub.fleet.register import Record
 from landreeve_hub.fleet.renewal import Challenges, NotRenewed, Renewed, Why, recover, renew
 from landreeve_hub.process import PEER
 from landreeve_hub.store.database import Store
@@ -54,7 +55,8 @@ class FleetFacts:
 
 @dataclass(frozen=True)
 class Desk:
-    """What the routes stand on. ``facts`` is asked at each enrolment (ports and roots change); ``enrolled`` is
+    """What the routes stand on. ``facts`` is asked at each enrolment (ports and roots change); ``record`` enters
+    what is given out into the audit log; ``enrolled`` is
     awaited before the answer, so the broker knows the device when it calls; it also runs for a repeat. ``waiting``
     and ``renewed`` are told so that people see it."""
 
@@ -63,20 +65,10 @@ class Desk:
     facts: Callable[[], FleetFacts]
     enrolled: Callable[[Enrolled], Awaitable[None]]
     clock: Callable[[], datetime]
+    record: Record
     rules: Rules = field(default_factory=Rules)
     waiting: Callable[[Waiting], None] = lambda _: None
     renewed: Callable[[Renewed], None] = lambda _: None
-
-
-def enrolment_router(
-    store: Store,
-    authority: Authority,
-    facts: Callable[[], FleetFacts],
-    enrolled: Callable[[Enrolled], Awaitable[None]],
-    clock: Callable[[], datetime],
-) -> APIRouter:
-    """The routes of a desk without settings of its own."""
-    return router(Desk(store, authority, facts, enrolled, clock))
 
 
 def router(desk: Desk) -> APIRouter:
@@ -107,7 +99,9 @@ def _enrolment(routes: APIRouter, desk: Desk) -> None:
         now, known = desk.clock(), desk.facts()
         address = request.client.host if request.client else ""
         claim = Asked(asked.secret, asked.csr, asked.generation, address)
-        answer = await redeem(desk.store, desk.authority, claim, now, fleet=known.fleet, rules=desk.rules)
+        answer = await redeem(
+            desk.store, desk.authority, claim, now, fleet=known.fleet, record=desk.record, rules=desk.rules
+        )
         match answer:
             case Refused(reason, sentence):
                 _LOG.warning("enrolment refused (%s): %s", reason, sentence)
@@ -129,7 +123,9 @@ def _renewal(routes: APIRouter, desk: Desk) -> None:
         if isinstance(asked, Response):
             return asked
         peer = getattr(request.state, PEER, None)
-        return _renewed(desk, await renew(desk.store, desk.authority, peer, asked.csr, desk.clock(), desk.rules))
+        return _renewed(
+            desk, await renew(desk.store, desk.authority, peer, asked.csr, desk.clock(), desk.rules, desk.record)
+        )
 
     @routes.post("/challenge")
     async def challenge() -> Response:
@@ -140,7 +136,7 @@ def _renewal(routes: APIRouter, desk: Desk) -> None:
         asked = await _asked(request, RecoveryRequest)
         if isinstance(asked, Response):
             return asked
-        answer = await recover(desk.store, desk.authority, challenges, asked, desk.clock(), desk.rules)
+        answer = await recover(desk.store, desk.authority, challenges, asked, desk.clock(), desk.rules, desk.record)
         return _renewed(desk, answer)
 
 

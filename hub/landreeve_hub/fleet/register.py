@@ -3,6 +3,7 @@
 All within the caller's transaction, so that a certificate is known before it leaves the hub.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -11,6 +12,7 @@ from landreeve.trust.certs import describe, parse
 from landreeve.trust.keyprint import keyprint
 from sqlalchemy import Connection, select, update
 
+from landreeve_hub.audit.entry import Act
 from landreeve_hub.fleet.authority import Authority
 from landreeve_hub.fleet.certificates import PublicKey
 from landreeve_hub.store.moment import parse_rfc3339, rfc3339
@@ -18,6 +20,9 @@ from landreeve_hub.store.tables import certificates, devices
 
 # A broker whose clock is behind must still refuse what expired a moment ago.
 _KEEP_LISTED = timedelta(days=30)
+
+Record = Callable[[Connection, datetime, Act], object]
+"""Writes an act into the audit log within the caller's transaction: `landreeve_hub.audit.log.AuditLog.record_in`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +52,15 @@ def key_of(certificate: x509.Certificate) -> str:
     return keyprint(key) if isinstance(key, PublicKey) else ""
 
 
-def keep_in(connection: Connection, issued: Issued, now: datetime) -> None:
-    """Remember the certificate, and that it is the device's newest."""
+def keep_in(connection: Connection, issued: Issued, now: datetime, record: Record, action: str, **data: str) -> None:
+    """Remember the certificate, and that it is the device's newest; the log says that the device got it, and how."""
     row = {"serial": issued.serial, "device": issued.device, "issuer": issued.issuer, "key": issued.key}
     dates = {"issued": rfc3339(now), "expires": rfc3339(issued.expires)}
     connection.execute(certificates.insert().values({**row, **dates}))
     newest = {"certificate_serial": issued.serial, "certificate_expires": rfc3339(issued.expires)}
     connection.execute(update(devices).where(devices.c.id == issued.device).values(newest))
+    what = {**data, "serial": issued.serial, "key": issued.key, "expires": rfc3339(issued.expires)}
+    record(connection, now, Act(f"site:{issued.device}:enrolment", action, issued.device, data=what))
 
 
 def revoke_in(connection: Connection, device: str, now: datetime, reason: str) -> int:

@@ -84,16 +84,29 @@ class Challenges:
 
 
 async def renew(  # noqa: PLR0917  what a caller has in hand
-    store: Store, authority: Authority, peer: bytes | None, csr: str, now: datetime, rules: Rules
+    store: Store,
+    authority: Authority,
+    peer: bytes | None,
+    csr: str,
+    now: datetime,
+    rules: Rules,
+    record: register.Record,
 ) -> Renewed | NotRenewed:
     """``peer`` is the certificate (DER) that authenticated the connection, None without one."""
     if peer is None:
         return NotRenewed(Why.NO_CERTIFICATE, "A certificate is renewed over a connection that shows the present one.")
-    return await _give(store, authority, x509.load_der_x509_certificate(peer), csr, now, rules, recovered=False)
+    present = x509.load_der_x509_certificate(peer)
+    return await _give(store, authority, present, csr, now, rules, record, recovered=False)
 
 
 async def recover(  # noqa: PLR0917  what a caller has in hand
-    store: Store, authority: Authority, challenges: Challenges, asked: RecoveryRequest, now: datetime, rules: Rules
+    store: Store,
+    authority: Authority,
+    challenges: Challenges,
+    asked: RecoveryRequest,
+    now: datetime,
+    rules: Rules,
+    record: register.Record,
 ) -> Renewed | NotRenewed:
     """A certificate for a device whose own has expired, when it still has the key."""
     try:
@@ -111,7 +124,7 @@ async def recover(  # noqa: PLR0917  what a caller has in hand
             f"The certificate expired {late.days} days ago; after {rules.recover_days:g} days a box joins again, with "
             "a token that replaces it (landreeve-hub device token SITE --replace).",
         )
-    return await _give(store, authority, certificate, asked.csr, now, rules, recovered=True)
+    return await _give(store, authority, certificate, asked.csr, now, rules, record, recovered=True)
 
 
 def _is_signed(certificate: x509.Certificate, asked: RecoveryRequest) -> bool:
@@ -134,6 +147,7 @@ async def _give(  # noqa: PLR0917  one private step of two callers
     csr: str,
     now: datetime,
     rules: Rules,
+    record: register.Record,
     *,
     recovered: bool,
 ) -> Renewed | NotRenewed:
@@ -151,7 +165,8 @@ async def _give(  # noqa: PLR0917  one private step of two callers
             issued: Issued = register.issue(authority, csr, holder, now, rules.certificate_days)
         except BadRequestError as error:
             return NotRenewed(Why.BAD_REQUEST, f"The certificate request is refused: {error}.")
-        register.keep_in(connection, issued, now)
+        action = "certificate.recover" if recovered else "certificate.renew"
+        register.keep_in(connection, issued, now, record, action)
         return Renewed(holder, issued.pem, issued.expires, recovered)
 
     return await store.write(write)
