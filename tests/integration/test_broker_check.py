@@ -73,7 +73,7 @@ class House:
 
     @asynccontextmanager
     async def configured(self, kind: Kind, text: str) -> AsyncIterator[None]:
-        """A broker of somebody else's, run with that configuration."""
+        """A broker of somebody else's, run with that configuration; what it keeps, it keeps where it is started."""
         file = self.root / "foreign.conf"
         pair = {"ca": self.authority.ca_path, "certificate": self.server.certificate, "key": self.server.key}
         for name, value in {"port": self.port, **pair}.items():
@@ -81,7 +81,9 @@ class House:
         file.write_text(text)
         quiet = asyncio.subprocess.DEVNULL
         program = str(find(kind).path)
-        process = await asyncio.create_subprocess_exec(program, "-c", str(file), stdout=quiet, stderr=quiet)
+        process = await asyncio.create_subprocess_exec(
+            program, "-c", str(file), stdout=quiet, stderr=quiet, cwd=self.root
+        )
         try:
             async with asyncio.timeout(10):
                 while not await self._answers():  # noqa: ASYNC110 - another program starts
@@ -175,6 +177,8 @@ async def test_what_we_write_for_other_peoples_brokers_makes_them_do_all_they_mu
         found = await house.check()
     assert failed(list(found.values())) == []
     assert len(found) == len(EXPECTATIONS)
+    kept = house.root / ("mosquitto.db" if kind is Kind.MOSQUITTO else "etc/jetstream")
+    assert kept.exists()  # and not in the folder the tests are run from
 
 
 def test_what_we_write_for_emqx_names_every_rule() -> None:

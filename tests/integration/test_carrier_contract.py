@@ -60,7 +60,7 @@ async def mosquitto(folder: Path, port: int) -> Callable[[], Awaitable[object]]:
     configuration.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
     program = find_program("mosquitto").path
     process = await asyncio.create_subprocess_exec(
-        str(program), "-c", str(configuration), stderr=asyncio.subprocess.DEVNULL
+        str(program), "-c", str(configuration), stderr=asyncio.subprocess.DEVNULL, cwd=folder
     )
     async with asyncio.timeout(10):
         while True:

@@ -50,7 +50,8 @@ class SiteBroker:
 
     def start(self) -> None:
         command = [str(self._program.path), "-c", str(self._config)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, stdout=quiet, stderr=quiet, cwd=self._config.parent)
         until(self._listens)
 
     def stop(self) -> None:
