@@ -39,6 +39,8 @@ from landreeve_hub.signing.director import Director
 from landreeve_hub.signing.targets import TargetsRepository
 from landreeve_hub.store.database import Store
 
+from tests.fakes.mqtt_client import part
+
 FLEET = "demo"
 EVERY_S = 0.05
 
@@ -127,8 +129,7 @@ class Yard:
         try:
             yield heard
         finally:
-            client.disconnect()
-            client.loop_stop()
+            part(client)
 
 
 class Device:
@@ -163,8 +164,7 @@ class Device:
     def stop(self) -> None:
         self._stopping.set()
         self._thread.join()
-        self._mqtt.disconnect()
-        self._mqtt.loop_stop()
+        part(self._mqtt)
 
     def _in(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if not reason.is_failure:

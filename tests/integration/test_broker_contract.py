@@ -29,6 +29,8 @@ from landreeve_hub.broker.child import Broker, Kind, find_program
 from landreeve_hub.broker.plan import BrokerPlan, Guests
 from landreeve_hub.errors import BrokerError
 
+from tests.fakes.mqtt_client import part
+
 FLEET = "north.sea"
 UP = f"lr/1/{FLEET}/up"
 DOWN = f"lr/1/{FLEET}/dn"
@@ -142,8 +144,7 @@ class Client:
         return self.got.get(timeout=WAIT_S)
 
     def close(self) -> None:
-        self._mqtt.disconnect()
-        self._mqtt.loop_stop()
+        part(self._mqtt)
 
 
 @dataclass

@@ -25,6 +25,7 @@ from paho.mqtt.properties import Properties
 
 from tests.agent.onnx_models import body
 from tests.agent.serving_worker import ServingWorker, serving_worker
+from tests.fakes.mqtt_client import part
 
 WAIT_S = 20.0
 ROW = {"hour": 9.5, "wind": 4.0, "carrier": "UA"}
@@ -94,8 +95,7 @@ class Till:
         return self.got.get(timeout=WAIT_S)
 
     def close(self) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
+        part(self._client)
 
 
 def until(holds: Any) -> None:

@@ -31,6 +31,7 @@ from landreeve_agent.link.identity import Identity
 from landreeve_hub.exchange.archive import write_archive
 from onnx import TensorProto, load_model_from_string
 
+from tests.fakes.mqtt_client import part
 from tests.hub.test_registry_releases import graph, release
 from tests.integration.test_hub_process import Running
 
@@ -217,8 +218,7 @@ class Device:
                 self._heard.wait_for(lambda: self.acknowledged >= self._seq, timeout=1.0)
 
     def close(self) -> None:
-        self.client.disconnect()
-        self.client.loop_stop()
+        part(self.client)
 
     def _take(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
         with self._heard:

@@ -29,6 +29,8 @@ from landreeve_hub.store.database import Store
 from landreeve_hub.store.upsert import upsert
 from sqlalchemy import Connection, func, select
 
+from tests.fakes.mqtt_client import part
+
 FLEET = "f"
 DEVICE = "d-one"
 FACTS = 3000
@@ -86,8 +88,7 @@ class Sender:
             self._acked.wait(RESEND_S)
 
     def close(self) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
+        part(self._client)
 
     def _send(self, count: int) -> None:
         """The whole window and the last acknowledged fact again: harsher than a device that waits."""

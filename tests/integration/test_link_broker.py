@@ -53,6 +53,8 @@ from landreeve_hub.broker.plan import BrokerPlan, Guests
 from landreeve_hub.errors import BrokerError
 from landreeve_hub.fleet.authority import Authority
 
+from tests.fakes.mqtt_client import part
+
 FLEET = "demo"
 NOW = datetime.now(UTC)
 QUICK = Options(reconnect_jitter_s=0.1, resend_s=0.3)
@@ -92,8 +94,7 @@ class Hub:
         self._client.loop_start()
 
     async def stop(self) -> None:
-        self._client.disconnect()
-        await asyncio.to_thread(self._client.loop_stop)
+        await asyncio.to_thread(part, self._client)
 
     def send(self, topic: Topic, message: Wire | bytes, **options: Any) -> None:
         payload = message if isinstance(message, bytes) else encode(message)

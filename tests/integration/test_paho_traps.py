@@ -4,17 +4,23 @@ Each test names the trap; `landreeve_agent.link.carrier` and `landreeve_hub.inge
 """
 
 import asyncio
+import gc
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as paho
 import pytest
 from landreeve.wire.messages import DeviceState, Event
+from landreeve_agent.doors.broker import Broker as SiteBroker
+from landreeve_agent.doors.broker import BrokerOptions
+from landreeve_agent.doors.errors import UnreachableError
 from landreeve_agent.link.carrier import CarrierError, Endpoint, Message, PahoCarrier, Will
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.session import Handlers, Options, Session
@@ -210,9 +216,24 @@ async def test_closing_does_not_wait_for_what_the_peer_does_not_read() -> None:
     carrier = await PahoCarrier.open(Endpoint("127.0.0.1", server.port, "d-1", None), WILL, lambda _message: None)
     for _ in range(64):
         carrier.publish("up/blocks", bytes(256 * 1024), qos=1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(15):
         await carrier.close()
     await until(lambda: not paho_threads())
+    await server.stop()
+
+
+async def test_the_hubs_line_does_not_wait_for_what_the_broker_does_not_read(tmp_path: Path) -> None:
+    """The same trap at the hub, whose stopping it would hold up."""
+    server = DeafServer(reads=False)
+    await server.start()
+    line = plain_line(tmp_path, server.port)
+    line.start()
+    await until(lambda: line.connected)
+    for _ in range(64):
+        line.publish("dn/blocks", bytes(256 * 1024))
+    async with asyncio.timeout(15):  # TCP itself gives up after 20 s
+        await asyncio.to_thread(line.stop)
+    assert not paho_threads()
     await server.stop()
 
 
@@ -251,3 +272,75 @@ async def test_a_connection_that_was_given_up_never_says_connect(deaf: DeafServe
     await until(lambda: bool(deaf.connections))
     await asyncio.sleep(0.1)
     assert deaf.connections[0].kinds == []
+
+
+@asynccontextmanager
+async def no_client_is_left(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Every client made in here is gone, and with it its sockets, before any collection of rings."""
+    made: list[weakref.ref[paho.Client]] = []
+    begin = paho.Client.__init__
+
+    def noted(client: paho.Client, *args: Any, **more: Any) -> None:
+        made.append(weakref.ref(client))
+        begin(client, *args, **more)
+
+    monkeypatch.setattr(paho.Client, "__init__", noted)
+    gc.disable()
+    try:
+        yield
+        assert made
+        await until(lambda: all(client() is None for client in made))  # threads let go of what they called last
+    finally:
+        gc.enable()
+
+
+async def open_and_close_carrier(port: int, _folder: Path) -> None:
+    carrier = await PahoCarrier.open(Endpoint("127.0.0.1", port, "d-1", None), WILL, lambda _message: None)
+    await carrier.close()
+
+
+async def open_and_close_line(port: int, folder: Path) -> None:
+    line = plain_line(folder, port)
+    line.start()
+    await until(lambda: line.connected)
+    await asyncio.to_thread(line.stop)
+
+
+async def open_and_close_door(port: int, _folder: Path) -> None:
+    options = BrokerOptions(host="127.0.0.1", port=port, prefix="shop", client_id="box")
+    broker = await asyncio.to_thread(SiteBroker.open, options, lambda *_: None)
+    await asyncio.to_thread(broker.close)
+
+
+async def find_no_broker_for_the_door(_port: int, _folder: Path) -> None:
+    options = BrokerOptions(host="127.0.0.1", port=free_port(), prefix="shop", client_id="box")
+    with pytest.raises(UnreachableError):
+        await asyncio.to_thread(SiteBroker.open, options, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "use", [open_and_close_carrier, open_and_close_line, open_and_close_door, find_no_broker_for_the_door]
+)
+async def test_what_was_closed_leaves_no_client_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[int, Path], Awaitable[None]]
+) -> None:
+    """Trap: a client and the callbacks of its owner are a ring, and its socket pair stays open until a collection."""
+    port = free_port()
+    stop = await mosquitto(tmp_path, port)
+    async with no_client_is_left(monkeypatch):
+        await use(port, tmp_path)
+    await stop()
+
+
+async def test_a_connection_that_was_cut_leaves_no_client_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where the peer reads nothing, so that the goodbye takes too long."""
+    monkeypatch.setattr("landreeve_agent.link.carrier.CLOSE_TIMEOUT_S", 0.2)
+    server = DeafServer(reads=False)
+    await server.start()
+    async with no_client_is_left(monkeypatch):
+        carrier = await PahoCarrier.open(Endpoint("127.0.0.1", server.port, "d-1", None), WILL, lambda _message: None)
+        for _ in range(64):
+            carrier.publish("up/blocks", bytes(256 * 1024), qos=1)
+        await carrier.close()
+        del carrier
+    await server.stop()

@@ -105,7 +105,13 @@ class Broker:
         """Say goodbye; the broker keeps our place."""
         self._client.disconnect()
         self._client.loop_stop()
+        self._let_go()
         self.lost.set()
+
+    def _let_go(self) -> None:
+        """Callbacks tie this and the client into a ring, whose sockets would stay open until a collection."""
+        client = self._client
+        client.on_connect = client.on_subscribe = client.on_disconnect = client.on_message = None
 
     def _publish(self, reply_to: ReplyTo, payload: bytes, qos: int) -> paho.MQTTMessageInfo:
         if self.lost.is_set():
@@ -142,6 +148,7 @@ class Broker:
         try:
             client.connect(options.host, options.port, _KEEPALIVE_S, **self._session())
         except (OSError, ValueError) as error:
+            self._let_go()
             raise UnreachableError(f"broker {options.host}:{options.port}: {error}") from error
         client.loop_start()
         if not self._ready.wait(CONNECT_S) or self.lost.is_set():

@@ -179,9 +179,9 @@ class PahoCarrier:
         except TimeoutError:
             logger.warning("the connection to %s did not end in %s s: cut", self._endpoint.host, CLOSE_TIMEOUT_S)
             self._shut_socket()
-        else:
+        finally:
             self._let_go()
-        self.lost.set()
+            self.lost.set()
 
     def _let_go(self) -> None:
         """Callbacks tie this and the client into a ring, whose sockets would stay open until a collection."""

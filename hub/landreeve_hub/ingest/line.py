@@ -6,10 +6,12 @@ devices repeat what the hub itself has not acknowledged. Nothing is queued witho
 memory, while saying that it did not): all that is published is said again after the next one.
 """
 
+import contextlib
 import logging
 import secrets
 import socket
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ BLOCKS_UNDER_WAY = 32
 # A line that swallows packets is given up after so long, not after twice the keepalive (RFC 5482).
 UNANSWERED_S = 20.0
 CONNECT_TIMEOUT_S = 20.0
+CLOSE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,15 @@ class Line:
         self._context.load_verify_locations(self._address.ca)
 
     def stop(self) -> None:
-        """Say goodbye and end the thread."""
-        self._client.disconnect()
-        self._client.loop_stop()
+        """Say goodbye and end the thread: in a few seconds also where the broker reads nothing any more."""
+        client = self._client
+        cut = threading.Timer(CLOSE_TIMEOUT_S, _cut, (client,))
+        cut.start()
+        client.disconnect()
+        client.loop_stop()  # waits while packets are unsent
+        cut.cancel()
+        # They tie this and the client into a ring, whose sockets would stay open until a collection.
+        client.on_connect = client.on_disconnect = client.on_message = None
 
     def publish(self, topic: str, payload: bytes, retain: bool = False) -> None:
         """Hand over at QoS 1; without a connection it is dropped."""
@@ -154,6 +163,13 @@ class Line:
 def _give_up_in_time(_client: Any, _data: Any, sock: Any) -> None:
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNANSWERED_S * 1000))
+
+
+def _cut(client: mqtt.Client) -> None:
+    sock = client.socket()
+    if isinstance(sock, socket.socket):
+        with contextlib.suppress(OSError):  # gone already
+            sock.shutdown(socket.SHUT_RDWR)  # not close(): the client's thread still waits on it
 
 
 def _context(address: Address) -> ssl.SSLContext:
