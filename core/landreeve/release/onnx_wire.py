@@ -27,8 +27,11 @@ _BITS = {
     1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16,
     17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
 }  # fmt: skip
-# TensorProto's typed fields: number → (width in bytes when packed, 0 for varints).
+# TensorProto's typed fields: number → width of an entry in bytes, 0 for varints; and the wire type of one that is not
+# packed. Parsers pass over a field of another wire type than its own, so it must not count here either.
 _TYPED = {4: 4, 5: 0, 7: 0, 10: 8, 11: 0}
+_UNPACKED = {0: _VARINT, 4: _FIXED32, 8: _FIXED64}
+_MAX_TAG = 2**32 - 1
 _HIGH = bytes(range(128, 256))
 Field = tuple[int, int, int | memoryview]
 
@@ -78,7 +81,7 @@ class _Scan:
         for number, kind, value in self._read(data):
             if number == 1:
                 domain = self._text(self._message(kind, value))
-            elif number == 2 and isinstance(value, int):
+            elif number == 2 and kind == _VARINT and isinstance(value, int):
                 version = value
         if domain not in ALLOWED_OPERATORS:
             check_domain(domain, version, self._name)
@@ -136,20 +139,20 @@ class _Scan:
         elements, rank, datatype, held, raw, title = 1, 0, 0, 0, -1, ""
         for number, kind, value in self._read(data):
             if number == 1:
-                for length in self._varints(value):
+                for length in self._varints(kind, value):
                     elements, rank = elements * min(length, 2**40), rank + 1
                     if rank > MAX_RANK:
                         raise self._bad(f"a tensor of more than {MAX_RANK} dimensions")
-            elif number == 2 and isinstance(value, int):
+            elif number == 2 and kind == _VARINT and isinstance(value, int):
                 datatype = value
             elif number == 8:
                 title = self._text(self._message(kind, value))
             elif number == 9:
                 raw = len(self._message(kind, value))
             elif number in _TYPED:
-                held += self._count(number, value)
+                held += self._count(number, kind, value)
             elif number == 6:
-                held += 1
+                held += kind == _BYTES
             elif number == 13 or (number == 14 and value):
                 raise self._bad(f"tensor {title[:60]!r} lies outside the file; store it inside")
         self._weigh(title, datatype, elements, held, raw)
@@ -166,16 +169,18 @@ class _Scan:
         if not fits:
             raise self._bad(f"tensor {title[:60]!r} declares {elements} elements and does not carry them")
 
-    def _count(self, number: int, value: int | memoryview) -> int:
+    def _count(self, number: int, kind: int, value: int | memoryview) -> int:
+        width = _TYPED[number]
         if isinstance(value, int):
-            return 1
-        if width := _TYPED[number]:
+            return int(kind == _UNPACKED[width])
+        if width:
             return len(value) // width
         return len(bytes(value).translate(None, _HIGH))  # one byte of each varint has its high bit clear
 
-    def _varints(self, value: int | memoryview) -> Iterator[int]:
+    def _varints(self, kind: int, value: int | memoryview) -> Iterator[int]:
         if isinstance(value, int):
-            yield value
+            if kind == _VARINT:
+                yield value
             return
         at = 0
         while at < len(value):
@@ -198,6 +203,8 @@ class _Scan:
             if self._fields > MAX_FIELDS:
                 raise self._bad(f"more than {MAX_FIELDS} fields; store tensors packed or raw")
             tag, at = self._varint(data, at)
+            if tag > _MAX_TAG:  # some parsers cut it to 32 bits and see another field than we do
+                raise self._bad("no ONNX graph: a field number that does not exist")
             number, kind = tag >> 3, tag & 7
             if kind == _VARINT:
                 value, at = self._varint(data, at)
