@@ -181,6 +181,22 @@ GRAPHS = {
         graph_of(nodes=field(5, field(1, 2**62) + field(2, 1) + field(4, b"\0" * 8))),
         "does not carry them",
     ),
+    "huge declared shape, behind a dimension parsers pass over": (
+        graph_of(nodes=field(5, tensor(dims=(2**40,), raw=b"", rest=varint(1 << 3 | 1) + bytes(8)))),
+        "does not carry them",
+    ),
+    "entries parsers pass over": (
+        graph_of(nodes=field(5, field(1, 50) + field(2, 1) + field(4, 1) * 50)),
+        "does not carry them",
+    ),
+    "opset of the future, behind one parsers pass over": (
+        graph_of(rest=field(8, field(2, 99) + varint(2 << 3 | 5) + bytes(4))),
+        "opset 99",
+    ),
+    "external data under a tag that onnxruntime cuts to 32 bits": (
+        graph_of(nodes=field(5, tensor(rest=varint(1 << 32 | 13 << 3 | 2) + EXTERNAL[1:]))),
+        "field number that does not exist",
+    ),
     "negative dimension": (graph_of(nodes=field(5, tensor(dims=(2**64 - 1,)))), "does not carry them"),
     "many dimensions": (graph_of(nodes=field(5, field(1, b"\1" * 99) + field(2, 1))), "more than 16 dimensions"),
     "unknown datatype": (graph_of(nodes=field(5, tensor(kind=77))), "unknown datatype"),
@@ -220,6 +236,7 @@ def test_graph_of_millions_of_fields_is_given_up_early() -> None:
 
 # --- safetensors, JSON, text ---
 
+DEEP = b'"x":' + b"[" * 101 + b"]" * 101
 LONG = b"[" * 5000 + b"]" * 5000
 FILES_THAT_ARE_NONE = {
     "header beyond the file": ("golden.safetensors", (2**40).to_bytes(8, "little") + b"{}", "does not fit"),
@@ -257,6 +274,16 @@ def test_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path, name: st
 
 def test_brackets_in_strings_nest_nothing() -> None:
     check_contents("definition.json", json.dumps({"a": "[" * 9999, "b\\": '"' + "{" * 999}).encode())
+    with pytest.raises(BadReleaseError, match="nested deeper"):
+        check_contents("definition.json", json.dumps({"a\\": '"' + "]" * 999}).encode()[:-1] + b"," + DEEP + b"}")
+
+
+def test_header_that_happens_to_read_as_a_pickle_is_still_one_of_tensors() -> None:
+    header = json.dumps({"." * 1300: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}).encode()
+    header += b" " * ((ord("X") - len(header)) % 256)
+    data = len(header).to_bytes(8, "little") + header  # X: as many characters as the next four bytes say; then STOP
+    assert what_is(data).startswith("a pickle")
+    check_contents("golden.safetensors", data)
 
 
 # --- names ---
@@ -414,6 +441,10 @@ def test_bombs_are_judged_in_little_memory(tmp_path: Path) -> None:
     bombs = {
         "a.json": b"[" + b"[]," * 4_000_000 + b"0]",
         "b.json": b"[" * 12_000_000,
+        "c.json": b'"aa"a' * 6_000_000,
+        "d.json": b"[" + b"]" * 12_000_000,
+        "e.json": b'"' + b'\\"' * 6_000_000,
+        "f.json": "\N{GRINNING FACE}".encode() + b"x" * 30_000_000,
         "a.onnx": graph_of(nodes=field(5, tensor(dims=(2**40,), raw=b"\0" * 9_000_000))),
         "b.onnx": graph_of(nodes=field(1, field(4, b"If") + field(5, field(6, b"\x0a\0" * 4_000_000)))),
         "a.safetensors": tensors_of(b"x" * 9_000_000, shape=[2**50]),

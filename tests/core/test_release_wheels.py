@@ -53,6 +53,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "absolute": (lambda: wheel({**GOOD, "/etc/evil.py": b""}), "outside the environment"),
     "a drive": (lambda: wheel({**GOOD, "c:/evil.py": b""}), "outside the environment"),
     "a backslash": (lambda: wheel({**GOOD, "a\\..\\evil.py": b""}), "outside the environment"),
+    "nowhere": (lambda: wheel({**GOOD, ".": b""}), "outside the environment"),
     "scripts": (lambda: wheel({**GOOD, "landreeve-9.9.9.data/scripts/sudo": b""}), "beyond the package"),
     "a path file": (lambda: wheel({**GOOD, "evil.pth": b"import os"}), "every start of the interpreter"),
     "a bomb": (lambda: wheel({**GOOD, "zeros": bytes(50_000_000)}), "would unpack to"),

@@ -4,7 +4,9 @@ Only bytes are looked at; nothing is unpickled, unpacked, or loaded. A file that
 is refused with what it is.
 """
 
+import codecs
 import pickletools
+import re
 from pathlib import PurePosixPath
 
 import msgspec
@@ -54,7 +56,7 @@ def check_contents(path: str, data: bytes) -> None:
     if suffix == ".whl":  # that no model holds one is the matter of who knows what the release is of
         check_wheel(path, data)
         return
-    if suffix != ".md" and (kind := what_is(data)):
+    if suffix != ".md" and not _has_tensor_header(suffix, data) and (kind := what_is(data)):
         raise BadReleaseError(f"{path}: is {kind}, not {suffix.removeprefix('.')}; accepted are ONNX and safetensors")
     match suffix:
         case ".onnx":
@@ -110,32 +112,56 @@ def _zip_kind(data: bytes) -> str:
     return "a NumPy archive" if b".npy" in data else "a zip archive"
 
 
+def _has_tensor_header(suffix: str, data: bytes) -> bool:
+    """Whether it begins as safetensors do. Such a file is judged as one alone: the length it begins with and the names
+    behind it may happen to read as the instructions of a pickle."""
+    return suffix == ".safetensors" and data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= MAX_HEADER_BYTES
+
+
 def _check_json(path: str, data: bytes) -> None:
     if len(data) > MAX_JSON_BYTES:
         raise BadReleaseError(f"{path}: {len(data)} bytes of JSON, at most {MAX_JSON_BYTES}")
     if sum(data.count(sign) for sign in (b",", b"[", b"{")) > MAX_JSON_VALUES:
         raise BadReleaseError(f"{path}: more than {MAX_JSON_VALUES} values")
+    try:
+        _check_utf8(data)
+        msgspec.json.decode(data, type=msgspec.Raw)  # validates and builds nothing
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadReleaseError(f"{path}: no JSON: {str(error)[:200]}") from error
+    except RecursionError:
+        raise BadReleaseError(f"{path}: JSON nested deeper than {MAX_JSON_DEPTH}") from None
     if depth_of(data) > MAX_JSON_DEPTH:
         raise BadReleaseError(f"{path}: JSON nested deeper than {MAX_JSON_DEPTH}")
-    try:
-        data.decode()
-        msgspec.json.decode(data, type=msgspec.Raw)  # validates and builds nothing
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadReleaseError(f"{path}: no JSON: {str(error)[:200]}") from error
+
+
+def _check_utf8(data: bytes) -> None:
+    """`UnicodeDecodeError` unless it is; in pieces, since a text can take four times the bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(data)
+    for at in range(0, len(view), _PIECE_BYTES):
+        decoder.decode(view[at : at + _PIECE_BYTES])
+    decoder.decode(b"", final=True)
 
 
 def depth_of(data: bytes) -> int:
-    """How deep brackets nest at most, strings left out; an upper bound for what is no JSON."""
-    text = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    """How deep the brackets of valid JSON nest, in constant memory.
+
+    >>> depth_of(b'[{"[[[": [1]}, {}]')
+    3
+    """
     depth = deepest = 0
-    for part in text.split(b'"')[::2]:
-        for byte in part.translate(None, _NO_BRACKETS):
-            depth += 1 if byte in b"[{" else -1
+    for found in _BRACKETS_AND_STRINGS.finditer(data):
+        sign = data[found.start()]
+        if sign in b"[{":
+            depth += 1
             deepest = max(deepest, depth)
+        elif sign in b"]}":
+            depth -= 1
     return deepest
 
 
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_PIECE_BYTES = 1024 * 1024
+_BRACKETS_AND_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 
 def _check_text(path: str, data: bytes) -> None:

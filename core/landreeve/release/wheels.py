@@ -39,7 +39,7 @@ def check_wheel(path: str, data: bytes) -> None:
 
 def _check_name(path: str, name: str) -> None:
     parts = PurePosixPath(name).parts
-    if not name or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or ":" in parts[0]:
+    if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or ":" in parts[0]:
         raise BadReleaseError(f"{path}: {name[:80]!r} lies outside the environment")
     if parts[0].endswith(".data"):
         raise BadReleaseError(f"{path}: {name[:80]!r}: files beyond the package's own folder are not accepted")
