@@ -23,6 +23,7 @@ from landreeve.release.manifest import (
     digest_of,
     encode_manifest,
 )
+from landreeve.release.vet import vet
 from landreeve.wire.codec import BLOCK_BYTES
 
 from tests.fakes.graphs import graph_of
@@ -224,3 +225,10 @@ def test_release_from_before_the_settings_layer_is_read_as_ever(tmp_path: Path) 
     assert not (tmp_path / "r" / "landreeve.json").exists()
     assert read_folder(tmp_path / "r") == old
     assert old.config == packed.config == read_config(tmp_path / "r")
+
+
+def test_large_settings_in_an_old_config_are_read_wherever_they_are_accepted(tmp_path: Path) -> None:
+    old = as_of_old(pack(FILES, msgspec.structs.replace(config(), hardware={"note": "n" * 400_000})))
+    assert vet(old.manifest_bytes, old.blobs.__getitem__).config.hardware
+    write_folder(old, tmp_path / "r")
+    assert read_folder(tmp_path / "r") == old

@@ -284,6 +284,12 @@ def test_plain_http_is_for_loopback_or_for_who_asks_for_it() -> None:
     assert Doorway("registry.lan:5000", plain_http=True).base == "http://registry.lan:5000"
 
 
+@pytest.mark.parametrize("port", ["9" * 5000, "80\n", "\u0663\u0664", "65536", ""])
+def test_port_of_a_reference_is_a_number_in_ascii(port: str) -> None:
+    with pytest.raises(BadReleaseError, match="write it as"):
+        parse_reference(f"oci://registry.lan:{port}/models/delay:v1")
+
+
 @given(st.text(max_size=60))
 @settings(max_examples=200)
 def test_any_text_as_reference_is_one_or_is_refused(text: str) -> None:

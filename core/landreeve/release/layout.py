@@ -125,7 +125,7 @@ def read_folder(folder: Path) -> Packed:
     """The release in a folder, every digest and length checked; `BadReleaseError` names what does not match."""
     manifest_bytes = _read(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
     manifest = parse_manifest(manifest_bytes)
-    blobs = {manifest.config.sha256: check_blob(manifest.config, _read(folder, CONFIG_FILE, MAX_MANIFEST_BYTES))}
+    blobs = {manifest.config.sha256: check_blob(manifest.config, _read(folder, CONFIG_FILE, MAX_SETTINGS_BYTES))}
     for layer in manifest.layers:
         blobs[layer.sha256] = check_blob(layer, _read(folder, _plain(layer.path), layer.size))
     return Packed(manifest_bytes, digest_of(manifest_bytes), blobs)

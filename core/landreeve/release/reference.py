@@ -14,6 +14,7 @@ MAX_NAME_CHARACTERS = 200
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_PORT = re.compile(r":[0-9]{1,5}\Z")
 _HOST = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)*[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?|\[[0-9a-fA-F:.]+\]"
 )
@@ -48,7 +49,7 @@ def parse_reference(text: str) -> Reference:
     rest, _, digest = text.removeprefix(SCHEME).partition("@")
     registry, _, path = rest.partition("/")
     name, colon, tag = path.partition(":")
-    host, _, port = registry.rpartition(":") if re.search(r":\d+$", registry) else (registry, "", "0")
+    host, _, port = registry.rpartition(":") if _PORT.search(registry) else (registry, "", "0")
     fits = (
         text.startswith(SCHEME)
         and _HOST.fullmatch(host)

@@ -12,7 +12,7 @@ from landreeve.release.contents import check_contents
 from landreeve.release.errors import BadReleaseError
 from landreeve.release.manifest import (
     FILEPATH,
-    MAX_MANIFEST_BYTES,
+    MAX_SETTINGS_BYTES,
     Descriptor,
     Manifest,
     ReleaseConfig,
@@ -42,8 +42,8 @@ def vet(manifest_bytes: bytes, read: Read) -> Vetted:
     One blob is held at a time, so the memory needed is that of the largest file.
     """
     manifest = parse_manifest(manifest_bytes)
-    if manifest.config.size > MAX_MANIFEST_BYTES * 16:
-        raise BadReleaseError(f"config of {manifest.config.size} bytes: at most {MAX_MANIFEST_BYTES * 16} are accepted")
+    if manifest.config.size > MAX_SETTINGS_BYTES:  # of releases packed before there was a settings layer
+        raise BadReleaseError(f"config of {manifest.config.size} bytes: at most {MAX_SETTINGS_BYTES} are accepted")
     check_blob(manifest.config, _get(read, manifest.config))
     settings = manifest.settings
     config = parse_config(check_blob(settings, _get(read, settings)))
