@@ -10,7 +10,6 @@ from landreeve_agent.config import AgentSettings, StateFolder
 from landreeve_agent.store.database import StoreError
 
 if TYPE_CHECKING:
-    from landreeve.sealed.state import Parts
     from landreeve.sealed.vault import Vault
 
 
@@ -62,10 +61,3 @@ def training_folder(state: StateFolder, settings: AgentSettings) -> Path:
     folder = Path(settings.at_rest.scratch) / "training"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
-
-
-def parts_of(state: StateFolder) -> "Parts":
-    """What of the state folder can be sealed."""
-    from landreeve.sealed.state import Parts
-
-    return Parts(state.root, state.database, (state.blobs,), state.spool)

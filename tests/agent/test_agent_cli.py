@@ -2,11 +2,16 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from landreeve_agent.store.database import Database
+
+from tests.agent.test_intake_spool import line
 
 
 def cli(state: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -98,3 +103,23 @@ def test_the_version_is_printed_alone() -> None:
         [sys.executable, "-m", "landreeve_agent", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("landreeve 0.")
+
+
+def test_decrypting_reads_what_a_killed_worker_left_sealed_in_the_spool(state: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sqlcipher3")
+    from landreeve.sealed.lines import LineSealer
+    from landreeve.sealed.vault import Vault
+
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(0o600)
+    Database(state / "agent.db").close()
+    assert cli(state, "store", "encrypt", "--key", f"file:{key}").returncode == 0
+    vault = Vault.open(state / "keys" / "vault.json", f"file:{key}", state)
+    (state / "spool").mkdir(exist_ok=True)
+    sealed = LineSealer(vault.keys("spool")).seal("1-0.jsonl", line("a") + line("b"))
+    (state / "spool" / "1-0.jsonl").write_bytes(sealed)
+    done = cli(state, "store", "decrypt")
+    assert done.returncode == 0, done.stderr
+    with closing(sqlite3.connect(state / "agent.db")) as plain:
+        assert plain.execute("SELECT id FROM samples ORDER BY id").fetchall() == [("a",), ("b",)]

@@ -1,5 +1,7 @@
 """Keys and sealed state folders: what is missing or wrong is named, and a kill at any moment leaves one that works."""
 
+import contextlib
+import json
 import random
 import signal
 import sqlite3
@@ -9,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from landreeve.blobs.codec import BlobWriter
+from landreeve.blobs.durable import write_durably
 from landreeve.blobs.store import BlobStore
 from landreeve.sealed import sqlite, state
 from landreeve.sealed.blobs import SealedCodec
@@ -124,6 +128,40 @@ def test_another_operators_key_and_the_recovery_key(folder: Folder, tmp_path: Pa
     assert folder.parts.vault.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("written", range(4))
+def test_a_vault_cut_short_while_it_is_made_is_whole_or_not_there(folder: Folder, written: int) -> None:
+    told: list[str] = []
+
+    class PowerCutError(BaseException):
+        pass
+
+    def dying(path: Path, data: bytes, mode: int) -> None:
+        nonlocal written
+        if not written:
+            raise PowerCutError
+        written -= 1
+        write_durably(path, data, mode)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(PowerCutError):
+        patch.setattr("landreeve.sealed.vault.write_durably", dying)
+        Vault.create(folder.parts.vault, folder.source, folder.root, told.append)
+    if not folder.parts.vault.exists():
+        return
+    folder.fill()
+    assert Vault.recover(folder.parts.vault, told[0], folder.source, folder.root)
+    assert state.seal(folder.parts, Vault.open(folder.parts.vault, folder.source, folder.root)).current == 1
+
+
+@pytest.mark.parametrize("member", ["salt", "master", "recovery", "keys"])
+def test_a_damaged_vault_is_called_one(folder: Folder, member: str) -> None:
+    Vault.create(folder.parts.vault, folder.source, folder.root)
+    document = json.loads(folder.parts.vault.read_bytes())
+    for harm in ([] if member == "keys" else "?", document[member][:-2]):
+        folder.parts.vault.write_text(json.dumps(document | {member: harm}))
+        with pytest.raises(BadVaultError, match="put back a copy"):
+            Vault.open(folder.parts.vault, folder.source, folder.root)
+
+
 def test_where_a_key_comes_from_and_what_is_wrong_with_it(folder: Folder, tmp_path: Path) -> None:
     credentials = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     assert read_key("credential:kek", folder.root, b"s" * 16, credentials) == bytes(range(32))
@@ -137,10 +175,15 @@ def test_where_a_key_comes_from_and_what_is_wrong_with_it(folder: Folder, tmp_pa
     open_to_all = tmp_path / "open"
     open_to_all.write_bytes(bytes(32))
     open_to_all.chmod(0o644)
+    (tmp_path / "link").symlink_to(inside)
     for source, sentence in (
         ("credential:kek", "LoadCredentialEncrypted=kek"),
         ("file:/nowhere/at/all", "No such file"),
         (f"file:{inside}", "move it elsewhere"),
+        (f"file:{tmp_path}/link", "move it elsewhere"),
+        (f"file:{tmp_path}/x/../state/kek", "move it elsewhere"),
+        ("command:pass 'unfinished", "No closing quotation"),
+        ("command: ", "names no program"),
         (f"file:{open_to_all}", "chmod 600"),
         (f"file:{short}", "32 bytes or 64 hex digits"),
         ("command:false", "gave no passphrase"),
@@ -180,10 +223,47 @@ def test_a_store_in_use_is_not_converted(folder: Folder) -> None:
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
     vault, _ = Vault.create(folder.parts.vault, folder.source, folder.root)
-    with pytest.raises(Exception, match=r"in use|locked"):
+    with pytest.raises(sqlite.ConversionError, match="in use"):
         state.seal(folder.parts, vault)
     holder.communicate(b"\n")
     assert rows(folder, vault) == 197
+
+
+def test_a_full_disk_leaves_no_half_blob_behind(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.fill()
+    vault, _ = Vault.create(folder.parts.vault, folder.source, folder.root)
+    real = SealedCodec.writer
+
+    def filling(*arguments: object, **more: object) -> BlobWriter:
+        writer: BlobWriter = real(*arguments, **more)  # type: ignore[arg-type]
+        monkeypatch.setattr("landreeve.sealed.blobs.write_all", full)
+        return writer
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SealedCodec, "writer", filling)
+    with pytest.raises(OSError, match="No space left"):
+        state.seal(folder.parts, vault)
+    assert [path.name for path in (folder.root / "blobs" / "sha256").iterdir()] == [folder.digest]
+
+
+def test_a_database_is_never_more_readable_than_it_was(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.fill()
+    folder.parts.database.chmod(0o600)
+    vault, _ = Vault.create(folder.parts.vault, folder.source, folder.root)
+    modes: list[int] = []
+    compare = sqlite._compare
+
+    def looking(path: Path, *rest: object) -> None:
+        modes.append(path.stat().st_mode & 0o777)
+        compare(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sqlite, "_compare", looking)
+    state.seal(folder.parts, vault)
+    state.unseal(folder.parts, vault)
+    assert modes == [0o600, 0o600]
+    assert folder.parts.database.stat().st_mode & 0o777 == 0o600
 
 
 _CONVERT = """

@@ -1,9 +1,11 @@
 """``store``: encryption at rest of this box's state folder."""
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from landreeve.cli import Exit, Format, fail
@@ -11,8 +13,11 @@ from landreeve.sealed import commands
 from landreeve.settings import write_values
 
 from landreeve_agent.commands.options import Output, state_of
-from landreeve_agent.config import AgentSettings, load_settings
+from landreeve_agent.config import AgentSettings, StateFolder, load_settings
 from landreeve_agent.errors import AlreadyRunningError
+
+if TYPE_CHECKING:
+    from landreeve.sealed.vault import Vault
 
 Key = Annotated[str, typer.Option("--key", help="credential:NAME, file:/path or command:PROGRAM ARGUMENTS")]
 
@@ -77,4 +82,24 @@ def _place(context: typer.Context) -> commands.Place:
         load_settings(state, os.environ, {}).values.at_rest.key,
         lambda source: write_values(state.settings_file, AgentSettings, {"at_rest.key": source}),
         only_one,
+        lambda vault: _drain(state, vault),
     )
+
+
+def _drain(state: StateFolder, vault: "Vault") -> None:
+    """Read what a killed worker left in the spool: its lines are sealed, and without the vault nobody could."""
+    from landreeve_agent.intake.spool import Spool
+    from landreeve_agent.sealing import spool_unseal, store_keys
+    from landreeve_agent.store.database import Database, StoreError
+
+    if not state.database.exists():
+        return
+    try:
+        database = Database(state.database, keys=store_keys(vault))
+    except StoreError as error:
+        fail(Exit.FAILURE, str(error))
+    try:
+        spool = Spool(database, state.spool, unseal=spool_unseal(vault))
+        asyncio.run(spool.drain_all(datetime.now(UTC)))
+    finally:
+        database.close()

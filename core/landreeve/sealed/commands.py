@@ -4,18 +4,22 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
 from landreeve.cli import Exit, Format, emit, fail, note
 from landreeve.sealed.errors import SealedError
 
+if TYPE_CHECKING:
+    from landreeve.sealed.vault import Vault
+
 
 @dataclass(frozen=True)
 class Place:
     """A state folder as the commands see it: its root, database and blob stores, where its key is said to be, how that
-    is changed in its settings, and the lock that keeps the program from running meanwhile."""
+    is changed in its settings, and the lock that keeps the program from running meanwhile. ``read_out`` reads what only
+    the vault opens and a conversion leaves as it is, before the vault goes."""
 
     root: Path
     database: Path
@@ -23,6 +27,7 @@ class Place:
     source: str
     set_source: Callable[[str], None]
     only_one: Callable[[], AbstractContextManager[object]]
+    read_out: Callable[["Vault"], None] = lambda _: None
 
     @property
     def parts(self) -> Any:
@@ -57,12 +62,10 @@ def encrypt(place: Place, source: str, output: Format) -> None:
         fail(Exit.USAGE, "say where the key is: --key file:/etc/landreeve/key (made by head -c 32 /dev/urandom, 0600)")
     with _told(), place.only_one():
         sqlite.module()  # without SQLCipher nothing is begun
-        recovery = ""
         if place.parts.vault.exists():
             vault = Vault.open(place.parts.vault, source, place.root)
         else:
-            vault, recovery = Vault.create(place.parts.vault, source, place.root)
-            _tell_recovery(recovery)
+            vault, _ = Vault.create(place.parts.vault, source, place.root, _tell_recovery)
         place.set_source(source)
         emit({"sealed": True, "key": source, **_row(state.seal(place.parts, vault))}, output)
 
@@ -73,7 +76,9 @@ def decrypt(place: Place, output: Format) -> None:
     from landreeve.sealed.vault import Vault
 
     with _told(), place.only_one():
-        tally = state.unseal(place.parts, Vault.open(place.parts.vault, place.source, place.root))
+        vault = Vault.open(place.parts.vault, place.source, place.root)
+        place.read_out(vault)
+        tally = state.unseal(place.parts, vault)
         place.set_source("")
         place.parts.vault.unlink()
     emit({"sealed": False, **_row(tally)}, output)

@@ -4,6 +4,7 @@ works. `sqlcipher3` is the extra ``sealed``; a plain file needs none of it."""
 import contextlib
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -98,6 +99,7 @@ def convert(path: Path, old: bytes | None, new: bytes | None) -> None:
     beside = path.with_name(path.name + BESIDE)
     _clear(beside)
     connection = _exclusive(path, old)
+    _make_empty(beside, path.stat().st_mode)
     try:
         connection.execute(f"ATTACH DATABASE ? AS made KEY {spelled(new)}", (str(beside),))
         connection.execute("SELECT sqlcipher_export('made')").fetchall()
@@ -114,7 +116,6 @@ def convert(path: Path, old: bytes | None, new: bytes | None) -> None:
     except BaseException:
         _clear(beside)
         raise
-    beside.chmod(path.stat().st_mode)
     _sync(beside)
     beside.replace(path)
     sync_folder(path.parent)
@@ -125,12 +126,24 @@ def _exclusive(path: Path, key: bytes | None) -> Any:
     connection = module().connect(str(path), timeout=2.0, isolation_level=None)
     if key is not None:
         unlock(connection, key)
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    mode = connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        mode = connection.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
+    except module().OperationalError as error:
+        mode = str(error)
     if mode != "delete":
         connection.close()
-        raise ConversionError(f"{path} is in use: stop the program that has it open")
+        raise ConversionError(f"{path} is in use ({mode}): stop the program that has it open")
     return connection
+
+
+def _make_empty(path: Path, mode: int) -> None:
+    """The file as readable as the one it will replace, from its first byte on."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        os.fchmod(handle, stat.S_IMODE(mode))
+    finally:
+        os.close(handle)
 
 
 def _census(connection: Any) -> dict[str, int]:

@@ -5,19 +5,18 @@ simply begun again.
 """
 
 import contextlib
+import stat
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from landreeve.blobs.codec import Codec, PlainCodec
-from landreeve.blobs.durable import sync_folder
+from landreeve.blobs.durable import sync_folder, write_durably
 from landreeve.sealed import sqlite
 from landreeve.sealed.blobs import SealedCodec
 from landreeve.sealed.vault import Vault
 from landreeve.wire.codec import BLOCK_BYTES
-
-PIECE = 16 * BLOCK_BYTES
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class Parts:
     root: Path
     database: Path
     blobs: tuple[Path, ...] = ()
-    spool: Path | None = None
 
     @property
     def vault(self) -> Path:
@@ -106,15 +104,18 @@ def _convert(path: Path, source: Codec, target: Codec) -> int:
     digest, beside = path.name, path.with_name(f".{path.name}.sealing")
     with closing(source.open(path, digest)) as reader:
         if reader.size == 0:
-            beside.write_bytes(target.encode(digest, b""))
-        else:
-            writer = target.writer(beside, digest, reader.size, fresh=True)
-            for offset in range(0, reader.size, BLOCK_BYTES):
-                writer.write_at(offset, reader.read_at(offset, BLOCK_BYTES))
-            writer.sync()
-            writer.close()
-    beside.chmod(path.stat().st_mode)
-    beside.replace(path)
+            write_durably(path, target.encode(digest, b""), stat.S_IMODE(path.stat().st_mode))
+            return 1
+        try:
+            with closing(target.writer(beside, digest, reader.size, fresh=True)) as writer:
+                for offset in range(0, reader.size, BLOCK_BYTES):
+                    writer.write_at(offset, reader.read_at(offset, BLOCK_BYTES))
+                writer.sync()
+            beside.chmod(path.stat().st_mode)
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)  # on a full disk nobody else would
+            raise
     sync_folder(path.parent)
     return 1
 

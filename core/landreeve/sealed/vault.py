@@ -11,7 +11,7 @@ import secrets
 import shlex
 import stat
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -26,7 +26,8 @@ from landreeve.sealed.sqlite import is_plain
 KEY_BYTES = 32
 COMMAND_TIMEOUT_S = 30.0
 PURPOSES = ("store", "blobs", "spool")
-_NONCE = 12
+_NONCE, _SALT_BYTES = 12, 16
+_BOX_BYTES = _NONCE + KEY_BYTES + 16
 
 
 class PurposeKey(msgspec.Struct, frozen=True):
@@ -56,14 +57,18 @@ class Vault:
         self._master = master
 
     @classmethod
-    def create(cls, path: Path, source: str, state: Path) -> tuple["Vault", str]:
-        """A new vault on disk, and its recovery key, which is told once and kept nowhere."""
-        salt, master, recovery = os.urandom(16), os.urandom(KEY_BYTES), os.urandom(KEY_BYTES)
+    def create(
+        cls, path: Path, source: str, state: Path, tell: Callable[[str], object] = lambda _: None
+    ) -> tuple["Vault", str]:
+        """A new vault on disk, and its recovery key, which is kept nowhere. ``tell`` hears it before the vault is
+        written: a kill in between must not leave one whose recovery key nobody knows."""
+        salt, master, recovery = os.urandom(_SALT_BYTES), os.urandom(KEY_BYTES), os.urandom(KEY_BYTES)
         kek = read_key(source, state, salt)
-        document = Document(salt.hex(), _wrap(kek, master, "master"), _wrap(recovery, master, "recovery"))
+        keys = tuple(_fresh(master, purpose) for purpose in PURPOSES)
+        document = Document(salt.hex(), _wrap(kek, master, "master"), _wrap(recovery, master, "recovery"), keys)
         vault = cls(path, document, master)
-        for purpose in PURPOSES:
-            vault.add_key(purpose)
+        tell(spelled(recovery))
+        vault._keep(document)
         return vault, spelled(recovery)
 
     @classmethod
@@ -93,16 +98,15 @@ class Vault:
 
     def rewrap(self, source: str, state: Path) -> None:
         """From now on the operator's key is that of ``source``."""
-        salt = os.urandom(16)
+        salt = os.urandom(_SALT_BYTES)
         kek = read_key(source, state, salt)
         self._keep(msgspec.structs.replace(self._document, salt=salt.hex(), master=_wrap(kek, self._master, "master")))
 
     def add_key(self, purpose: str) -> str:
         """A fresh key that seals from now on; its id."""
-        made = secrets.token_hex(8)
-        box = _wrap(self._master, os.urandom(KEY_BYTES), f"{purpose}:{made}")
-        self._keep(msgspec.structs.replace(self._document, keys=(*self._document.keys, PurposeKey(made, purpose, box))))
-        return made
+        made = _fresh(self._master, purpose)
+        self._keep(msgspec.structs.replace(self._document, keys=(*self._document.keys, made)))
+        return made.id
 
     def drop_keys(self, purpose: str) -> int:
         """Forget every key of the purpose but the newest, once nothing is sealed with them any more."""
@@ -152,7 +156,7 @@ def read_key(source: str, state: Path, salt: bytes, environ: Mapping[str, str] =
 
 
 def _from_file(path: Path, state: Path, source: str) -> bytes:
-    if path.absolute().is_relative_to(state.absolute()):
+    if path.resolve().is_relative_to(state.resolve()):
         raise KeyMissingError(f"{source}: it lies in the state folder it is to protect; move it elsewhere")
     data = _bytes(path, source)
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -182,7 +186,12 @@ def _parsed(data: bytes, source: str) -> bytes:
 
 
 def _passphrase(command: str) -> bytes:
-    arguments = shlex.split(command)
+    try:
+        arguments = shlex.split(command)
+    except ValueError as error:
+        raise KeyMissingError(f"command:{command[:60]}: {error}; quote it as a shell would want it") from None
+    if not arguments:
+        raise KeyMissingError("command: names no program")
     try:
         done = subprocess.run(arguments, capture_output=True, check=True, timeout=COMMAND_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as error:
@@ -211,13 +220,30 @@ def unspelled(words: str) -> bytes:
 def _read(path: Path) -> Document:
     try:
         document = msgspec.json.decode(path.read_bytes(), type=Document)
+        _check_boxes(document)
     except FileNotFoundError:
         raise KeyMissingError(f"{path}: nothing is sealed here yet; do it with: store encrypt") from None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BadVaultError(f"{path}: {error}; put back a copy, without it nothing sealed can be read") from error
     if document.version != 1:
         raise BadVaultError(f"{path}: a vault of version {document.version}; update this program")
     return document
+
+
+def _check_boxes(document: Document) -> None:
+    """ValueError when something in it cannot be what it should be."""
+    if len(bytes.fromhex(document.salt)) != _SALT_BYTES:
+        raise ValueError("its salt has not the length of one")
+    for box in (document.master, document.recovery, *(key.box for key in document.keys)):
+        if len(base64.b64decode(box, validate=True)) != _BOX_BYTES:
+            raise ValueError("a wrapped key has not the length of one")
+    if not set(PURPOSES) <= {key.purpose for key in document.keys}:
+        raise ValueError("a key is missing")
+
+
+def _fresh(master: bytes, purpose: str) -> PurposeKey:
+    made = secrets.token_hex(8)
+    return PurposeKey(made, purpose, _wrap(master, os.urandom(KEY_BYTES), f"{purpose}:{made}"))
 
 
 def _wrap(key: bytes, secret: bytes, name: str) -> str:
