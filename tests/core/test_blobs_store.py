@@ -1,9 +1,11 @@
 """Blobs: only what is verified is whole, and nothing that arrived is asked for twice."""
 
 import hashlib
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,14 @@ def test_removed_blob_is_gone_with_its_partial(store: BlobStore) -> None:
     for digest in (DIGEST, other, other):
         store.remove(digest)
     assert store.digests() == store.partials() == frozenset()
+
+
+def test_what_a_kill_left_of_a_put_goes_once_nobody_can_be_writing_it(store: BlobStore) -> None:
+    store.put(DATA)
+    folder = store.path(DIGEST).parent
+    for name, age_s in ((".old", 100_000), (".young", 60)):
+        (folder / name).write_bytes(b"half")
+        moment = time.time() - age_s
+        os.utime(folder / name, (moment, moment))
+    BlobStore(folder.parent, margin_bytes=0)
+    assert {path.name for path in folder.iterdir()} == {DIGEST, ".young"}

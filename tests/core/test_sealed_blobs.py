@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from landreeve.blobs.errors import CorruptBlobError
 from landreeve.blobs.store import BlobStore
 from landreeve.release.manifest import block_digests, digest_of
+from landreeve.sealed import state
 from landreeve.sealed.blobs import HEAD_BYTES, TAG_BYTES, SealedCodec
 from landreeve.sealed.errors import KeyMissingError
+from landreeve.sealed.vault import Vault
 from landreeve.wire.codec import BLOCK_BYTES
 
 KEY = bytes(range(32))
@@ -125,6 +127,29 @@ def test_old_keys_open_new_keys_seal_and_a_lost_key_is_named(tmp_path: Path) -> 
     assert both.is_current(store.path(store.put(b"new")))
     with pytest.raises(KeyMissingError, match=OLD):
         sealed_store(tmp_path, {NEW: bytes(32)}).read(DIGEST)
+
+
+def test_a_plain_blob_that_begins_like_a_sealed_one_is_plain(tmp_path: Path) -> None:
+    data = b"LRE1 is how this card begins, and it goes on for long enough to hold a whole header."
+    digest = BlobStore(tmp_path, 0).put(data)
+    (tmp_path / "key").write_bytes(KEY)
+    (tmp_path / "key").chmod(0o600)
+    vault, _ = Vault.create(tmp_path / "vault", f"file:{tmp_path}/key", tmp_path / "state")
+    store = BlobStore(tmp_path, 0, SealedCodec(vault.keys("blobs")))
+    assert store.read(digest) == data
+    tally = state.seal(state.Parts(tmp_path, tmp_path / "none", (tmp_path,)), vault)
+    assert (tally.current, tally.converted) == (1, 1)
+    assert store.read(digest) == data
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_blobs_larger_than_the_system_reads_at_once_are_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sealed: bool
+) -> None:
+    store = sealed_store(tmp_path) if is_sealed else BlobStore(tmp_path, 0)
+    digest, pread = store.put(DATA), os.pread
+    monkeypatch.setattr(os, "pread", lambda handle, length, at: pread(handle, min(length, 50_000), at))  # 2 GiB, small
+    assert store.read(digest) == DATA
 
 
 def test_plain_files_are_read_while_a_store_is_converted(tmp_path: Path) -> None:

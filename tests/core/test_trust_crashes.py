@@ -1,6 +1,7 @@
 """The trust folder when the process is killed, or the disk is full, at any moment of a verification."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from landreeve.trust.anchor import install
+from landreeve.trust.cache import Caches
 from landreeve.trust.document import DOCUMENT_NAME, document_text
 from landreeve.wire.codec import encode
 from landreeve.wire.messages import Desired, SignedDesired
@@ -51,6 +53,25 @@ def child(what: str, folder: Path) -> list[dict[str, Any]]:
     script = Path(__file__).with_name("trust_child.py")
     done = subprocess.run([sys.executable, script, what, folder], capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_name_on_the_way_to_a_cache_is_on_the_disk_before_it_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory entry outlives a power cut only once its own folder was synced."""
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def noting(handle: int) -> None:
+        in_use = (tmp_path / "current").is_symlink()
+        synced.extend([] if in_use else [Path(f"/proc/self/fd/{handle}").readlink()])
+        fsync(handle)
+
+    caches = Caches(tmp_path)
+    work = caches.copy()
+    monkeypatch.setattr(os, "fsync", noting)
+    caches.adopt(work)
+    assert {work, work / "director", work / "targets", work.parent} <= set(synced)
 
 
 def test_kill_at_any_touch_leaves_the_former_state_or_the_new_one(folder: Path) -> None:

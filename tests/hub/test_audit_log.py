@@ -143,6 +143,17 @@ async def test_erased_person_is_gone_from_the_database_and_the_log_still_verifie
     store.close()
 
 
+@pytest.mark.parametrize("keys", [(), (bytes(32),)], ids=["plain", "sealed"])
+async def test_what_is_erased_is_overwritten_whatever_sqlite_does_by_default(
+    tmp_path: Path, keys: tuple[bytes, ...]
+) -> None:
+    if keys:
+        pytest.importorskip("sqlcipher3")
+    store = Store(tmp_path / "hub.db", keys=keys)
+    assert await store.write(lambda c: c.exec_driver_sql("PRAGMA secure_delete").scalar_one()) == 1
+    store.close()
+
+
 async def test_sealing_reads_no_more_the_longer_the_log_is(tmp_path: Path) -> None:
     """Counted in statements: O(new + log n)."""
     store = Store(tmp_path / "hub.db")

@@ -1,7 +1,8 @@
 """What is personal in an entry: a salted commitment in the log, the value sealed beside it under its subject's key.
 
-Destroying the key erases the value everywhere the sealed copies lie, backups and exports included; the commitment says
-nothing without its salt, so the log still verifies. Pure: salts, nonces and keys are drawn by the caller.
+Destroying the key erases the value everywhere sealed copies lie without it, exports included; a backup that holds the
+key as well has to go too. The commitment says nothing without its salt, so the log still verifies. Pure: salts, nonces
+and keys are drawn by the caller.
 """
 
 import hashlib

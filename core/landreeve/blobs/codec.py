@@ -80,7 +80,7 @@ class _PlainReader(_File):
         self.size = os.fstat(self._handle).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        return os.pread(self._handle, length, offset)
+        return read_all(self._handle, offset, length)
 
 
 class _PlainWriter(_File):
@@ -88,7 +88,7 @@ class _PlainWriter(_File):
         write_all(self._handle, offset, data)
 
     def read_at(self, offset: int, length: int) -> bytes | None:
-        return os.pread(self._handle, length, offset)
+        return read_all(self._handle, offset, length)
 
     def sync(self) -> None:
         os.fsync(self._handle)
@@ -123,6 +123,18 @@ def reserved(path: Path, length: int) -> int:
         os.close(handle)
         raise
     return handle
+
+
+def read_all(handle: int, offset: int, length: int) -> bytes:
+    """`os.pread` until all of it is there or the file ends: Linux gives at most 2 GiB at once."""
+    data = os.pread(handle, length, offset)
+    if not data or len(data) == length:
+        return data
+    parts, left = [data], length - len(data)
+    while left and (data := os.pread(handle, left, offset + length - left)):
+        parts.append(data)
+        left -= len(data)
+    return b"".join(parts)
 
 
 def write_all(handle: int, offset: int, data: bytes) -> None:

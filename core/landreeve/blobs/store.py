@@ -4,9 +4,11 @@
 appears by one rename after the content is verified and synced, so whatever is there is whole.
 """
 
+import contextlib
 import errno
 import hashlib
 import shutil
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +20,7 @@ from landreeve.blobs.partial import Partial
 from landreeve.wire.codec import BLOCK_BYTES
 from landreeve.wire.ids import check_digest
 
+_UNFINISHED_S = 86_400.0
 MARGIN_BYTES = 32 * 1024 * 1024
 _PIECE_BYTES = BLOCK_BYTES  # larger pieces are slower: malloc maps each anew, and every page of it faults
 
@@ -39,6 +42,7 @@ class BlobStore:
         self._arriving = root / "partial"
         for folder in (self._whole, self._arriving):
             folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
 
     def has(self, digest: str) -> bool:
         """Whether the whole blob is here."""
@@ -121,6 +125,14 @@ class BlobStore:
     def partials(self) -> frozenset[str]:
         """Every blob that has begun to arrive."""
         return frozenset(path.name for path in self._arriving.iterdir())
+
+    def _sweep(self) -> None:
+        """Remove what a kill left of a `put` or a conversion; who writes such a file now has begun it just now."""
+        old = time.time() - _UNFINISHED_S
+        for path in self._whole.glob(".*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < old:
+                    path.unlink()
 
     def free_bytes(self) -> int:
         """What the disk has left for us, margin included."""

@@ -11,6 +11,7 @@ The file of a blob that is arriving is filled by position. A chunk is then writt
 its digest names, which gives the same ciphertext; where no digests are known a fresh file has a fresh salt.
 """
 
+import hashlib
 import os
 import struct
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from landreeve.blobs.codec import BlobReader, BlobWriter, PlainCodec, reserved, write_all
+from landreeve.blobs.codec import BlobReader, BlobWriter, PlainCodec, read_all, reserved, write_all
 from landreeve.blobs.errors import CorruptBlobError
 from landreeve.sealed.errors import KeyMissingError
 from landreeve.wire.codec import BLOCK_BYTES
@@ -55,7 +56,7 @@ class SealedCodec:
     def open(self, path: Path, digest: str) -> BlobReader:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         head = os.pread(handle, HEAD_BYTES, 0)
-        if not _is_sealed(head):
+        if not self._is_ours(path, digest, head):
             os.close(handle)
             return PlainCodec().open(path, digest)
         try:
@@ -77,15 +78,25 @@ class SealedCodec:
         return _Writer(handle, self._box(head, digest))
 
     def is_sealed(self, path: Path) -> bool:
-        """Whether the file is sealed at all."""
+        """Whether the blob's file, named by its digest, is sealed at all."""
         with path.open("rb") as file:
-            return _is_sealed(file.read(HEAD_BYTES))
+            return self._is_ours(path, path.name, file.read(HEAD_BYTES))
 
     def is_current(self, path: Path) -> bool:
         """Whether the file is sealed with the newest key."""
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
         return _is_sealed(head) and _HEAD.unpack(head)[1].hex() == self._newest
+
+    def _is_ours(self, path: Path, digest: str, head: bytes) -> bool:
+        """Whether the file is sealed. Plain blobs may begin like anything, so also like one sealed with a key we lack:
+        only then the whole is read."""
+        if not _is_sealed(head):
+            return False
+        if _HEAD.unpack(head)[1].hex() in self._keys:
+            return True
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() != digest
 
     def _fresh_head(self, size: int) -> bytes:
         return _HEAD.pack(MAGIC, bytes.fromhex(self._newest), os.urandom(32), size)
@@ -138,7 +149,7 @@ class _Reader:
         if offset >= stop:
             return b""
         first, last = offset // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES
-        sealed = os.pread(self._handle, (last - first + 1) * _SEALED_CHUNK, HEAD_BYTES + first * _SEALED_CHUNK)
+        sealed = read_all(self._handle, HEAD_BYTES + first * _SEALED_CHUNK, (last - first + 1) * _SEALED_CHUNK)
         start = offset - first * BLOCK_BYTES
         return self._unsealed(first, last, sealed)[start : start + stop - offset]
 
@@ -177,7 +188,7 @@ class _Writer:
 
     def read_at(self, offset: int, length: int) -> bytes | None:
         first, count = offset // BLOCK_BYTES, -(-length // BLOCK_BYTES)
-        sealed = os.pread(self._handle, count * _SEALED_CHUNK, HEAD_BYTES + first * _SEALED_CHUNK)
+        sealed = read_all(self._handle, HEAD_BYTES + first * _SEALED_CHUNK, count * _SEALED_CHUNK)
         try:
             return b"".join(
                 self._box.unseal(first + n, sealed[n * _SEALED_CHUNK : (n + 1) * _SEALED_CHUNK]) for n in range(count)

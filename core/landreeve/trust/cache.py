@@ -38,6 +38,7 @@ class Caches:
     def adopt(self, work: Path) -> None:
         """Make the working copy the cache in use; afterwards it survives a power cut."""
         sync_tree(work)
+        sync_folder(self._folder)  # without the name of the copy, the link below would lead nowhere
         link = self._current.with_name(".current.new")
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.join(self._folder.name, work.name))  # noqa: PTH118  relative: the state folder may move

@@ -181,7 +181,8 @@ def _prepare_sqlite(engine: Engine, key: bytes | None, begin: str, query_only: b
         connection.isolation_level = None
         if key is not None:
             unlock(connection, key)
-        pragmas = ["busy_timeout=10000", "foreign_keys=ON", "synchronous=FULL"]
+        # What is deleted is overwritten, by default in some builds of SQLite alone: an erased person's key must be gone.
+        pragmas = ["busy_timeout=10000", "foreign_keys=ON", "synchronous=FULL", "secure_delete=ON"]
         pragmas.append("query_only=ON" if query_only else "journal_mode=WAL")
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}").close()
