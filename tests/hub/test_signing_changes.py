@@ -18,16 +18,26 @@ from landreeve.trust.verify import DesiredVerifier
 from landreeve.wire.messages import Desired, DesiredModel, SignedDesired
 from landreeve_hub.commands.root import build
 from landreeve_hub.incidents.incidents import Incidents, listed
-from landreeve_hub.signing import alarms, keys, request
+from landreeve_hub.signing import alarms, changes, keys, request
 from landreeve_hub.signing.approvers import public_half
 from landreeve_hub.signing.chain import sign_freshness
 from landreeve_hub.signing.desk import KeyDesk
 from landreeve_hub.signing.director import Director
 from landreeve_hub.signing.drill import drill
+from landreeve_hub.signing.edits import AddTarget
 from landreeve_hub.signing.errors import BadRequestError, KeyMissingError, RefusedRequestError, SigningError
 from landreeve_hub.signing.keyfolder import KeyFolder, make_key
+from landreeve_hub.signing.lists import TOP
 from landreeve_hub.signing.locked import VARIABLE, from_pem, to_pem
-from landreeve_hub.signing.roots import DIRECTOR, REPOSITORIES, newest_root, newest_root_text, root_versions
+from landreeve_hub.signing.roots import (
+    DIRECTOR,
+    REPOSITORIES,
+    TARGETS,
+    newest_root,
+    newest_root_text,
+    root_versions,
+    write_root,
+)
 from landreeve_hub.signing.targets import TargetsRepository
 from landreeve_hub.store.database import Store
 from securesystemslib.signer import CryptoSigner
@@ -184,6 +194,95 @@ def test_signature_of_a_counting_key_over_something_else_is_refused(office: Offi
         office.desk.take(json.dumps(asked).encode())
 
 
+def half_of(signer: CryptoSigner, name: str) -> str:
+    return msgspec.json.encode(public_half(signer, name)).decode()
+
+
+def test_release_approved_while_a_new_targets_key_awaits_the_roots_is_not_lost(office: Office) -> None:
+    office.put_away("root-2", "root-3")
+    office.desk.rotate("targets", "", "ann")
+    office.approve(GOOD)
+    (office.safe / "root-2.pem").rename(office.state / "keys" / "root-2.pem")
+    office.approve(BETTER)
+    assert office.desk.changes() == []
+    assert set(office.targets.releases()) == {GOOD, BETTER}
+    assert isinstance(office.sees(model()), Believed)
+
+
+def test_roots_signed_before_an_approval_count_after_it(office: Office) -> None:
+    office.put_away("root-1", "root-2", "root-3")
+    change = office.desk.rotate("targets", "", "ann")["id"]
+    signed = office.signed(change, office.key("root-1"), office.key("root-2"))
+    office.approve(GOOD)
+    assert office.desk.take(signed)["state"] == "in force"
+    assert office.targets.releases() == {GOOD: 700}
+    assert isinstance(office.sees(model()), Believed)
+
+
+def test_half_of_a_rotation_is_ended_before_anything_else_is_begun(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = make_key(office.safe / "new.pem", "")
+
+    def full(state: Path, repository: str, text: str) -> None:
+        if repository == TARGETS:
+            raise OSError(28, "No space left on device")
+        write_root(state, repository, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(changes, "write_root", full)
+        with pytest.raises(OSError, match="No space"):
+            office.desk.rotate("root-1", half_of(new, "root-1"), "ann")
+    office.open()
+    with pytest.raises(RefusedRequestError, match="half in force already"):
+        office.desk.drop(office.desk.changes()[0]["id"])
+    assert office.desk.rotate("director", "", "ann")["state"] == "in force"
+    assert all(new.public_key.keyid in newest_root(office.state, name).keys for name in REPOSITORIES)
+    assert isinstance(office.sees(), Believed)
+
+
+def test_rotation_that_another_came_after_does_not_come_back_at_the_next_start(office: Office) -> None:
+    office.put_away("root-1", "root-2", "root-3")
+    office.desk.rotate("director", "", "ann")
+    last = office.desk.rotate("root-1", half_of(make_key(office.safe / "new.pem", ""), "root-1"), "ann")["id"]
+    keys.init(office.state, NOW)
+    office.open()
+    assert [one["id"] for one in office.desk.changes()] == [last]
+
+
+def test_key_that_is_in_use_already_replaces_no_other(office: Office) -> None:
+    with pytest.raises(RefusedRequestError, match="this is the root-1 key already"):
+        office.desk.rotate("root-2", half_of(KeyFolder(office.state).load("root-1"), "root-2"), "ann")
+    assert len(newest_root(office.state, DIRECTOR).roles["root"].keyids) == 3
+
+
+def test_key_under_the_id_of_another_is_refused(office: Office) -> None:
+    signer = CryptoSigner.generate_ed25519()
+    signer.public_key.keyid = "f" * 64
+    with pytest.raises(BadRequestError, match="does not have its own id"):
+        office.desk.bring(half_of(signer, "eve"), "eve")
+
+
+def test_root_in_which_a_known_id_means_another_key_is_not_signed(office: Office) -> None:
+    office.put_away("root-1", "root-2", "root-3")
+    asked = request.parse(json.dumps(office.desk.export(office.desk.renew("root", "ann")["id"])).encode())
+    root = json.loads(asked.items[0].metadata)
+    known = root["signed"]["roles"]["root"]["keyids"][1]
+    root["signed"]["keys"][known]["keyval"] = CryptoSigner.generate_ed25519().public_key.keyval
+    forged = msgspec.structs.replace(asked.items[0], metadata=json.dumps(root))
+    with pytest.raises(BadRequestError, match="does not have its own id"):
+        request.parse(request.encode(msgspec.structs.replace(asked, items=(forged,))))
+
+
+def test_key_locked_with_an_unknown_passphrase_can_be_replaced(office: Office) -> None:
+    path = office.state / "keys" / "root-2.pem"
+    path.write_bytes(to_pem(KeyFolder(office.state).load("root-2"), "a passphrase nobody knows"))
+    new = half_of(make_key(office.safe / "new.pem", ""), "root-2")
+    assert office.desk.rotate("root-2", new, "ann")["state"] == "in force"
+    keys.init(office.state, NOW)
+    assert isinstance(office.sees(), Believed)
+
+
 def test_change_made_over_an_older_root_is_refused(office: Office) -> None:
     office.put_away("root-1", "root-2", "root-3")
     old = office.signed(office.desk.rotate("director", "", "ann")["id"], office.key("root-1"))
@@ -258,6 +357,18 @@ def test_list_that_outgrows_devices_is_not_signed(office: Office) -> None:
         sign_freshness({"targets": (1, b" " * (MAX_TARGETS_BYTES + 1))}, 1, director, NOW)
 
 
+def test_approval_that_would_outgrow_devices_leaves_nothing_behind(office: Office) -> None:
+    long = {"length": 1, "hashes": {"sha256": BETTER}, "custom": {"model": "m", "version": "1", "x": "y" * 400_000}}
+    for name in ("one", "two"):
+        office.targets.changes.want(AddTarget(TOP, name, long), NOW, "ada")
+    with pytest.raises(SigningError, match="withdraw releases that no site needs"):
+        office.targets.changes.want(AddTarget(TOP, "three", long), NOW, "ada")
+    keys.init(office.state, NOW)  # the next start
+    office.open()
+    office.approve(GOOD)
+    assert set(office.targets.lists.top().targets) == {"one", "two", f"releases/{GOOD}"}
+
+
 # --- approvers with keys of their own ---
 
 
@@ -325,6 +436,21 @@ def test_dismissed_approver_leaves_the_role(office: Office, team: dict[str, Cryp
         office.signed(change, team["ada"])
     with pytest.raises(RefusedRequestError, match="needs 2 signatures and would have 1 keys"):
         office.desk.dismiss("bob", "ann")
+
+
+def test_release_that_one_has_signed_goes_on_when_the_role_changes(
+    office: Office, team: dict[str, CryptoSigner]
+) -> None:
+    change = office.approve()
+    office.desk.take(office.signed(change, team["ada"]))
+    shutil.copy(office.safe / "targets.pem", office.state / "keys")
+    dan = make_key(office.safe / "dan.pem", "")
+    office.desk.bring(half_of(dan, "dan"), "dan")
+    office.desk.admit("dan", "ann")
+    office.desk.require("flights", ("models/flight-*/*",), 2, ("bob", "cem", "dan"), "ann")
+    assert office.desk.take(office.signed(change, dan))["signatures"] == "1 of 2"
+    assert office.desk.take(office.signed(change, team["bob"]))["state"] == "in force"
+    assert isinstance(office.sees(model()), Believed)
 
 
 def test_who_may_bring_and_admit_a_key(office: Office) -> None:

@@ -17,6 +17,8 @@ TARGETS_LIFETIME = timedelta(days=365)
 AHEAD = timedelta(hours=1)
 """What is valid for longer than its lifetime and this was signed by a clock that was ahead."""
 TIMESTAMP_FILE = "timestamp.json"
+SIGNATURES_BYTES = 16_384
+"""Room left in a list for the signatures that are still to come."""
 S = TypeVar("S", Targets, Snapshot, Timestamp)
 
 
@@ -34,7 +36,7 @@ def sign_freshness(
     what devices would refuse for its size.
     """
     for role, (_, data) in lists.items():
-        check_size(role, data)
+        check_size(role, len(data))
     snapshot = Snapshot(
         version=version,
         expires=now + FRESH_LIFETIME,
@@ -52,11 +54,11 @@ def sign_freshness(
     return {f"{version}.snapshot.json": snapshot_bytes.decode(), TIMESTAMP_FILE: _sign(timestamp, signer).decode()}
 
 
-def check_size(role: str, data: bytes) -> None:
-    """`SigningError` for a list that devices would refuse for its size."""
-    if len(data) > MAX_TARGETS_BYTES:
+def check_size(role: str, size: int) -> None:
+    """`SigningError` for a list that devices would refuse for its size in bytes."""
+    if size > MAX_TARGETS_BYTES:
         raise SigningError(
-            f"the list {role} would have {len(data):,} bytes, devices take {MAX_TARGETS_BYTES:,}: withdraw releases "
+            f"the list {role} would have {size:,} bytes, devices take {MAX_TARGETS_BYTES:,}: withdraw releases "
             "that no site needs any more, or give models a role of their own (keys require)"
         )
 

@@ -19,8 +19,8 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from landreeve_hub.signing import edits as editing
 from landreeve_hub.signing import request as requests
-from landreeve_hub.signing.chain import TARGETS_LIFETIME, check_size
-from landreeve_hub.signing.edits import Edit
+from landreeve_hub.signing.chain import SIGNATURES_BYTES, TARGETS_LIFETIME, check_size
+from landreeve_hub.signing.edits import Edit, Renew
 from landreeve_hub.signing.errors import KeyMissingError, RefusedRequestError, SigningError
 from landreeve_hub.signing.keyfolder import ALL_KEYS, TARGETS_KEY, KeyFolder, key_document, named, read_key
 from landreeve_hub.signing.lists import TOP, Lists
@@ -81,9 +81,13 @@ class ChangeBook:
     # --- wanting ---
 
     def want(self, edit: Edit, now: datetime, by: str) -> Standing:
-        """Have a list changed: at once when the keys are here, else as an open change."""
+        """Have a list changed: at once when the keys are here, else as an open change. `SigningError`, and nothing is
+        kept of it, when the list would become larger than devices take."""
         book = self._read()
         others = tuple(one for one in book.edits if editing.subject(one) != editing.subject(edit))
+        if not isinstance(edit, Renew):  # which makes nothing larger
+            wanted = tuple(one for one in (*others, edit) if one.role == edit.role)
+            check_size(edit.role, len(self._proposed(edit.role, wanted, now).encode()) + SIGNATURES_BYTES)
         self._write(msgspec.structs.replace(book, edits=(*others, edit)))
         self.settle(now, by)
         return self.standing_of(edit)
@@ -94,6 +98,7 @@ class ChangeBook:
         own."""
         if name not in ALL_KEYS:
             raise SigningError(f"{name!r}: there is no such key; there are {', '.join(ALL_KEYS)}")
+        self._finish(now)
         old = self._keys.public(name)
         if old is None:
             raise KeyMissingError(
@@ -104,21 +109,26 @@ class ChangeBook:
                 f"the {name} key is kept elsewhere: make the new one there (landreeve-hub keys make FILE) and give its "
                 "public half (--new-key FILE.pub.json)"
             )
+        if new is not None and (holder := self._holder_of(new)):
+            raise RefusedRequestError(f"this is the {holder} key already: make one that is used for nothing else")
         key = named(new or self._keys.make_next(name).public_key, name)
         request = self._compose_roots((old, key), now, by, relist=name == TARGETS_KEY)
         return self._open_roots(request, {name: key_document(key, name)}, now)
 
     def renew_roots(self, now: datetime, by: str) -> Standing:
         """Sign both roots again with the same keys, for a later expiry."""
+        self._finish(now)
         return self._open_roots(self._compose_roots(None, now, by), {}, now)
 
     def drop(self, id: str) -> None:  # noqa: A002  as everywhere on the wire
         """Call an open change off, with the edits it stands for."""
         book, found = self._read(), self._find(id)
-        for name in found.keys:
-            self._keys.forget_next(name)
+        if found.complete:
+            raise RefusedRequestError(f"change {id} is signed and half in force already: it can only be ended")
         left = tuple(one for one in book.edits if one.role != found.subject)
         self._write(msgspec.structs.replace(book, edits=left, open=_without(book.open, id)))
+        for name in found.keys:
+            self._keys.forget_next(name)
 
     # --- asking ---
 
@@ -128,7 +138,7 @@ class ChangeBook:
 
     def export(self, id: str) -> SigningRequest:  # noqa: A002
         """The request of an open change, with the signatures it has."""
-        request = self._find(id).request
+        request = self._with_needs(self._find(id).request)
         return msgspec.structs.replace(request, what=requests.summary(request))
 
     def standing_of(self, edit: Edit) -> Standing:
@@ -148,7 +158,7 @@ class ChangeBook:
         book = self._read()
         if when := book.done.get(request.id):
             raise RefusedRequestError(f"change {request.id} is in force since {when}: nothing is left to sign")
-        found = self._find(request.id)
+        found = self._relisted(self._find(request.id), now)
         self._refuse_overtaken(found.request)
         merged = self._merge(found.request, request)
         self._keep(msgspec.structs.replace(found, request=merged, signed=True))
@@ -158,6 +168,7 @@ class ChangeBook:
 
     def settle(self, now: datetime, by: str) -> None:
         """Compose what is wanted, sign what keys here can sign, and put into force what is complete."""
+        self._finish(now)
         for role in dict.fromkeys(edit.role for edit in self._read().edits):
             self._settle(role, now, by)
         for one in self._read().open:
@@ -165,16 +176,42 @@ class ChangeBook:
 
     def recover(self, now: datetime) -> None:
         """After a start: end what a crash cut short."""
-        for one in self._read().open:
-            if one.complete:
-                self._put_in_force(one, now)
+        self._finish(now)
         for name in ALL_KEYS:
             if self._keys.has(name) and self._keys.public(name) is not None:
                 self._remember(name)
-            if self._keys.next(name) is not None and not any(name in one.keys for one in self._read().open):
+            self._clear_waiting(name)
+            if self._keys.waiting(name) is not None and not self._is_spoken_of(name):
                 self.rotate(name, None, now, "hub")
         if self._lists.exist:
             self.settle(now, "hub")
+
+    def _finish(self, now: datetime) -> None:
+        """Put into force what was cut short in the middle of it: nothing else may be begun before."""
+        for one in self._read().open:
+            if one.complete:
+                self._put_in_force(one, now)
+
+    def _clear_waiting(self, name: str) -> None:
+        """A replacement goes that another change of the roots came after, and into place when the roots name it."""
+        waiting = self._keys.waiting(name)
+        if waiting is None or self._is_spoken_of(name):
+            return
+        if any(waiting.keyid in newest_root(self._state, repository).keys for repository in REPOSITORIES):
+            self._keys.replace(name, named(waiting, name))
+        elif any(one.subject == ROOTS for one in self._read().open):
+            self._keys.forget_next(name)
+
+    def _is_spoken_of(self, name: str) -> bool:
+        """Whether an open change wants the key that waits to replace the named one."""
+        waiting = self._keys.waiting(name)
+        told = [one.keys[name]["keyid"] for one in self._read().open if name in one.keys]
+        return waiting is not None and waiting.keyid in told
+
+    def _holder_of(self, key: Key) -> str:
+        """The name under which a key is in use already; empty when it is not."""
+        known = {public.keyid: name for name in ALL_KEYS if (public := self._keys.public(name)) is not None}
+        return known.get(key.keyid, "")
 
     def _remember(self, name: str) -> None:
         public = self._keys.public(name)
@@ -195,20 +232,18 @@ class ChangeBook:
         book = msgspec.structs.replace(book, edits=others + wanted)
         if known is None and wanted:
             book = _numbered(book)
-            request = self._compose(role, listed, wanted, (now, by, str(book.count)))
+            item = Item(TARGETS, role, (), self._text(role), self._proposed(role, wanted, now))
+            request = self._request((item,), now, by, str(book.count))
             book = msgspec.structs.replace(book, open=(*book.open, _Open(role, request)))
         self._write(book)
 
-    def _compose(self, role: str, listed: Targets, wanted: tuple[Edit, ...], made: tuple[datetime, str, str]) -> Any:
-        now, by, number = made
+    def _proposed(self, role: str, wanted: tuple[Edit, ...], now: datetime) -> str:
+        """The next list of a role, with what is wanted."""
+        listed = self._listed(role)
         for edit in wanted:
             editing.apply(edit, listed)
-        base = self._text(role)
-        listed.version = Metadata[Targets].from_bytes(base.encode()).signed.version + 1 if base else 1
-        listed.expires = now + TARGETS_LIFETIME
-        text = Metadata(listed).to_bytes().decode()
-        check_size(role, text.encode())
-        return self._request((Item(TARGETS, role, (), base, text),), now, by, number)
+        listed.version, listed.expires = listed.version + 1, now + TARGETS_LIFETIME
+        return Metadata(listed).to_bytes().decode()
 
     def _compose_roots(
         self, keys: tuple[Key, Key] | None, now: datetime, by: str, *, relist: bool = False
@@ -220,23 +255,40 @@ class ChangeBook:
             base = newest_root_text(self._state, repository)
             items.append(Item(repository, ROOTS, (), base, Metadata(root).to_bytes().decode()))
         if relist and self._lists.exist:
-            listed = self._lists.top()
-            listed.version, listed.expires = listed.version + 1, now + TARGETS_LIFETIME
-            items.append(Item(TARGETS, TOP, (), self._lists.text(TOP), Metadata(listed).to_bytes().decode()))
+            items.append(self._same_list(now))
         book = _numbered(self._read())
         self._write(book)
         return self._request(tuple(items), now, by, str(book.count))
 
     def _request(self, items: tuple[Item, ...], now: datetime, by: str, number: str) -> SigningRequest:
-        request = SigningRequest(f"change-{number}", now.isoformat(timespec="seconds"), by, items)
-        needing = tuple(msgspec.structs.replace(item, needs=self._needs(request, item)) for item in items)
+        return self._with_needs(SigningRequest(f"change-{number}", now.isoformat(timespec="seconds"), by, items))
+
+    def _with_needs(self, request: SigningRequest) -> SigningRequest:
+        """The request with whose signatures it needs now: who is in a role may have changed since it was made."""
+        needing = tuple(msgspec.structs.replace(item, needs=self._needs(request, item)) for item in request.items)
         return msgspec.structs.replace(request, items=needing)
+
+    def _same_list(self, now: datetime) -> Item:
+        """The approvers' list in force, to be signed by another key."""
+        return Item(TARGETS, TOP, (), self._text(TOP), self._proposed(TOP, (), now))
+
+    def _relisted(self, one: _Open, now: datetime) -> _Open:
+        """The change with the approvers' list that is in force now: while a new targets key waits for the roots'
+        signatures, releases go on being approved under the old one."""
+        item = _of(one.request, TARGETS, TOP)
+        if one.subject != ROOTS or one.complete or item is None or item.base == self._text(TOP):
+            return one
+        items = tuple(self._same_list(now) if other is item else other for other in one.request.items)
+        return msgspec.structs.replace(one, request=msgspec.structs.replace(one.request, items=items))
 
     def _open_roots(self, request: SigningRequest, keys: dict[str, dict[str, Any]], now: datetime) -> Standing:
         """Only one change of the roots is open at a time: the last one asked for."""
         book = self._read()
+        former = tuple(one for one in book.open if one.subject == ROOTS)
         kept = tuple(one for one in book.open if one.subject != ROOTS)
         self._write(msgspec.structs.replace(book, open=(*kept, _Open(ROOTS, request, keys))))
+        for name in {name for one in former for name in one.keys}:
+            self._clear_waiting(name)
         standing = self._advance(request.id, now)
         if self._lists.exist:
             self.settle(now, request.made_by)
@@ -312,12 +364,17 @@ class ChangeBook:
         for mine, theirs in zip(own.items, given.items, strict=True):
             metadata, signed = requests.metadata_of(mine), requests.metadata_of(theirs)
             if metadata.signed_bytes != signed.signed_bytes:
+                if mine.role == TOP and len(own.items) > 1:  # the list went on meanwhile (`_relisted`): the roots count
+                    items.append(mine)
+                    continue
                 raise RefusedRequestError(
                     f"{mine.repository} {mine.role} in this file is not what change {own.id} wants to have signed: it "
                     "was changed on its way, or the change was made anew since; export it again"
                 )
             keys = self._counting_keys(own, mine)
             for keyid, signature in signed.signatures.items():
+                if metadata.signatures.get(keyid) == signature:
+                    continue  # came before, from someone who may have left the role since
                 if keyid not in keys:
                     raise RefusedRequestError(
                         f"the key {keyid[:12]} does not count for {mine.repository} {mine.role}; these do: "
@@ -343,7 +400,8 @@ class ChangeBook:
 
     def _advance(self, id: str, now: datetime) -> Standing:  # noqa: A002
         """Sign with the keys of this machine; put into force when that is enough."""
-        found = self._find(id)
+        found = self._relisted(self._find(id), now)
+        found = msgspec.structs.replace(found, request=self._with_needs(found.request))
         request = found.request
         for signer in self._signers(found):
             try:

@@ -8,11 +8,14 @@ A key is looked for in ``<state>/keys``, then among the credentials systemd give
 (``$CREDENTIALS_DIRECTORY/<name>.pem``). ``<name>.pub.json`` stays when the private key has been moved away.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from landreeve.blobs.durable import sync_folder, write_durably
+from securesystemslib.exceptions import FormatError
+from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import CryptoSigner, Key
 
 from landreeve_hub.signing.errors import KeyMissingError
@@ -81,6 +84,14 @@ class KeyFolder:
         path = self._next_path(name)
         return _load(path, name) if path.is_file() else None
 
+    def waiting(self, name: str) -> Key | None:
+        """The public half of the key that is about to replace the named one; None also when it is locked."""
+        try:
+            signer = self.next(name)
+        except KeyMissingError:
+            return None
+        return signer.public_key if signer is not None else None
+
     def make_next(self, name: str) -> CryptoSigner:
         """The key that will replace the named one, made now if there is none waiting."""
         return self.next(name) or make_key(self._next_path(name))
@@ -91,14 +102,21 @@ class KeyFolder:
 
     def replace(self, name: str, key: Key) -> None:
         """The named key is ``key`` from now on: the waiting one takes the old one's place, or the old one goes since
-        the new one is kept elsewhere. May be repeated."""
+        the new one is kept elsewhere. One that cannot be read stays where it is. May be repeated."""
         waiting = self.next(name)
         if waiting is not None and waiting.public_key.keyid == key.keyid:
             self._next_path(name).replace(self._path(name))
             sync_folder(self._folder)
-        elif self._path(name).is_file() and _load(self._path(name), name).public_key.keyid != key.keyid:
+        elif self._is_another(name, key):
             self._path(name).replace(self._folder / f"{name}.pem.old")
         self.remember(name, key)
+
+    def _is_another(self, name: str, key: Key) -> bool:
+        path = self._path(name)
+        try:
+            return path.is_file() and _load(path, name).public_key.keyid != key.keyid
+        except KeyMissingError:  # locked, and the passphrase is not here: it signs nothing on this machine
+            return False
 
     def _found(self, name: str) -> Path:
         own, folder = self._path(name), credentials_folder()
@@ -129,11 +147,23 @@ def key_document(key: Key, name: str) -> dict[str, Any]:
 
 
 def read_key(document: Any) -> Key:
-    """The public key of a document; `ValueError` when it holds none."""
+    """The public key of a document; `ValueError` when it holds none, or one under the id of another."""
     try:
-        return Key.from_dict(str(document["keyid"]), dict(document["key"]))
-    except (KeyError, TypeError, AttributeError) as error:
+        return check_keyid(Key.from_dict(str(document["keyid"]), dict(document["key"])))
+    except (KeyError, TypeError, AttributeError, FormatError) as error:
         raise ValueError(f"this holds no public key: {error!r} is missing or wrong") from error
+
+
+def check_keyid(key: Key) -> Key:
+    """The same key when its id is the digest of what it consists of; else `ValueError`.
+
+    Thresholds count ids, and people compare them: one key under two ids would count twice, and a key under the id of
+    another would take its place unseen. TUF leaves ids free and its clients do not check them.
+    """
+    facts = {"keytype": key.keytype, "scheme": key.scheme, "keyval": key.keyval}
+    if hashlib.sha256(str(encode_canonical(facts)).encode()).hexdigest() != key.keyid:
+        raise ValueError(f"the key {key.keyid[:12]} does not have its own id")
+    return key
 
 
 def named(key: Key, name: str) -> Key:

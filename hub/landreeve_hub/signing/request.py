@@ -7,13 +7,13 @@ on their own machine and need not believe the hub's words.
 from typing import Any, Literal
 
 import msgspec
-from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+from securesystemslib.exceptions import FormatError, UnverifiedSignatureError, VerificationError
 from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 
 from landreeve_hub.signing.errors import BadRequestError, RefusedRequestError
-from landreeve_hub.signing.keyfolder import NAME_FIELD
+from landreeve_hub.signing.keyfolder import NAME_FIELD, check_keyid
 
 MAX_BYTES = 4_000_000
 HOW = (
@@ -191,4 +191,15 @@ def _metadata(item: Item, text: str) -> Metadata[Any]:
     wanted = Root if item.role == "root" else Targets
     if not isinstance(metadata.signed, wanted):
         raise BadRequestError(f"{item.repository} {item.role}: this is {metadata.signed.type} metadata")
+    try:
+        for key in _keys_in(metadata.signed).values():
+            check_keyid(key)
+    except (ValueError, FormatError) as error:
+        raise BadRequestError(f"{item.repository} {item.role}: {error}") from error
     return metadata
+
+
+def _keys_in(signed: Root | Targets) -> dict[str, Key]:
+    if isinstance(signed, Root):
+        return signed.keys
+    return signed.delegations.keys if signed.delegations else {}
