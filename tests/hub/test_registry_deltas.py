@@ -13,7 +13,7 @@ from landreeve.blobs.store import BlobStore
 from landreeve.release.manifest import digest_of
 from landreeve.wire.codec import BLOCK_BYTES
 from landreeve.wire.transfers import Offer
-from landreeve_hub.registry.deltas import NO_BASE, DeltaCache, Workshop
+from landreeve_hub.registry.deltas import ENTRY_BYTES, NO_BASE, DeltaCache, Entry, Workshop
 
 BASE = os.urandom(300_000)
 TUNED = BASE[:1000] + os.urandom(500) + BASE[1500:]
@@ -107,6 +107,21 @@ def test_the_cache_keeps_what_is_used_and_stays_within_its_bytes(tmp_path: Path,
         assert sum(cache.store.size(digest) for digest in cache.store.digests()) <= 100_000
     workshop.stop()
     assert cache.find(digest_of(targets[1]), base) is None
+
+
+def test_ways_that_gain_nothing_are_bounded_like_all_others(tmp_path: Path) -> None:
+    cache = DeltaCache(tmp_path, 100_000)
+    for number in range(200):
+        cache.keep(Entry("a" * 64, f"{number:064x}", "", 0, "", ()), None)
+    assert len(list((tmp_path / "index").iterdir())) <= 100_000 / ENTRY_BYTES
+    assert cache.find("a" * 64, f"{199:064x}") is not None
+
+
+def test_an_entry_that_is_no_text_is_removed_at_the_start(tmp_path: Path) -> None:
+    DeltaCache(tmp_path, 100_000)
+    (tmp_path / "index" / "damaged.json").write_bytes(b'{"target":"\xff"}')
+    DeltaCache(tmp_path, 100_000)
+    assert list((tmp_path / "index").iterdir()) == []
 
 
 def test_a_target_that_cannot_be_read_is_sent_whole(tmp_path: Path, blobs: BlobStore) -> None:

@@ -117,8 +117,12 @@ class Broker:
         """Let these in from now on, and no one else; live clients keep their connection, not their rights."""
         if guests == self._guests:
             return
-        self._guests = guests
-        self.reload()
+        former, self._guests = self._guests, guests
+        try:
+            self.reload()
+        except OSError:
+            self._guests = former  # the broker does not know them: the next try must not take them for known
+            raise
 
     def reload(self) -> None:
         """Write its configuration anew and have it read that, and the revocation lists; live clients stay."""

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 NO_BASE = "none"
 # Below this share of the whole the other methods could only gain what one block carries.
 GOOD_ENOUGH = 0.01
+# The least that a file takes of a disk.
+ENTRY_BYTES = 4096
 _NICENESS = 10
 _WAITING = 256
 
@@ -92,18 +94,17 @@ class DeltaCache:
         return self._index / f"{entry.target}-{entry.base}.json"
 
     def _make_room(self) -> None:
-        used = sum(entry.bytes for entry in self._entries.values())
+        used = sum(map(_cost, self._entries.values()))
         for key, entry in list(self._entries.items())[:-1]:
             if used <= self._max_bytes:
                 return
-            if entry.delta:
-                used -= entry.bytes
-                self._forget(key, entry)
+            used -= _cost(entry)
+            self._forget(key, entry)
 
     def _forget(self, key: tuple[str, str], entry: Entry) -> None:
         del self._entries[key]
         self._file(entry).unlink(missing_ok=True)
-        if not any(other.delta == entry.delta for other in self._entries.values()):
+        if entry.delta and not any(other.delta == entry.delta for other in self._entries.values()):
             self.store.remove(entry.delta)
 
     def _recover(self) -> None:
@@ -254,10 +255,15 @@ def _offer(entry: Entry) -> Offer:
     )
 
 
+def _cost(entry: Entry) -> int:
+    """What an entry takes of the disk; also one that only says that nothing is gained."""
+    return entry.bytes + ENTRY_BYTES + sum(map(len, entry.blocks))
+
+
 def _read(path: Path) -> Entry | None:
     try:
         entry = msgspec.json.decode(path.read_bytes(), type=Entry)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return entry if path.name == f"{entry.target}-{entry.base}.json" else None
 
