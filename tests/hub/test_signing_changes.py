@@ -21,6 +21,7 @@ from landreeve_hub.incidents.incidents import Incidents, listed
 from landreeve_hub.signing import alarms, changes, keys, request
 from landreeve_hub.signing.approvers import public_half
 from landreeve_hub.signing.chain import sign_freshness
+from landreeve_hub.signing.copies import place
 from landreeve_hub.signing.desk import KeyDesk
 from landreeve_hub.signing.director import Director
 from landreeve_hub.signing.drill import drill
@@ -547,6 +548,16 @@ def test_drill_goes_well_and_changes_nothing(office: Office, away: tuple[str, ..
     assert len(steps) == 6
     assert ("stand-ins" in steps[1].seen) is bool(away)
     assert {path: path.read_bytes() for path in office.state.rglob("*") if path.is_file()} == before
+
+
+def test_keys_that_a_killed_drill_has_copied_are_gone_at_the_next_start(office: Office) -> None:
+    left = office.state / "drill-killed" / "hub" / "keys"
+    left.mkdir(parents=True)
+    shutil.copy(office.state / "keys" / "root-2.pem", left)
+    with place(office.state) as under_way:
+        keys.init(office.state, NOW)
+        assert under_way.is_dir()
+    assert list(office.state.glob("drill-*")) == []
 
 
 def test_drill_sees_a_chain_of_roots_that_boxes_cannot_follow(office: Office) -> None:

@@ -5,9 +5,6 @@ folder, with the real keys where enough of them are here, else with stand-ins fo
 """
 
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +18,7 @@ from landreeve.wire.messages import Desired, SignedDesired
 from securesystemslib.signer import CryptoSigner
 
 from landreeve_hub.signing import keys, request
+from landreeve_hub.signing.copies import place
 from landreeve_hub.signing.director import Director
 from landreeve_hub.signing.errors import SigningError
 from landreeve_hub.signing.keyfolder import DIRECTOR_KEY, ROOT_KEYS, ROOT_THRESHOLD, TARGETS_KEY, KeyFolder, make_key
@@ -44,9 +42,9 @@ class Step:
 def drill(state: Path, now: datetime) -> list[Step]:
     """Every step. `SigningError` when not even the present metadata can be read."""
     steps = [follow(state, now)]
-    with _place(state) as place:
-        copy, whose = _replica(state, place / "hub", now)
-        rehearsal = _Rehearsal(copy, place, now)
+    with place(state) as folder:
+        copy, whose = _replica(state, folder / "hub", now)
+        rehearsal = _Rehearsal(copy, folder, now)
         steps += [
             rehearsal.root_replaced(),
             rehearsal.online_key_stolen(),
@@ -60,13 +58,6 @@ def drill(state: Path, now: datetime) -> list[Step]:
 def _tried(step: Step, whose: str) -> Step:
     """The step with whose keys it was tried with."""
     return Step(step.step, step.ok, f"{step.seen} ({whose})", step.to_do)
-
-
-@contextmanager
-def _place(state: Path) -> Iterator[Path]:
-    """A folder of mode 0700 beside the real keys, gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=state, prefix="drill-") as name:
-        yield Path(name)
 
 
 def _replica(state: Path, copy: Path, now: datetime) -> tuple[Path, str]:
@@ -112,8 +103,8 @@ def _sees(trust: Path, signed: SignedDesired, now: datetime) -> str:
 
 def follow(state: Path, now: datetime) -> Step:
     """The first step alone: whether a box of every root version there was believes what is in force."""
-    with _place(state) as place:
-        return _follow(state, _devices(state, place / "devices", now), now)
+    with place(state) as folder:
+        return _follow(state, _devices(state, folder / "devices", now), now)
 
 
 def _follow(state: Path, devices: dict[int, Path], now: datetime) -> Step:
@@ -140,8 +131,9 @@ class _Rehearsal:
 
     def root_replaced(self) -> Step:
         """A root key is replaced while all are there."""
-        keys.rotate(self._state, ROOT_KEYS[0], self._now)
-        return self._step("replacing a root key", f"landreeve-hub keys rotate {ROOT_KEYS[0]}")
+        standing = keys.rotate(self._state, ROOT_KEYS[0], self._now)
+        step = self._step("replacing a root key", f"landreeve-hub keys rotate {ROOT_KEYS[0]}")
+        return step if standing.in_force else Step(step.step, False, standing.sentence, step.to_do)
 
     def online_key_stolen(self) -> Step:
         """The director's key is in other hands: it must be worth nothing once it is replaced."""

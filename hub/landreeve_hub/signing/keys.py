@@ -5,6 +5,7 @@ from pathlib import Path
 
 from landreeve_hub.signing import roots
 from landreeve_hub.signing.changes import Standing
+from landreeve_hub.signing.copies import sweep
 from landreeve_hub.signing.targets import TargetsRepository
 
 
@@ -13,6 +14,7 @@ def init(state: Path, now: datetime) -> None:
 
     Three root keys of which two are needed, the approvers' key, the director's key. What a crash cut short is ended.
     """
+    sweep(state)
     roots.init(state, now)
     repository = TargetsRepository(state)
     repository.changes.recover(now)
