@@ -182,7 +182,8 @@ async def measure(size: int, folder: Path) -> Run:
         hub += spent
         if told == CHANGES and len(publisher.ordered) - ordered == CHANGES:  # as many answers as new orders
             busy.append(1000 * (spent - (publisher.spent_s - signed)))
-        if (await store.read(lambda c: book.heads(c, "delay")))[0].state.value in {"FINISHED", "PAUSED", "ROLLED_BACK"}:
+        state = await store.read(lambda c: c.execute(select(tables.rollouts.c.state)).scalar())
+        if state in {"FINISHED", "PAUSED", "ROLLED_BACK"}:
             break
     idle = time.process_time()
     for _ in range(IDLE):

@@ -202,7 +202,8 @@ def returning(rollout: Rollout, around: Around, now: datetime) -> Decision:
         return Decision(replace(rollout, state=State.ROLLED_BACK))
     if child.state not in FINAL:
         return Decision(rollout, (), return_waiting(rollout))
-    late = [m for m in child.members.values() if m.outcome not in {Outcome.COMMITTED, Outcome.REMOVED}]
+    done = {Outcome.COMMITTED, Outcome.REMOVED, Outcome.EXCLUDED}
+    late = [m for m in child.members.values() if m.outcome not in done]
     text = rollout.sentence
     if late:
         text += f" {named([m.site for m in late])} did not answer yet; the order stands."

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, func, insert, or_, select, update
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.incidents.rules import Raise
 from landreeve_hub.rollout.machine import watch_end
-from landreeve_hub.rollout.roster import Member, Roster
+from landreeve_hub.rollout.roster import TOUCHED, Member, Roster
 from landreeve_hub.rollout.state import (
     FINAL,
     Assign,
@@ -82,13 +82,6 @@ def listed(
         going = rollouts.c.state.not_in([state.value for state in FINAL])
         query = query.where(or_(going, rollouts.c.watch_until > rfc3339(watched)) if watched else going)
     return [_kept(connection, row) for row in connection.execute(query).all()]
-
-
-def heads(connection: Connection, model: str) -> list[Head]:
-    """The rollouts of a model without their members, newest first."""
-    rollouts = tables.rollouts
-    query = select(rollouts.c.doc).where(rollouts.c.model == model).order_by(rollouts.c.id.desc())
-    return [msgspec.convert(doc, Head) for doc in connection.execute(query).scalars()]
 
 
 def _kept(connection: Connection, row: Any) -> Kept:
@@ -249,10 +242,40 @@ def carry_out(
                     log(connection, begun.id, now, ("begun", begun.why, {"state": begun.state.value, "of": begun.of}))
             case _:
                 assert_never(order)
-    if rollout.state is State.FINISHED and rollout.kind == "update":
-        row = {"model": rollout.model, "alias": FLEET_ALIAS, "digest": rollout.digest}
-        upsert(connection, tables.aliases, row)
     return touched
+
+
+def offer_joiners(connection: Connection, before: Rollout, after: Rollout) -> None:
+    """What later joiners get follows a rollout that has just finished, or has just begun to go back: then it is the
+    release of the newest one that still stands, if there is any."""
+    back = {State.ROLLING_BACK, State.ROLLED_BACK}
+    if after.kind == "return" or after.state is before.state:
+        return
+    if after.state is State.FINISHED:
+        upsert(connection, tables.aliases, {"model": after.model, "alias": FLEET_ALIAS, "digest": after.digest})
+    elif after.state in back and before.state not in back:
+        _offer_standing(connection, after)
+
+
+def _offer_standing(connection: Connection, gone: Rollout) -> None:
+    rollouts, aliases = tables.rollouts, tables.aliases
+    stands = (rollouts.c.state == State.FINISHED.value) & (rollouts.c.kind == "update") & (rollouts.c.id != gone.id)
+    query = select(rollouts.c.digest).where(rollouts.c.model == gone.model, stands).order_by(rollouts.c.id.desc())
+    digest = connection.execute(query.limit(1)).scalar()
+    where = (aliases.c.model == gone.model) & (aliases.c.alias == FLEET_ALIAS)
+    if digest is None:
+        connection.execute(delete(aliases).where(where))
+    else:
+        connection.execute(update(aliases).where(where).values(digest=digest))
+
+
+def followed(connection: Connection, rollout: Rollout) -> str:
+    """The newest rollout of the same model after this one under which anything was ordered; empty when none was."""
+    rollouts, members = tables.rollouts, tables.rollout_members
+    ordered = members.c.outcome.in_([outcome.value for outcome in TOUCHED])
+    began = select(members.c.device).where(members.c.rollout == rollouts.c.id, ordered).exists()
+    newer = (rollouts.c.model == rollout.model) & (rollouts.c.kind == "update") & (rollouts.c.id > rollout.id)
+    return connection.execute(select(func.max(rollouts.c.id)).where(newer, began)).scalar() or ""
 
 
 def _raised(connection: Connection, rollout: Rollout, order: RaiseIncident) -> Raise:

@@ -56,11 +56,11 @@ class Excluded:
 
 def hold(rollout: Rollout, member: Member, fact: DeviceFact, around: Around, now: datetime) -> Held | Excluded | None:
     """What stands against ordering the device now. A way back is held by nothing but a conflict: the order is retained
-    and a site in trouble needs it whenever it comes."""
+    and a site in trouble needs it whenever it comes. It is over for a device that was ordered something else since."""
     if fact.conflict:
         return Held(member, Why.CONFLICT)
     if rollout.kind == "return":
-        return None
+        return _superseded(rollout, member, fact)
     if fact.suspect:
         return Held(member, Why.TRUST, text=fact.suspect)
     if fact.returns >= rollout.plan.ping_pong.max_returns:
@@ -71,6 +71,14 @@ def hold(rollout: Rollout, member: Member, fact: DeviceFact, around: Around, now
         )
         return Excluded("ping_pong", text)
     return _offline(rollout, member, fact, now) or _later(rollout, member, fact, now) or _site(member, around)
+
+
+def _superseded(rollout: Rollout, member: Member, fact: DeviceFact) -> Excluded | None:
+    """The order to be taken back is no longer the device's: what came after it counts."""
+    by = fact.assigned_by
+    if not by or by == rollout.of or by.startswith((f"{rollout.of}.", rollout.id)):
+        return None
+    return Excluded("superseded", f"{member.site} was ordered something else since ({by}) and keeps to that.")
 
 
 def _offline(rollout: Rollout, member: Member, fact: DeviceFact, now: datetime) -> Held | Excluded | None:

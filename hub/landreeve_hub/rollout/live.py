@@ -48,14 +48,18 @@ class Live:
         self._incidents = incidents
         self.running: dict[str, Running] = {}
         self.number: int | None = None
+        self._moved = False
 
     def forget(self) -> None:
         """Read everything anew at the next look: what was decided was not kept."""
         self.running, self.number = {}, None
 
     def idle(self, connection: Connection, now: datetime) -> bool:
-        """Whether nothing has changed and no time has come: then there is nothing to look at."""
-        if self.number is None or any(r.due or (r.wake is not None and r.wake <= now) for r in self.running.values()):
+        """Whether nothing has changed and no time has come: then there is nothing to look at. After a rollout moved
+        there is: another may have waited for that."""
+        if self.number is None or self._moved:
+            return False
+        if any(r.due or (r.wake is not None and r.wake <= now) for r in self.running.values()):
             return False
         return changes.newest(connection) == self.number
 
@@ -72,6 +76,7 @@ class Live:
         for name in sorted(self.running):
             self._decide(connection, self.running[name], looked, now)
         self._begun(connection, now)
+        self._moved = looked.moved
         self.running = {name: run for name, run in self.running.items() if self._goes_on(run.rollout, now)}
         return looked
 
@@ -99,6 +104,7 @@ class Live:
         before = run.rollout
         decision = decide(before, run.facts, now, around, ours)
         run.rollout = book.save(connection, before, decision.rollout, now)
+        book.offer_joiners(connection, before, run.rollout)
         run.wake, run.around, run.due = decision.wake, around, False
         if decision.rollout is not before or decision.orders:
             looked.touched |= book.carry_out(connection, decision.rollout, decision.orders, self._incidents, now)
@@ -133,7 +139,7 @@ class Live:
 
 def _news(around: Around) -> tuple[object, ...]:
     """Of a child only its state matters."""
-    return around.busy, around.earlier, around.child and around.child.state, around.returns
+    return around.busy, around.earlier, around.child and around.child.state, around.returns, around.later
 
 
 def surroundings(
@@ -143,7 +149,8 @@ def surroundings(
     if child is None and rollout.state is State.ROLLING_BACK:
         kept = book.find(connection, rollout.back_id)
         child = kept.rollout if kept is not None else None
-    return Around(busy(others), earlier(rollout, others), child, automatic_returns(connection, rollout, now))
+    later = book.followed(connection, rollout) if rollout.state is State.FINISHED else ""
+    return Around(busy(others), earlier(rollout, others), child, automatic_returns(connection, rollout, now), later)
 
 
 def renew(facts: dict[str, DeviceFact], devices: Iterable[str], seen: Mapping[str, DeviceFact]) -> None:

@@ -450,6 +450,8 @@ def watch_end(rollout: Rollout) -> datetime | None:
 def _watch(rollout: Rollout, around: Around, now: datetime) -> Decision:
     """Drift or lost accuracy after the end: back again, or a person is asked, once for each."""
     end = watch_end(rollout)
+    if around.later:  # its release is being replaced: going back from it would undo the newer one
+        return Decision(rollout, wake=end)
     waiting = (ForWatch(end),) if end is not None else ()
     trigger = too_many_failures(rollout) or watched(rollout)
     if trigger is None or trigger.cause in rollout.asked:

@@ -6,7 +6,7 @@ repeat, since a document that did not change keeps its generation.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -25,7 +25,7 @@ from landreeve_hub.rollout.joiners import Joiners, catch_up
 from landreeve_hub.rollout.live import Live
 from landreeve_hub.rollout.propose import Proposal, RolloutRefusedError, propose
 from landreeve_hub.rollout.sight import fleet_sites
-from landreeve_hub.rollout.state import Head, Refused, Rollout, State
+from landreeve_hub.rollout.state import Refused, Rollout, State
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from landreeve_hub.store.moment import rfc3339
@@ -193,12 +193,11 @@ class RolloutRunner:
         if verb == "retry":
             _check_standing(connection, after)
         after = book.save(connection, kept.rollout, after, now)
+        book.offer_joiners(connection, kept.rollout, after)
         touched = book.carry_out(connection, after, orders, self._incidents, now, actor=person.name)
         if verb == "approve":
             approved = update(tables.rollouts).where(tables.rollouts.c.id == rollout).values(approved_by=person.name)
             connection.execute(approved)
-        if verb == "rollback":
-            _unset_fleet_release(connection, after)
         act = Act(person.name, f"rollout.{verb}", rollout, data={"emergency": emergency} if emergency else {})
         self._audit.record_in(connection, now, act)
         if self._live.number is not None:
@@ -230,17 +229,11 @@ def review_later(
     incidents.open_in(connection, now, raised)
 
 
-def _begun(heads: Iterable[Head]) -> list[Head]:
-    """Rollouts under which something may have been ordered, newest first."""
-    waiting = {State.DRAFT, State.AWAITING_APPROVAL}
-    return [head for head in heads if head.kind == "update" and head.state not in waiting]
-
-
 def _check_newest(connection: Connection, rollout: Rollout, verb: str) -> None:
-    begun = _begun(book.heads(connection, rollout.model))
-    if begun and begun[0].id > rollout.id and rollout.kind == "update":
+    newer = book.followed(connection, rollout) if rollout.kind == "update" else ""
+    if newer:
         raise RolloutRefusedError(
-            f"rollout {rollout.id} cannot {verb}: it was followed by {begun[0].id}; act on that one, "
+            f"rollout {rollout.id} cannot {verb}: it was followed by {newer}; act on that one, "
             "or start a rollout of the version wanted"
         )
 
@@ -251,17 +244,3 @@ def _check_standing(connection: Connection, rollout: Rollout) -> None:
     row = connection.execute(table.select().where(table.c.digest == rollout.digest)).first()
     if rollout.kind == "update" and (row is None or row.state not in {"approved", "quarantined"}):
         raise RolloutRefusedError(f"rollout {rollout.id} cannot retry: {rollout.version} is no longer approved")
-
-
-def _unset_fleet_release(connection: Connection, rollout: Rollout) -> None:
-    """After a rollback of a finished rollout late joiners get the release before it, if there was one."""
-    heads = book.heads(connection, rollout.model)
-    before = next(
-        (h.digest for h in heads if h.kind == "update" and h.state is State.FINISHED and h.id != rollout.id), None
-    )
-    aliases = tables.aliases
-    where = (aliases.c.model == rollout.model) & (aliases.c.alias == book.FLEET_ALIAS)
-    if before is None:
-        connection.execute(aliases.delete().where(where))
-    else:
-        connection.execute(update(aliases).where(where).values(digest=before))

@@ -87,6 +87,7 @@ def _see(
             returns=returns.get(row.id, 0),
             document=str(row.doc.get("document", "")),
             newest=made.digest if made else "",
+            assigned_by=held.rollout if held else "",
         )
     return facts
 

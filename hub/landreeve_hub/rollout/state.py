@@ -103,7 +103,8 @@ class DeviceFact:
     """What the hub knows of a device: ``running`` is the release digest it serves, ``assigned`` the one its
     desired document names, ``generation`` the document it has taken, ``desired`` the newest one.
 
-    ``document`` is the digest of the document it obeys, as it says itself, ``newest`` that of the hub's. ``features``
+    ``document`` is the digest of the document it obeys, as it says itself, ``newest`` that of the hub's;
+    ``assigned_by`` the order id under which ``assigned`` was ordered. ``features``
     are the parts of orders its agent keeps to, ``suspect`` why it is not to be trusted now (a clone, say), ``returns``
     how often the model went back on it within the plan's ping-pong window.
     """
@@ -126,6 +127,7 @@ class DeviceFact:
     returns: int = 0
     document: str = ""
     newest: str = ""
+    assigned_by: str = ""
 
     @property
     def conflict(self) -> bool:
@@ -144,13 +146,15 @@ Fleet = Mapping[str, DeviceFact]
 @dataclass(frozen=True, slots=True)
 class Around:
     """What else goes on. ``busy`` maps sites where another rollout has a device under way to that rollout; ``earlier``
-    is an older rollout of the same model that has not ended; ``child`` the return this rollout began; ``returns`` how
-    often this model went back by itself within the ping-pong window."""
+    is an older rollout of the same model that has not ended, ``later`` a newer one under which something was ordered;
+    ``child`` the return this rollout began; ``returns`` how often this model went back by itself within the ping-pong
+    window."""
 
     busy: Mapping[str, str] = field(default_factory=dict)
     earlier: str = ""
     child: Rollout | None = None
     returns: int = 0
+    later: str = ""
 
 
 @dataclass(frozen=True, slots=True)
