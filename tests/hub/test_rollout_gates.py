@@ -13,9 +13,10 @@ from landreeve_hub.rollout import commands
 from landreeve_hub.rollout.commands import Asked
 from landreeve_hub.rollout.machine import decide
 from landreeve_hub.rollout.policy import BadPlanError, parse_plan
-from landreeve_hub.rollout.pooling import pooled_mean, pooled_rate
+from landreeve_hub.rollout.pooling import pooled_mean, pooled_rate, pooled_ratio
 from landreeve_hub.rollout.resolve import resolve
 from landreeve_hub.rollout.roster import Member, Outcome, Roster, Told
+from landreeve_hub.rollout.sight import told_of
 from landreeve_hub.rollout.state import (
     Around,
     Assign,
@@ -312,3 +313,19 @@ def test_bounds_of_pooled_means_hold_as_often_as_they_say(spread: float) -> None
 def test_pooled_rate_lies_within_its_bounds(counts: list[tuple[int, int]]) -> None:
     bounds = pooled_rate(counts, 0.95)
     assert 0 <= bounds.low <= bounds.estimate <= bounds.high <= 1
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        {"rows": 10**200, "errors": 10**199},
+        {"rows": 500, "difference": {"n": 100, "mean": 1e308, "m2": 1.0}},
+        {"rows": 500, "difference": {"n": 100, "mean": 0.0, "m2": 1e300}},
+        {"rows": 500, "p95_ratio": 1e308},
+    ],
+)
+def test_absurd_figures_of_one_device_keep_no_gate_from_judging(shown: dict[str, Any]) -> None:
+    usual = {"rows": 500, "errors": 2, "p95_ratio": 1.1, "difference": {"n": 100, "mean": 0.01, "m2": 1.0}}
+    told = [told_of(one) for one in (shown, *[usual] * 5)]
+    assert told[0] is None
+    assert pooled_ratio([1e15, 1e-15, 1.0, 1.0, 1.0], 1 - 1e-9).high > 1

@@ -26,6 +26,12 @@ SITES = {"d-1": "EWR", "d-2": "JFK", "d-3": "LGA"}
         ({"probation": {"alpha": 2}}, "plan.probation.alpha"),
         ({"probation": {"min_rows": 0}}, "plan.probation.min_rows"),
         ({"probation": {"max_s": -5}}, "plan.probation.max_s"),
+        ({"probation": {"max_s": 1e300}}, "plan.probation.max_s"),
+        ({"probation": {"min_s": 2, "max_s": 1}}, "plan.probation.min_s: 2.0 must be at most max_s"),
+        ({"probation": {"max_error_rates": 0.1}}, "plan.probation: unknown field 'max_error_rates'"),
+        ({"gate": {"max_failures": 10**30}}, "plan.gate.max_failures"),
+        ({"waves": [{"count": 10**30}]}, r"plan.waves\[0\].count"),
+        ({"back": {"waves": [{"query": "tag:x"}]}}, r"plan.back.waves\[0\].query"),
         ([], "plan: Expected `object`, got `array`"),
     ],
 )

@@ -12,6 +12,7 @@ from alembic import command
 from landreeve.trust.document import parse_document
 from landreeve.wire.codec import decode
 from landreeve.wire.messages import SignedDesired
+from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Role
 from landreeve_hub.rollout import book
 from landreeve_hub.rollout.roster import Back, Outcome
@@ -184,6 +185,29 @@ async def test_second_rollout_of_a_model_is_refused_or_waits_behind_the_first(
     await bob.post(f"/api/v1/rollouts/{queued['id']}/approve")
     shown = (await ann.get(f"/api/v1/rollouts/{queued['id']}")).json()
     assert shown["waiting"] == [f"rollout {row['id']} of the same model goes first"]
+
+
+async def test_rollout_that_cannot_be_decided_holds_up_no_other(
+    hub: Hub, people: tuple[httpx2.AsyncClient, httpx2.AsyncClient]
+) -> None:
+    ann, bob = people
+    other = {"digest": "e" * 64, "model": "aside", "version": "v1", "state": "approved", "manifest_bytes": 9}
+    await hub.store.write(lambda c: c.execute(insert(tables.releases).values(**other, config={})) and None)
+    bad = (await ann.post("/api/v1/rollouts", json={"model": "aside", "version": "v1"})).json()["id"]
+    doc = (await hub.store.read(lambda c: c.execute(select(tables.rollouts.c.doc)).scalar_one())) | {
+        "plan": {"jitter_s": 1e300}
+    }
+    await hub.store.write(lambda c: c.execute(update(tables.rollouts).values(doc=doc)) and None)
+    await hub.runner.command(bad, "approve", Person("bob", Role.APPROVER), hub.now)
+    row = await rolled_out(hub, ann, bob)
+    await hub.report("d-1", "COMMITTED", row["release"], row["id"])
+    kept = await hub.store.read(lambda c: book.load(c, row["id"]))
+    assert kept.rollout.members["d-2"].outcome is Outcome.ORDERED
+    (incident,) = (await ann.get("/api/v1/incidents")).json()
+    assert (incident["kind"], incident["subject"]["rollout"]) == ("rollout_stuck", bad)
+    hub.now += timedelta(minutes=1)
+    await hub.runner.tick(hub.now)
+    assert len((await ann.get("/api/v1/incidents")).json()) == 1
 
 
 async def test_fleet_rollback_is_a_rollout_of_its_own(

@@ -29,12 +29,11 @@ from landreeve.wire.topics import (
     parse_topic,
 )
 from sqlalchemy import Connection, select
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 
 from landreeve_hub.ingest.appliers import Applier
 from landreeve_hub.ingest.commit import Arrival, Outcome, Refusal, commit_batch
 from landreeve_hub.ingest.line import Message
-from landreeve_hub.store.database import Store, StoreClosedError
+from landreeve_hub.store.database import PASSING, Store, StoreClosedError
 from landreeve_hub.store.moment import rfc3339
 from landreeve_hub.store.tables import devices
 
@@ -43,8 +42,6 @@ MAX_BATCH = 1000
 MAX_WAITING = 20_000
 GATHER_S = 0.01
 RETRY_S = (0.2, 1.0, 5.0)
-# The database's own trouble (a full disk, a lock, a lost connection), which passes.
-_PASSING = (OperationalError, InterfaceError, InternalError)
 
 
 class Blocks(Protocol):
@@ -178,7 +175,7 @@ class Receiver:
                 return None
             try:
                 return self._try(found)
-            except _PASSING:
+            except PASSING:
                 log.exception("%d messages could not be stored; trying again", len(found.arrivals))
                 self._stopping.wait(RETRY_S[min(attempt, len(RETRY_S) - 1)])
             except StoreClosedError:
@@ -210,6 +207,7 @@ class Receiver:
             whole.reads |= part.reads
             whole.acks += part.acks
             whole.doubled |= part.doubled
+            whole.strangers |= part.strangers
             whole.refused += part.refused
         return whole
 

@@ -4,31 +4,39 @@ Everything here can be thrown away and read anew; the tables alone are the truth
 changed since the last one and decides for the rollouts they are in, and for those whose time has come.
 """
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, func, select
 
 from landreeve_hub.incidents.incidents import Incidents
+from landreeve_hub.incidents.rules import Raise
 from landreeve_hub.rollout import book
 from landreeve_hub.rollout.machine import decide, watch_end
 from landreeve_hub.rollout.sight import see
 from landreeve_hub.rollout.state import FINAL, Around, DeviceFact, Rollout, State
 from landreeve_hub.store import changes, tables
+from landreeve_hub.store.database import PASSING
 from landreeve_hub.store.moment import rfc3339
+
+_LOG = logging.getLogger(__name__)
+RETRY = timedelta(seconds=30)
 
 
 @dataclass(slots=True)
 class Running:
     """A rollout under way with what is known of its devices. ``wake`` is when time alone may move it; ``due`` that it
-    is to be decided at the next look whatever happens."""
+    is to be decided at the next look whatever happens; ``missed`` that some news of its devices was not decided on."""
 
     rollout: Rollout
     facts: dict[str, DeviceFact]
     around: Around = field(default_factory=Around)
     wake: datetime | None = None
     due: bool = True
+    missed: bool = False
 
 
 @dataclass(slots=True)
@@ -97,15 +105,40 @@ class Live:
 
     def _decide(self, connection: Connection, run: Running, looked: Looked, now: datetime) -> None:
         around = self.around(connection, run.rollout, now)
-        ours = None if run.due else [d for d in looked.changed if d in run.rollout.members]
+        ours = None if run.due or run.missed else [d for d in looked.changed if d in run.rollout.members]
         late = run.wake is not None and run.wake <= now
+        if run.missed and not late:
+            return
         if not (run.due or ours or late or _news(around) != _news(run.around)):
             return
-        before = run.rollout
+        kept, mine = copy(run), Looked()
+        try:
+            with connection.begin_nested():
+                self._carry(connection, run, (around, ours), mine, now)
+        except PASSING:
+            raise
+        except Exception as error:  # noqa: BLE001  it may be any; it must not keep the others from their orders
+            _LOG.exception("rollout %s could not be decided; it is tried again", run.rollout.id)
+            run.rollout, run.due, run.missed, run.wake = kept.rollout, False, True, now + RETRY
+            self._incidents.open_in(connection, now, _stuck(kept.rollout, error))
+            return
+        looked.touched |= mine.touched
+        looked.moved = looked.moved or mine.moved
+        looked.finished += mine.finished
+
+    def _carry(
+        self,
+        connection: Connection,
+        run: Running,
+        news: tuple[Around, Collection[str] | None],
+        looked: Looked,
+        now: datetime,
+    ) -> None:
+        before, (around, ours) = run.rollout, news
         decision = decide(before, run.facts, now, around, ours)
         run.rollout = book.save(connection, before, decision.rollout, now)
         book.offer_joiners(connection, before, run.rollout)
-        run.wake, run.around, run.due = decision.wake, around, False
+        run.wake, run.around, run.due, run.missed = decision.wake, around, False, False
         if decision.rollout is not before or decision.orders:
             looked.touched |= book.carry_out(connection, decision.rollout, decision.orders, self._incidents, now)
             looked.moved = looked.moved or decision.rollout != before or bool(decision.orders)
@@ -135,6 +168,16 @@ class Live:
         others = [run.rollout for run in self.running.values() if run.rollout.id != rollout.id]
         child = self.running.get(rollout.back_id)
         return surroundings(connection, rollout, others, now, child.rollout if child is not None else None)
+
+
+def _stuck(rollout: Rollout, error: Exception) -> Raise:
+    text = (
+        f"Rollout {rollout.id} of {rollout.model} {rollout.version} cannot be decided "
+        f"({type(error).__name__}: {str(error)[:200]}). Nothing further is ordered by it meanwhile; the hub's log says "
+        "where it failed."
+    )
+    subject = {"rollout": rollout.id, "model": rollout.model, "version": rollout.version}
+    return Raise(f"rollout:{rollout.id}:stuck", "rollout_stuck", "error", type(error).__name__, text, subject)
 
 
 def _news(around: Around) -> tuple[object, ...]:

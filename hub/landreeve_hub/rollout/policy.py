@@ -14,6 +14,7 @@ from landreeve.wire.strategy import Strategy, fault_of
 
 MAX_WAVES = 50
 MOST_S = 400 * 86_400.0
+MOST = 1_000_000_000
 
 Action = Literal["pause", "abort", "rollback"]
 
@@ -172,9 +173,10 @@ def parse_plan(raw: Any) -> Plan:
         raise BadPlanError(f"plan: {error}") from error
     _check_waves("plan.waves", plan.waves)
     _check_waves("plan.back.waves", plan.back.waves)
+    _check_way_back(plan.back.waves)
     _check_gate(plan.gate)
     _check_figures(plan.gate.figures)
-    _check_probation(plan.probation)
+    _check_probation(raw, plan.probation)
     _check_windows(raw, plan.windows)
     _check_strategy(raw, plan.strategy)
     _check_rest(plan)
@@ -191,10 +193,16 @@ def _check_waves(place: str, waves: tuple[Wave, ...]) -> None:
             raise BadPlanError(f"{where}: give exactly one of devices, share, count, query, rest")
         if wave.share is not None and not 0 < wave.share <= 1:
             raise BadPlanError(f"{where}.share: {wave.share} must be above 0 and at most 1")
-        if wave.count is not None and wave.count < 1:
-            raise BadPlanError(f"{where}.count: {wave.count} must be at least 1")
+        if wave.count is not None:
+            _counts(where, wave, count=1)
         if wave.rest and number != len(waves) - 1:
             raise BadPlanError(f"{where}.rest: only the last wave can take the rest")
+
+
+def _check_way_back(waves: tuple[Wave, ...]) -> None:
+    for number, wave in enumerate(waves):
+        if wave.query:  # who answers to it then is not known now, and the way back must not depend on that
+            raise BadPlanError(f"plan.back.waves[{number}].query: the way back goes by devices, share, count or rest")
 
 
 def _check_gate(gate: Gate) -> None:
@@ -216,7 +224,9 @@ def _check_figures(figures: Figures) -> None:
             raise BadPlanError(f"{place}.{name}: {value} must be a number above 0")
 
 
-def _check_probation(probation: Probation) -> None:
+def _check_probation(raw: Any, probation: Probation) -> None:
+    _known_fields("plan.probation", raw.get("probation") if isinstance(raw, dict) else None, Probation)
+    _counts("plan.probation", probation, max_rows=1, max_crashes=0, low_traffic_rows=0, low_traffic_errors=0)
     if not 0 < probation.min_rows <= probation.max_rows:
         raise BadPlanError("plan.probation.min_rows: must be above 0 and at most max_rows")
     if not 0 <= probation.min_labelled <= probation.max_rows:
@@ -225,20 +235,20 @@ def _check_probation(probation: Probation) -> None:
         raise BadPlanError(f"plan.probation.alpha: {probation.alpha} must lie between 0 and 1")
     if not 0 <= probation.max_error_rate <= 1:
         raise BadPlanError(f"plan.probation.max_error_rate: {probation.max_error_rate} must lie between 0 and 1")
-    for name in ("max_s", "max_latency_ratio", "max_log_loss_increase"):
+    for name in ("max_latency_ratio", "max_log_loss_increase"):
         value = getattr(probation, name)
         if not math.isfinite(value) or value <= 0:
             raise BadPlanError(f"plan.probation.{name}: {value} must be a number above 0")
+    _seconds("plan.probation", probation, max_s=0.001, min_s=0.0)
+    if probation.min_s > probation.max_s:
+        raise BadPlanError(f"plan.probation.min_s: {probation.min_s} must be at most max_s ({probation.max_s})")
 
 
 def _check_windows(raw: Any, windows: Windows) -> None:
     given = raw.get("windows") or {} if isinstance(raw, dict) else {}
     for kind in ("download", "activate"):
-        # The struct is the wire's, which ignores what it does not know; a person's slip must not be ignored.
         for number, one in enumerate(given.get(kind) or ()):
-            unknown = next((name for name in one if name not in DayWindow.__struct_fields__), None)
-            if unknown is not None:
-                raise BadPlanError(f"plan.windows.{kind}[{number}]: unknown field {str(unknown)[:40]!r}")
+            _known_fields(f"plan.windows.{kind}[{number}]", one, DayWindow)
         if fault := fault_of_windows(getattr(windows, kind)):
             raise BadPlanError(f"plan.windows.{kind}{'' if fault.startswith('[') else ': '}{fault}")
     if fault := fault_of_zone(windows.zone):
@@ -248,10 +258,7 @@ def _check_windows(raw: Any, windows: Windows) -> None:
 def _check_strategy(raw: Any, strategy: Strategy | None) -> None:
     if strategy is None:
         return
-    given = raw.get("strategy") or {}
-    unknown = next((name for name in given if name not in Strategy.__struct_fields__), None)
-    if unknown is not None:
-        raise BadPlanError(f"plan.strategy: unknown field {str(unknown)[:40]!r}")
+    _known_fields("plan.strategy", raw.get("strategy"), Strategy)
     if fault := fault_of(strategy):
         raise BadPlanError(f"plan.strategy.{fault}")
 
@@ -270,10 +277,17 @@ def _check_rest(plan: Plan) -> None:
                 raise BadPlanError(f"plan.watch.for_s: {name} asks for a time to watch; give seconds above 0")
 
 
+def _known_fields(place: str, given: Any, kind: type[msgspec.Struct]) -> None:
+    """A struct of the wire ignores what it does not know; a person's slip must not be ignored."""
+    unknown = next((name for name in given or () if name not in kind.__struct_fields__), None)
+    if unknown is not None:
+        raise BadPlanError(f"{place}: unknown field {str(unknown)[:40]!r}")
+
+
 def _counts(place: str, values: Any, **least: int) -> None:
     for name, floor in least.items():
-        if getattr(values, name) < floor:
-            raise BadPlanError(f"{place}.{name}: {getattr(values, name)} must be at least {floor}")
+        if not floor <= getattr(values, name) <= MOST:
+            raise BadPlanError(f"{place}.{name}: {getattr(values, name)} must be at least {floor} and at most {MOST}")
 
 
 def _seconds(place: str, values: Any, **least: float) -> None:

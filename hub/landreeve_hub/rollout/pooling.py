@@ -24,6 +24,7 @@ from statistics import NormalDist
 
 FEW = 5
 _TINY = 1e-300
+_MOST_EXPONENT = 600.0
 _FACTORS = (1.5, 2.0, 4.0, 8.0)
 
 
@@ -73,7 +74,7 @@ def evidence(events: int, trials: int, limit: float) -> float:
     for factor in _FACTORS:
         rate = min(limit * factor, (1 + limit) / 2)
         log = events * math.log(rate / limit) + (trials - events) * math.log((1 - rate) / (1 - limit))
-        total += math.exp(min(log, 600.0))
+        total += math.exp(min(log, _MOST_EXPONENT))
     return total / len(_FACTORS)
 
 
@@ -153,7 +154,7 @@ def pooled_ratio(ratios: Sequence[float], confidence: float) -> Bounds:
         return Bounds(math.exp(mean), math.exp(min(told)), math.exp(max(told)), len(told))
     deviation = math.sqrt(sum((value - mean) ** 2 for value in told) / (len(told) - 1))
     half = student(confidence, len(told) - 1) * deviation / math.sqrt(len(told))
-    return Bounds(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(told))
+    return Bounds(math.exp(mean), math.exp(mean - half), math.exp(min(mean + half, _MOST_EXPONENT)), len(told))
 
 
 def student(confidence: float, freedom: int) -> float:

@@ -17,6 +17,7 @@ from landreeve_hub.store import tables
 from landreeve_hub.store.moment import parse_rfc3339, rfc3339
 
 PIECE = 400
+MOST_FIGURE = 1e15
 DOUBLED = "two boxes speak under its name"
 # States of a device, set elsewhere, in which nothing new is ordered for it.
 SUSPECT = {"suspect": "someone marked it as not to be trusted"}
@@ -163,15 +164,20 @@ def told_of(shown: dict[str, Any]) -> Told | None:
 
     >>> told_of({"rows": 500, "errors": 2, "p95_ratio": 1.1}).errors
     2
-    >>> told_of({"rows": -5}), told_of({})
-    (None, None)
+    >>> told_of({"rows": -5}), told_of({"rows": 10**200}), told_of({})
+    (None, None, None)
     """
     try:
         seen = msgspec.convert(shown, _Shown)
     except msgspec.ValidationError:
         return None
-    loss = seen.difference
-    if not shown or min(seen.rows, seen.errors, loss.n) < 0 or loss.m2 < 0 or (seen.p95_ratio or 1.0) <= 0:
+    loss, ratio = seen.difference, 1.0 if seen.p95_ratio is None else seen.p95_ratio
+    if (
+        not shown
+        or not _sane((seen.rows, seen.errors, loss.n, loss.m2))
+        or not _sane((abs(loss.mean),))
+        or not 1 / MOST_FIGURE <= ratio <= MOST_FIGURE
+    ):
         return None
     compared = loss.n if seen.reference == "last_good" else 0
     return Told(
@@ -182,6 +188,11 @@ def told_of(shown: dict[str, Any]) -> Told | None:
         loss_mean=loss.mean if compared else 0.0,
         loss_m2=loss.m2 if compared else 0.0,
     )
+
+
+def _sane(figures: Iterable[float]) -> bool:
+    """Whether sums and squares of a fleet's figures stay figures: one device must not keep a gate from judging."""
+    return all(0 <= figure <= MOST_FIGURE for figure in figures)
 
 
 def _answered_since(connection: Connection, device: Row[Any], at: str) -> int | None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from landreeve.sealed.sqlite import is_sealed, key_for, module, unlock
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 
 from landreeve_hub.store import changes
 from landreeve_hub.store.migrate import migrate
@@ -23,6 +24,8 @@ from landreeve_hub.store.migrate import migrate
 T = TypeVar("T")
 MAX_GROUP = 64
 READERS = 4
+PASSING = (OperationalError, InterfaceError, InternalError)
+"""The database's own trouble (a full disk, a lock, a lost connection), which passes."""
 
 
 class StoreClosedError(RuntimeError):
