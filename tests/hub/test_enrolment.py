@@ -293,6 +293,29 @@ async def test_nobody_slips_in_with_the_token_of_a_waiting_box(office: Office) -
     assert isinstance(await office.ask(token.secret, csr, rules=CAREFUL), Enrolled)
 
 
+async def test_approval_with_one_token_opens_no_door_with_another(office: Office) -> None:
+    first, second, csr = await office.mint("ewr"), await office.mint("jfk"), request()
+    asked = await office.ask(first.secret, csr, rules=CAREFUL)
+    assert isinstance(asked, Waiting)
+    await decide(office, asked.device, approved=True)
+    for _ in range(3):
+        assert isinstance(await office.ask(second.secret, csr, rules=CAREFUL), Waiting)
+    (shown,) = await office.store.read(waiting.listed)
+    assert (shown["site"], shown["state"]) == ("jfk", "waiting")
+
+
+async def test_denied_box_may_ask_again_with_a_new_token(office: Office) -> None:
+    first, csr = await office.mint(), request()
+    asked = await office.ask(first.secret, csr, rules=CAREFUL)
+    assert isinstance(asked, Waiting)
+    await decide(office, asked.device, approved=False)
+    second = await office.mint("jfk")
+    for _ in range(2):
+        assert isinstance(await office.ask(second.secret, csr, rules=CAREFUL), Waiting)
+    await decide(office, asked.device, approved=True)
+    assert isinstance(await office.ask(second.secret, csr, rules=CAREFUL), Enrolled)
+
+
 # A site's next box ------------------------------------------------------------------------------------------------
 
 

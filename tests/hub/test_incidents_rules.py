@@ -93,3 +93,17 @@ async def test_worker_that_dies_again_and_again_is_one_incident(store: Store) ->
     (incident,) = await store.read(incidents.listed)
     assert incident["kind"] == "crash_loop"
     assert incident["sentence"].startswith("The inference server at EWR died 5 times within 10 minutes")
+
+
+async def test_incident_that_becomes_worse_says_so(store: Store) -> None:
+    book = Incidents()
+    worse = Raise("k", "certificate_expired", "error", "not_renewed", "It has ended.")
+    name = await store.write(lambda c: book.open_in(c, NOW, RAISED))
+    await store.write(lambda c: book.acknowledge_in(c, NOW, name, "ann"))
+    await store.write(lambda c: book.open_in(c, NOW, worse))
+    await store.write(lambda c: book.open_in(c, NOW, RAISED))
+    (row,) = await store.read(incidents.listed)
+    assert (row["state"], row["severity"], row["kind"]) == ("open", "error", "certificate_expired")
+    assert row["sentence"] == "It has ended."
+    shown = await store.read(lambda c: incidents.shown(c, name))
+    assert [line["action"] for line in shown["log"]] == ["opened", "acknowledged", "worse"]

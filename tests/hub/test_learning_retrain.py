@@ -113,9 +113,9 @@ def learning(store: Store, site: Site, sent: list[bytes]) -> Learning:
     return Learning(store, commands, site, lambda: NOW)
 
 
-async def say(room: Learning, store: Store, body: AnyBody) -> None:
+async def say(room: Learning, store: Store, body: AnyBody, device: str = "d-1") -> None:
     fact = Fact(epoch=1, seq=1, at="2026-11-01T00:00:00Z", body=body)
-    await store.write(lambda c: room.apply(c, "d-1", fact))
+    await store.write(lambda c: room.apply(c, device, fact))
 
 
 async def runs(store: Store) -> list[Any]:
@@ -218,3 +218,26 @@ async def test_unanswered_request_expires_and_another_may_follow(store: Store, p
     await room.tick(NOW)
     await room.tick(NOW + timedelta(hours=25))
     assert sorted(run.state for run in await runs(store)) == ["expired", "requested"]
+
+
+@pytest.mark.parametrize("request_id", ["", "d-1.8", "d-1.7"])
+async def test_no_device_speaks_for_the_training_of_another(store: Store, packed: Packed, request_id: str) -> None:
+    await lost(store)
+    sent: list[bytes] = []
+    room = learning(store, Site(packed), sent)
+    await room.tick(NOW)
+    command = decode(sent[0], Command)
+    started = Event(name="training.started", subject="7", cause="", sentence="", data={"run": "7", "model": "delay"})
+    await say(room, store, started)
+    run = request_id or command.args["request"]
+    ended = Event(name="training.failed", subject="x", cause="", sentence="No.", data={"request": run, "model": "m"})
+    body = Candidate(
+        model="delay", run="7", manifest="f" * 64, manifest_bytes=9, metrics={}, reason="", request=run
+    )  # fmt: skip
+    for said in (ended, body):
+        with pytest.raises(ValueError, match="is not one of this device"):
+            await say(room, store, said, "d-2")
+    refused = Event(name="command.refused", subject=command.id, cause="", sentence="No.")
+    await say(room, store, refused, "d-2")
+    assert {row.device for row in await runs(store)} == {"d-1"}
+    assert (await store.read(lambda c: c.execute(select(tables.commands.c.answer)).scalar())) is None

@@ -35,9 +35,14 @@ class Request:
 
 
 def note_in(connection: Connection, request: Request, now: datetime) -> None:
-    """Remember the box, or that it asked again."""
-    seen = {"asked": rfc3339(now), "seen": rfc3339(now), "state": WAITING}
-    upsert(connection, enrolment_requests, {**asdict(request), **seen}, keep={"asked", "state"})
+    """Remember the box, or that it asked again. What was decided about its key with another token says nothing about
+    this one, which may be for another site."""
+    table = enrolment_requests
+    query = select(table.c.token).where(table.c.device == request.device)
+    same = connection.execute(query).scalar_one_or_none() == request.token
+    seen = {"asked": rfc3339(now), "seen": rfc3339(now), "state": WAITING, "decided": "", "decided_by": ""}
+    keep = {"asked", "state", "decided", "decided_by"} if same else set()
+    upsert(connection, table, {**asdict(request), **seen}, keep=keep)
 
 
 def decision_of(connection: Connection, device: str, token: str) -> str:

@@ -13,6 +13,7 @@ from landreeve_hub.store.moment import parse_rfc3339, rfc3339
 
 RESTARTED = "worker.restarted"
 OPEN, ACKNOWLEDGED, CLOSED = "open", "acknowledged", "closed"
+_WEIGHT = {"info": 0, "warning": 1, "error": 2}
 
 
 class UnknownIncidentError(LookupError):
@@ -27,15 +28,17 @@ class Incidents:
     """All within the caller's transaction, so that an incident and what it reports are kept together."""
 
     def open_in(self, connection: Connection, now: datetime, raised: Raise) -> str:
-        """The id of the incident with that key: a new one, the one still open, or the closed one opened again."""
+        """The id of the incident with that key: a new one, the one still open, or the closed one opened again. One
+        that is open has the words it was opened with until it becomes worse."""
         found = connection.execute(select(tables.incidents).where(tables.incidents.c.key == raised.key)).first()
         if found is None:
             return self._insert(connection, now, raised)
-        if found.state == CLOSED:
-            connection.execute(
-                update(tables.incidents).where(tables.incidents.c.id == found.id).values(state=OPEN, closed="")
-            )
-            _log(connection, found.id, now, ("hub", "reopened"), raised.sentence)
+        worse = _WEIGHT.get(raised.severity, 0) > _WEIGHT.get(found.severity, 0)
+        if found.state == CLOSED or worse:
+            said = {name: getattr(raised, name) for name in ("kind", "severity", "cause", "sentence", "subject")}
+            own = tables.incidents.c.id == found.id
+            connection.execute(update(tables.incidents).where(own).values(state=OPEN, closed="", **said))
+            _log(connection, found.id, now, ("hub", "reopened" if found.state == CLOSED else "worse"), raised.sentence)
         return str(found.id)
 
     def acknowledge_in(self, connection: Connection, now: datetime, incident: str, actor: str, note: str = "") -> None:

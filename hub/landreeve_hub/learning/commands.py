@@ -56,11 +56,11 @@ class Commands:
         """A new connection to the broker: what waits is due at the next `resend`."""
         self._sent.clear()
 
-    def answer_in(self, connection: Connection, event: Event) -> None:
-        """An event of a device that answers a command; the first answer stays."""
+    def answer_in(self, connection: Connection, device: str, event: Event) -> None:
+        """An event of a device that answers a command of its own; the first answer stays."""
         answer = {"name": event.name, "cause": event.cause, "sentence": event.sentence, "data": event.data}
         commands = tables.commands
-        where = (commands.c.id == event.subject) & commands.c.answer.is_(None)
+        where = (commands.c.id == event.subject) & (commands.c.device == device) & commands.c.answer.is_(None)
         connection.execute(update(commands).where(where).values(answer=answer))
         self._sent.pop(event.subject, None)
 

@@ -66,7 +66,7 @@ class Learning:
                 runs.candidate(connection, device, body, self._clock())
             case Event() as body:
                 if body.name in ANSWERS:
-                    self._commands.answer_in(connection, body)
+                    self._commands.answer_in(connection, device, body)
                 runs.event(connection, device, body, self._clock())
             case _:
                 return

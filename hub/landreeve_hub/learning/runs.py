@@ -39,7 +39,7 @@ def requested(connection: Connection, run: str, model: str, train: Train, now: d
 def candidate(connection: Connection, device: str, body: Candidate, now: datetime) -> None:
     """A site offers a challenger: what is needed to fetch it is kept with the run."""
     run = key_of(device, body.request, body.run)
-    held = _held(connection, run)
+    held = _own(connection, run, device)
     if held is not None and held.state == "registered":
         return
     offer = {"manifest": body.manifest, "manifest_bytes": body.manifest_bytes, "run": body.run, "reason": body.reason}
@@ -62,7 +62,7 @@ def event(connection: Connection, device: str, body: Event, now: datetime) -> No
         return
     data = body.data
     run = key_of(device, str(data.get("request") or ""), str(data.get("run") or body.subject))
-    held = _held(connection, run)
+    held = _own(connection, run, device)
     if held is not None and (held.state not in OPEN or _RANK.get(state, 9) <= _RANK[held.state]):
         return
     request = {**(held.request if held is not None else {}), "sentence": body.sentence, "cause": body.cause}
@@ -137,6 +137,15 @@ def _window(row: Any) -> WindowSeen:
         verdict=str(report.get("verdict", "")),
         sentence=str(report.get("sentence", "")),
     )
+
+
+def _own(connection: Connection, run: str, device: str) -> Any:
+    """What is kept of the run; `ValueError` when it is another device's, whatever this one calls it."""
+    held = _held(connection, run)
+    foreign = "." in run and not run.startswith(f"{device}.") if held is None else held.device != device
+    if foreign:
+        raise ValueError(f"run {run[:80]!r} is not one of this device")
+    return held
 
 
 def _held(connection: Connection, run: str) -> Any:
