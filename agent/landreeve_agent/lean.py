@@ -23,6 +23,14 @@ def import_without(name: str, *unwanted: str) -> None:
             del sys.modules[module]
 
 
+def do_without(name: str) -> None:
+    """Make importing that module fail from now on: for a library that looks for it, and goes on when it is not there.
+
+    Nothing in this process may need it.
+    """
+    sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
 def share_arenas() -> None:
     """Two heaps for all threads; glibc would give each of ours its own, and none gives memory back to another."""
     _libc_call("mallopt", _M_ARENA_MAX, 2)

@@ -48,6 +48,8 @@ def run_site(state: Path | None, sets: Sequence[str]) -> None:
     lean.share_arenas()
     # Where they are installed sqlite-utils imports both to name their types: 50 MB of a small box for nothing we use.
     lean.import_without("sqlite_utils", "pandas", "numpy")
+    # FastAPI looks for models of pydantic's first version in every route; there are none.
+    lean.do_without("pydantic.v1")
     from landreeve_agent.app import run_agent
 
     try:

@@ -21,7 +21,6 @@ from landreeve.wire.messages import Event, Want
 from landreeve.wire.topics import Topic, UpWantTopic
 from landreeve.wire.transfers import DELTAS, LANES, MOST_BASES, Lane, Offer
 
-from landreeve_agent.link.delta import apply
 from landreeve_agent.link.session import Identity
 
 logger = logging.getLogger(__name__)
@@ -350,6 +349,8 @@ class Fetcher:
         try:
             await self._fetch_delta(offer, download)
             download.closed = True
+            from landreeve_agent.link.delta import apply  # with zstandard: only when there is a delta
+
             await asyncio.to_thread(apply, self._blobs, offer, download.digest, download.size, download.partial)
         except Exception:
             await asyncio.to_thread(self._leave, offer, download)

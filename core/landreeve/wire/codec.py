@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
-import zstandard
 
 from landreeve.wire.ids import check_digest
 from landreeve.wire.messages import Wire
@@ -36,6 +35,8 @@ def encode(message: Wire) -> bytes:
     raw = msgspec.json.encode(message)
     if len(raw) <= COMPRESS_ABOVE_BYTES:
         return raw
+    import zstandard  # a megabyte that a box which speaks to nobody does without
+
     return zstandard.ZstdCompressor(level=3, write_content_size=True).compress(raw)
 
 
@@ -66,6 +67,8 @@ def decode(data: bytes, kind: type[W]) -> W:
 def _expand(data: bytes) -> bytes:
     if not data.startswith(_ZSTD_MAGIC):
         return data
+    import zstandard  # as above
+
     try:
         size = zstandard.frame_content_size(data)
         if size < 0 or size > MAX_MESSAGE_BYTES:
