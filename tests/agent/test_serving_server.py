@@ -1,11 +1,13 @@
 """Paths, statuses and headers of the inference API."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 from landreeve_agent.serving import errors
 from landreeve_agent.serving.access import Access
+from landreeve_agent.serving.batcher import Batcher, Job
 from landreeve_agent.serving.capture import Spool
 from landreeve_agent.serving.control import Route
 from landreeve_agent.serving.heads import Head
@@ -84,6 +86,33 @@ async def test_every_path_answers_with_its_status(
 ) -> None:
     answer = ask(server, *line.split(), headers, body())
     assert (answer.status, words in answer.body.decode()) == (status, True), answer.body
+
+
+async def test_metrics_tell_the_device_and_plan_that_a_version_runs_with(server: InferenceServer) -> None:
+    text = ask(server, "GET", "/metrics").body.decode()
+    told = 'version="1.0.0",role="active",device="cpu",backend="onnxruntime",precision="fp32",threads="1",streams="1"'
+    assert f'landreeve_model_plan{{model="delay",{told}}} 1' in text
+    assert 'landreeve_model_plan{model="price"' not in text
+
+
+async def test_a_version_that_stands_in_for_a_share_is_told_once(server: InferenceServer) -> None:
+    serving = server._routes.table["delay"]
+    assert serving.active is not None
+    server._routes.replace({"delay": dataclasses.replace(serving, shares=(serving.active,))})
+    lines = ask(server, "GET", "/metrics").body.decode().splitlines()
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(series) == len(set(series))
+
+
+async def test_a_request_turned_away_for_a_full_queue_is_counted(
+    server: InferenceServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_self: Batcher, _job: Job) -> None:
+        raise errors.BusyError("1024 requests wait already")
+
+    monkeypatch.setattr(Batcher, "submit", full)
+    assert ask(server, "POST", INFER, {}, body()).status == 429
+    assert 'landreeve_busy_total{model="delay"} 1' in ask(server, "GET", "/metrics").body.decode()
 
 
 async def test_binary_output_tells_the_length_of_its_json_part(server: InferenceServer) -> None:

@@ -47,13 +47,15 @@ class Durations:
 @dataclass(slots=True)
 class ModelCounts:
     """One model's totals since the worker started; ``refused`` counts bad requests, ``failed`` failed runs, ``late``
-    requests whose own time limit passed, ``batches`` runs by the power of two of their rows."""
+    requests whose own time limit passed, ``busy`` those that found the queue full, ``batches`` runs by the power of two
+    of their rows."""
 
     requests: int = 0
     rows: int = 0
     refused: int = 0
     failed: int = 0
     late: int = 0
+    busy: int = 0
     shadow_failures: int = 0
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_US) + 1))
     total_us: int = 0
@@ -108,6 +110,7 @@ class Metrics:
             *_counter("refused", "Requests refused for a wrong field.", ((m, c.refused) for m, c in models)),
             *_counter("failed", "Requests whose run failed.", ((m, c.failed) for m, c in models)),
             *_counter("late", "Requests not run within their own time limit.", ((m, c.late) for m, c in models)),
+            *_counter("busy", "Requests turned away because the queue was full.", ((m, c.busy) for m, c in models)),
             *_counter("shadow_failures", "Shadow runs that failed.", ((m, c.shadow_failures) for m, c in models)),
             *_histogram(models),
             *_stages(models),

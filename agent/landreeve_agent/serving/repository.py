@@ -89,7 +89,7 @@ class Repository:
         return [self._statistics(name) for name in names]
 
     def exposition(self) -> str:
-        """Prometheus lines of the models' memory and of the processes of their own."""
+        """Prometheus lines of the models' plans and memory, and of the processes of their own."""
         lines = [
             "# HELP landreeve_model_memory_limit_bytes What all models together may take.",
             "# TYPE landreeve_model_memory_limit_bytes gauge",
@@ -104,7 +104,20 @@ class Repository:
             for name, r in rows:
                 value = {"memory_bytes": _awake_bytes(r), "loads_total": r.loads, "restarts_total": r.restarts}[kind]
                 lines.append(f'landreeve_model_{kind}{{model="{name}",version="{r.version}",role="{r.role}"}} {value}')
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *self._plans()]) + "\n"
+
+    def _plans(self) -> Iterator[str]:
+        """What each loaded version runs with, as read back from its runtime."""
+        yield "# HELP landreeve_model_plan The device and plan that a loaded version runs with."
+        yield "# TYPE landreeve_model_plan gauge"
+        for name, serving in sorted(self._routes.table.items()):
+            for lane, residence in zip(serving.lanes(), residences(serving), strict=False):
+                plan = lane.model.opened.plan
+                yield (
+                    f'landreeve_model_plan{{model="{name}",version="{residence.version}",role="{residence.role}",'
+                    f'device="{plan.device}",backend="{plan.backend}",precision="{plan.precision}",'
+                    f'threads="{plan.threads}",streams="{plan.streams}"}} 1'
+                )
 
     def _statistics(self, model: str) -> Statistics:
         serving, counts = self._routes.table[model], self._metrics.of(model)

@@ -149,8 +149,8 @@ class Serving:
         )
 
     def lanes(self) -> list[Lane]:
-        """All of them."""
-        return [lane for lane in (self.active, self.shadow, *self.shares) if lane is not None]
+        """All of them, each once: the active one may stand in for a share."""
+        return list(dict.fromkeys(lane for lane in (self.active, self.shadow, *self.shares) if lane is not None))
 
     def lane(self, version: str | None, request: Infer) -> Lane:
         """Who answers this request; raises `NotReadyError` or `UnknownError`."""
@@ -255,7 +255,11 @@ class Routes:
         else:
             serving, lane = plain
         ask = Ask(request, serving, lane, respond, began_ns or time.perf_counter_ns())
-        lane.batcher.submit(ask)
+        try:
+            lane.batcher.submit(ask)
+        except BusyError:
+            self._metrics.of(model).busy += 1
+            raise
         return ask.leave
 
     # --- after the run
