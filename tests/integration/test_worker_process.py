@@ -16,7 +16,7 @@ import pytest
 from landreeve_agent.intake.line import Line, parse_lines
 from landreeve_agent.serving.control import Plan, Route, Share, Version
 from landreeve_agent.serving.errors import LoadFailedError
-from landreeve_agent.serving.supervise import CRASH_LOOP, Limits, WorkerProcess
+from landreeve_agent.serving.supervise import CRASH_LOOP, Limits, Options, WorkerProcess
 
 from tests.agent.onnx_models import body, version, write_release
 
@@ -306,3 +306,20 @@ async def test_a_taken_port_is_an_error_of_the_start(tmp_path: Path) -> None:
         other = WorkerProcess(tmp_path / "other", port=worker.address[1])
         with pytest.raises(OSError, match="in use"):
             await other.start()
+
+
+def open_files() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+async def test_a_worker_that_cannot_be_started_leaves_no_open_pipe_with_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    worker = WorkerProcess(
+        tmp_path / "spool", limits=Limits(start_s=0.3), options=Options(spool_keys={"now": b"k" * 32})
+    )
+    before = open_files()
+    with pytest.raises(LoadFailedError, match="did not start"):
+        await worker.start()
+    assert open_files() - before == set()

@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -341,22 +341,21 @@ class _Link:
         """Start a worker on the listening socket; ``lost`` hears of the models' own processes."""
         arguments = ["--fd", str(listening.fileno()), "--spool", str(spool_dir), "--parent", str(os.getpid())]
         arguments += options.arguments()
-        secret = _secret(options.spool_keys) if options.spool_keys else -1
-        arguments += ["--spool-keys", str(secret)] if options.spool_keys else []
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "landreeve_agent.serving.worker",
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=(listening.fileno(), *((secret,) if secret >= 0 else ())),
-            # numpy's own thread pool, one thread for each core of the box, has nothing to do in a worker.
-            env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
-        )
-        if secret >= 0:
-            os.close(secret)
+        with _secret(options.spool_keys) as secrets:
+            if secrets:
+                arguments += ["--spool-keys", str(secrets[0])]
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "landreeve_agent.serving.worker",
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(listening.fileno(), *secrets),
+                # numpy's own thread pool, one thread for each core of the box, has nothing to do in a worker.
+                env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
+            )
         return cls(process, lost)
 
     @property
@@ -433,9 +432,17 @@ class _Link:
         return exit_words(code) + words
 
 
-def _secret(keys: Mapping[str, bytes]) -> int:
-    """A pipe's end that holds the spool's keys: arguments and environment can be read by other programs."""
+@contextlib.contextmanager
+def _secret(keys: Mapping[str, bytes]) -> Iterator[tuple[int, ...]]:
+    """A pipe's end that holds the spool's keys, or none where there are none; closed here once it has been passed on,
+    or could not be. Not an argument, nor the environment: those can be read by other programs."""
+    if not keys:
+        yield ()
+        return
     reading, writing = os.pipe()
-    with os.fdopen(writing, "wb") as pipe:
-        pipe.write(msgspec.json.encode({name: key.hex() for name, key in keys.items()}))
-    return reading
+    try:
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(msgspec.json.encode({name: key.hex() for name, key in keys.items()}))
+        yield (reading,)
+    finally:
+        os.close(reading)
