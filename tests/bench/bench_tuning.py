@@ -173,26 +173,37 @@ def rows_of(case: Case, report: PreflightReport, threads: int, seconds: float) -
         _row(f"{case.name}: as fast as the best fp32 with correct threads ({best})", value, "times", EXPERT_BAR)
     )
     base = found.get(Plan().name, 1.0)
-    by_torch = torch_ratio(case, threads) if case.name in SPOILING else None
+    by_torch = torch_ratio(case, threads)
+    by_torch_what = f"{case.name}: as fast as torch at its best"
     if by_torch is not None:
-        rows.append(_row(f"{case.name}: as fast as torch at its best", by_torch * base, "times", EXPERT_BAR))
+        rows.append(_row(by_torch_what, by_torch * base, "times", EXPERT_BAR))
+    else:
+        rows.append(_missing(by_torch_what, "torch cannot run this graph here", EXPERT_BAR))
     won = next(t for t in report.trials if t.what == report.plan.name and t.accepted)
     rows.append(_row(f"{case.name}: {report.metric} at fp32", report.metric_value, ""))
     sign = 1 if report.metric == "log_loss" else -1
     loss = sign * ((won.metric or 0.0) - report.metric_value)
     what = f"{case.name}: {report.metric} the plan loses"
     rows.append({"what": what, "value": round(loss, 5), "unit": "", "bar": "≤ 0.005", "holds": loss <= LOSS_BAR})
-    return [*rows, *_refused(case, report)]
+    return [*rows, *refused(case, report)]
 
 
-def _refused(case: Case, report: PreflightReport) -> list[Row]:
-    """The stock recipe that spoils the model, in the report with the reason it was refused for."""
+def refused(case: Case, report: PreflightReport) -> list[Row]:
+    """The stock recipe that spoils the model: it was run on the golden set, and refused at every number of threads."""
     recipe = SPOILING.get(case.name)
-    trials = [t for t in report.trials if t.plan.recipe == recipe and t.stage == "golden set"]
-    if recipe is None or not trials:
+    if recipe is None:
         return []
-    what = f"{case.name}: {recipe} refused ({trials[0].why.partition(';')[0]})"
-    return [{"what": what, "value": trials[0].metric, "unit": "", "bar": "refused", "holds": not trials[0].accepted}]
+    made = [t for t in report.trials if t.plan.recipe == recipe]
+    judged = [t for t in made if t.stage == "golden set" or t.accepted]
+    why = judged[0].why if judged else "never judged: " + "; ".join(t.why for t in made)
+    holds = bool(judged) and not any(t.accepted for t in judged)
+    what = f"{case.name}: {recipe} refused ({why.partition(';')[0]})"
+    return [{"what": what, "value": judged[0].metric if judged else None, "unit": "", "bar": "refused", "holds": holds}]
+
+
+def _missing(what: str, why: str, bar: float) -> Row:
+    """A bar that could not be measured neither holds nor fails."""
+    return {"what": f"{what}: not measured: {why}", "value": None, "unit": "times", "bar": f"≥ {bar:g}", "holds": None}
 
 
 def _row(what: str, value: float, unit: str, bar: float | None = None) -> Row:
@@ -226,8 +237,7 @@ def quota(cpus: float) -> Iterator[bool]:
 def under_quota(case: Case, budget_s: float, seconds: float) -> list[Row]:
     with quota(1.0) as held:
         if not held:
-            print("no quota: a cgroup of version 1 cannot be made here", file=sys.stderr)
-            return []
+            return [_missing(f"{case.name}, quota of 1 CPU", "no cgroup of version 1 can be made here", QUOTA_BAR)]
         threads = thread_budget(read_cpu(Path("/")).affinity, read_limits(Path("/")).cpus)
         report = tuned(case, threads, budget_s, exhaustive=False)
         ratio = rates(case, report.plan, seconds / 8)
@@ -335,7 +345,8 @@ def bench(cases: list[Case], budget_s: float, seconds: float) -> list[Row]:
 
 
 def _show(row: Row) -> None:
-    bar = f"  (bar {row['bar']}: {'holds' if row['holds'] else 'missed'})" if row["bar"] else ""
+    verdict = {True: "holds", False: "missed", None: "not measured"}[row["holds"]]  # type: ignore[index]
+    bar = f"  (bar {row['bar']}: {verdict})" if row["bar"] else ""
     print(f"{row['what']}: {row['value']} {row['unit']}{bar}", flush=True)
 
 

@@ -60,6 +60,8 @@ def _batch_norm(x: Tensor, *stored: Tensor, epsilon: float = 1e-5, **_: Any) -> 
 
 OPERATORS: dict[str, Any] = {
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Max": torch.maximum, "Erf": torch.erf,
+    "IsNaN": torch.isnan, "Where": torch.where, "Sigmoid": torch.sigmoid,
+    "Squeeze": lambda x, axes: x.squeeze(tuple(axes.tolist())),
     "Relu": torch.relu, "HardSwish": F.hardswish, "HardSigmoid": lambda x, **_: F.hardsigmoid(x),
     "Identity": lambda x: x, "MatMul": torch.matmul, "Conv": _conv, "LayerNormalization": _norm,
     "BatchNormalization": _batch_norm,
