@@ -324,6 +324,7 @@ def test_only_failures_of_the_release_itself_quarantine_it() -> None:
     assert judged(Phase.PREFLIGHT, "golden_mismatch")
     assert judged(Phase.ACTIVATING, "bad_graph")
     assert judged(Phase.PROBATION, "log_loss")
+    assert not judged(Phase.PREFLIGHT, "deadline"), "the box was too busy to search for a plan: the release was proven"
     assert not judged(Phase.DOWNLOADING, "disk_full")
     assert not judged(Phase.DOWNLOADING, "corrupt_artifact")
 

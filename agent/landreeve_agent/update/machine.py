@@ -40,6 +40,7 @@ _NOT_THE_RELEASE = frozenset(
         "local_cancel",
         "disk_full",
         "disk_failed",
+        "deadline",
         "not_proven",
         "accelerator_lost",
         "not_in_order",
