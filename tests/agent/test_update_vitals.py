@@ -44,6 +44,16 @@ async def test_worker_that_was_started_again_begins_anew() -> None:
     assert await grown(status(900), status(100, pid=8), status(110, pid=8)) == [0, 0, 10]
 
 
+async def test_two_models_on_probation_at_once_are_both_watched() -> None:
+    other = Installed("c" * 64, "v9", candidate().plan)
+    vitals = Vitals(Looks(status(100), status(100), status(400), status(500)))
+    grown_mb = [
+        (await vitals.added(ProbationStats(), model, version)).memory_growth_mb
+        for model, version in (("demo", candidate()), ("other", other), ("demo", candidate()), ("other", other))
+    ]
+    assert grown_mb == [0, 0, 300, 400]
+
+
 async def test_worker_that_cannot_be_asked_tells_nothing() -> None:
     assert await grown(None, status(0, pid=0), status(50)) == [None, None, 0]
 

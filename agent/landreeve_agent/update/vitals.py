@@ -38,8 +38,9 @@ class Vitals:
 
     def _growth(self, release: str, status: WorkerStatus) -> float:
         key = (release, status.pid)
-        if key not in self._began_mb:
-            self._began_mb = {key: status.rss_mb}
+        if key not in self._began_mb:  # what was counted in a former process is of no use any more
+            kept = {known: mb for known, mb in self._began_mb.items() if known[1] == status.pid}
+            self._began_mb = {**kept, key: status.rss_mb}
         return status.rss_mb - self._began_mb[key]
 
 
