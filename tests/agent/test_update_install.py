@@ -11,8 +11,8 @@ from landreeve.blobs.store import BlobStore
 from landreeve.release.layout import Packed, pack, read_folder
 from landreeve.release.manifest import digest_of, encode_manifest
 from landreeve_agent.link.transfer import FetchFailedError
-from landreeve_agent.update.install import Installer
-from landreeve_agent.update.machine import Order
+from landreeve_agent.update.install import RESERVE_BYTES, Installer
+from landreeve_agent.update.standing import Order
 
 from tests.core.test_release_layout import as_of_old
 from tests.fakes.graphs import field, graph_of
@@ -34,6 +34,45 @@ async def installed(tmp_path: Path, packed: Packed) -> Path:
 @pytest.mark.parametrize("packed", [GOOD, as_of_old(GOOD)], ids=["of today", "from before landreeve.json"])
 async def test_releases_of_both_forms_are_laid_out(tmp_path: Path, packed: Packed) -> None:
     folder = await installed(tmp_path, packed)
+    assert read_folder(folder) == packed
+
+
+class Cut(Exception):  # noqa: N818 - it stands for a kill
+    """The agent ended here."""
+
+
+class Halfway(FakeFetcher):
+    """Takes the room of the first large file, then ends as a kill does."""
+
+    async def fetch(self, digest: str, size: int, *rest: Any, **more: Any) -> Path:
+        if size < 1024 * 1024:
+            return await super().fetch(digest, size, *rest, **more)
+        self.blobs.begin(digest, size, rest[0])
+        raise Cut
+
+
+@pytest.mark.parametrize("left_off", ["inside a file", "while it was laid out", "before it was said"])
+async def test_release_that_had_its_room_is_not_refused_for_the_room_it_took(tmp_path: Path, left_off: str) -> None:
+    packed = pack({"model.onnx": graph_of(b"x" * 8 * 1024 * 1024), "card.md": b"# x"}, GOOD.config)
+    hub, blobs = Hub(), BlobStore(tmp_path / "blobs", margin_bytes=0)
+    hub.add(packed)
+    whole = sum(layer.size for layer in packed.manifest.layers)
+    disk = 2 * whole + RESERVE_BYTES + 1024 * 1024
+    blobs.free_bytes = lambda: disk - sum(f.stat().st_blocks * 512 for f in tmp_path.rglob("*") if f.is_file())  # type: ignore[method-assign]
+    asked = wanted(packed, "v1", "r-1")
+    order = Order(asked.model, asked.release, asked.version, asked.manifest_bytes, asked.rollout, 1, 1)
+
+    def installer(kind: type[FakeFetcher]) -> Installer:
+        return Installer(kind(hub, blobs, Reaper()), blobs, tmp_path / "models", "0.1.0")
+
+    if left_off == "inside a file":
+        with pytest.raises(Cut):
+            await installer(Halfway).install(order, lambda *_: None)
+    else:
+        laid_out = await installer(FakeFetcher).install(order, lambda *_: None)
+        if left_off == "while it was laid out":
+            laid_out.rename(laid_out.with_name(f".{laid_out.name}.left"))
+    folder = await installer(FakeFetcher).install(order, lambda *_: None)
     assert read_folder(folder) == packed
 
 

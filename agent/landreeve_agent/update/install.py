@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from landreeve.blobs.errors import BlobError
-from landreeve.release.layout import materialise, read_config
+from landreeve.release.layout import MANIFEST_FILE, materialise, read_config, sweep
 from landreeve.release.manifest import (
     MAX_MANIFEST_BYTES,
     MAX_SETTINGS_BYTES,
@@ -83,7 +83,10 @@ class Installer:
         manifest_bytes, manifest, config = await self._describe(order, say)
         whole = sum(layer.size for layer in manifest.layers)
         here = sum(layer.size for layer in manifest.layers if self._blobs.has(layer.sha256))
-        self._reserve(order, whole - here, whole)
+        folder = self.folder(order.model, order.release)
+        await asyncio.to_thread(sweep, folder)
+        # What an earlier attempt took is taken already; asked for twice, it would refuse what fits.
+        self._reserve(order, self._to_fetch(manifest), 0 if (folder / MANIFEST_FILE).exists() else whole)
         known = [layer for release in held if release != order.release for layer in self._layers(release)]
         for layer in manifest.layers:
             if self._blobs.has(layer.sha256):
@@ -92,9 +95,13 @@ class Installer:
             blocks, bases = config.blocks.get(layer.sha256), bases_for(layer, known)
             await self._fetcher.fetch(layer.sha256, layer.size, blocks, report, bases=bases, say=say)
             here += layer.size
-        folder = self.folder(order.model, order.release)
         await asyncio.to_thread(materialise, manifest_bytes, self._blobs, folder)
         return folder
+
+    def _to_fetch(self, manifest: Manifest) -> int:
+        """Bytes of disk that the files which are not here will take, beyond what was set aside for them before."""
+        lacking = {layer.sha256: layer.size for layer in manifest.layers if not self._blobs.has(layer.sha256)}
+        return sum(max(0, size - self._blobs.taken_bytes(digest)) for digest, size in lacking.items())
 
     def _layers(self, release: str) -> tuple[Descriptor, ...]:
         """The files of a release that is here; none when its manifest cannot be read."""

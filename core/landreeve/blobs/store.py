@@ -95,8 +95,7 @@ class BlobStore:
         and begins anew after a crash.
         """
         path = self._arriving / check_digest(digest)
-        allocated = path.stat().st_blocks * 512 if path.exists() else 0
-        self.reserve(max(0, self._codec.stored_bytes(size) - allocated))
+        self.reserve(max(0, self._codec.stored_bytes(size) - self.taken_bytes(digest)))
         try:
             return Partial(digest, size, block_digests, path, self.path(digest), codec=self._codec)
         except OSError as error:
@@ -104,6 +103,13 @@ class BlobStore:
                 raise
             path.unlink(missing_ok=True)
             raise FullDiskError(self._root, size, self.free_bytes()) from error
+
+    def taken_bytes(self, digest: str) -> int:
+        """What a blob that has begun to arrive takes of the disk already: its whole room, from `begin` on."""
+        try:
+            return (self._arriving / check_digest(digest)).stat().st_blocks * 512
+        except FileNotFoundError:
+            return 0
 
     def reserve(self, size: int) -> None:
         """`FullDiskError` unless ``size`` bytes and the margin are free: asked for a whole release at once,

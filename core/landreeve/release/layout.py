@@ -150,7 +150,7 @@ def materialise(manifest_bytes: bytes, store: BlobSource, folder: Path) -> None:
     if _holds(folder, manifest_bytes):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    beside = Path(tempfile.mkdtemp(prefix=_beside(folder), dir=folder.parent))
     try:
         _fill(beside, manifest_bytes, store)
         if folder.exists():
@@ -160,6 +160,16 @@ def materialise(manifest_bytes: bytes, store: BlobSource, folder: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     _flush_folder(folder.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a `materialise` that was killed has left beside the folder: it takes room that nobody gets back."""
+    for left in folder.parent.glob(f"{_beside(folder)}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _beside(folder: Path) -> str:
+    return f".{folder.name}."
 
 
 def _holds(folder: Path, manifest_bytes: bytes) -> bool:
