@@ -86,8 +86,8 @@ class Box:
     def offer(self, program: Path, deadline_s: float = 30.0) -> None:
         book.write(self.slots, book.offered(book.read(self.slots), Slot(NEW, str(program)), deadline_s))
 
-    def launch(self, good: Path) -> "subprocess.Popen[bytes]":
-        code = (
+    def launch(self, good: Path, first: str = "") -> "subprocess.Popen[bytes]":
+        code = first + (
             "import sys; from pathlib import Path; from landreeve_agent.launch.launcher import Launcher; "
             f"sys.exit(Launcher(Path({str(self.root)!r}), {str(good)!r}, [], stop_s=1.0).run())"
         )
@@ -178,3 +178,36 @@ def test_environment_that_is_gone_is_left_at_once(box: Box) -> None:
 def test_good_agent_that_fails_is_the_service_managers_matter(box: Box) -> None:
     process = box.launch(box.program("good", "sys.exit(3)"))
     assert process.wait(15) == 3
+
+
+def test_start_that_cannot_be_counted_is_not_begun_and_the_site_runs_on(box: Box) -> None:
+    good, new = box.program("good", FOREVER), box.program("new", FOREVER)
+    box.offer(new)
+    (box.slots.parent / f"{book.SLOTS_FILE}.new").mkdir()  # what a full disk does: the file cannot be written
+    process = box.launch(good)
+    until(lambda: box.started() == ["good"] or process.poll() is not None)
+    assert process.poll() is None
+    assert end(process) == 0
+
+
+def test_agent_that_cannot_be_noted_as_left_is_ended_all_the_same(box: Box) -> None:
+    block = f"Path({str(box.slots) + '.new'!r}).mkdir()\n{FOREVER}"
+    good, new = box.program("good", FOREVER), box.program("new", block)
+    box.offer(new, deadline_s=2.0)
+    process = box.launch(good)
+    until(lambda: box.started() == ["new", "good"] or process.poll() is not None)
+    assert process.poll() is None
+    assert end(process) == 0
+
+
+def test_signal_that_comes_while_the_agent_is_started_reaches_it(box: Box) -> None:
+    signalled = (
+        "import os, signal, subprocess; made = subprocess.Popen.__init__\n"
+        "def signalled(*args, **more): made(*args, **more); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "subprocess.Popen.__init__ = signalled\n"
+    )
+    process = box.launch(box.program("good", FOREVER), first=signalled)
+    try:
+        assert process.wait(20) in {0, 143}
+    finally:
+        process.kill()

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from landreeve_agent.launch import slots as book
-from landreeve_agent.launch.slots import BASE, LAUNCHED, RESTART_CODE, RUNNING, Slot
+from landreeve_agent.launch.slots import BASE, LAUNCHED, RESTART_CODE, RUNNING, Slot, Slots
 
 POLL_S = 0.2
 STOP_S = 20.0
@@ -39,8 +40,7 @@ class Launcher:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._pass_on)
         while True:
-            slots, slot = book.to_start(book.read(self._file))
-            self._keep(slots)
+            slots, slot = self._next()
             tried = slots.trying is not None
             code = self._one_life(slot, slots.deadline_s if tried else None)
             if self._asked or (not tried and code != RESTART_CODE):
@@ -48,6 +48,13 @@ class Launcher:
                 return code if code >= 0 else 128 - code
             if tried and code != RESTART_CODE:
                 time.sleep(1.0)
+
+    def _next(self) -> tuple[Slots, Slot]:
+        """What starts now. A start that cannot be counted, on a full disk, is no start of a new agent."""
+        slots, slot = book.to_start(book.read(self._file))
+        if self._keep(slots):
+            return slots, slot
+        return replace(slots, trying=None), slots.good
 
     def _one_life(self, slot: Slot, deadline_s: float | None) -> int:
         """Start it, and wait for its end; past the deadline it is ended and left."""
@@ -62,6 +69,7 @@ class Launcher:
                 raise
             self._leave("cannot_start", f"The new agent cannot be started: {error}.")
             return RESTART_CODE
+        self._forward()  # what came while the child was being made
         until = None if deadline_s is None else time.monotonic() + deadline_s
         while (code := self._child.poll()) is None:
             if until is not None and self._confirmed():
@@ -79,9 +87,15 @@ class Launcher:
     def _leave(self, cause: str, sentence: str) -> None:
         self._keep(book.left(book.read(self._file), cause, sentence))
 
-    def _keep(self, slots: book.Slots) -> None:
-        if slots != book.read(self._file):
-            book.write(self._file, slots)
+    def _keep(self, slots: Slots) -> bool:
+        """Whether the file says so now."""
+        try:
+            if slots != book.read(self._file):
+                book.write(self._file, slots)
+        except OSError as error:
+            sys.stderr.write(f"landreeve-launch: {self._file} cannot be written: {error}\n")
+            return False
+        return True
 
     def _end(self, child: "subprocess.Popen[bytes]") -> None:
         child.terminate()
@@ -93,8 +107,11 @@ class Launcher:
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         self._asked = number
-        if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(number)
+        self._forward()
+
+    def _forward(self) -> None:
+        if self._asked and self._child is not None and self._child.poll() is None:
+            self._child.send_signal(self._asked)
 
 
 def main() -> None:
