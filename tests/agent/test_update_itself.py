@@ -19,8 +19,9 @@ from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.update.install import Installer
 from landreeve_agent.update.itself import AGENT, AgentEffects, Health
 from landreeve_agent.update.machine import effect_of
+from landreeve_agent.update.probation import Wait
 from landreeve_agent.update.runner import Options, Runner
-from landreeve_agent.update.standing import TERMINAL, Phase, State
+from landreeve_agent.update.standing import TERMINAL, Order, Phase, State
 
 from tests.fakes.update_ports import (
     FakeEvidence,
@@ -223,6 +224,29 @@ async def test_release_that_was_left_once_may_be_ordered_again(site: Site) -> No
     site.order(2, B, "B")
     state = await site.live(Phase.COMMITTED)
     assert state is not None
+
+
+async def test_agent_of_a_box_that_lost_its_store_is_not_set_back_to_the_factory(site: Site) -> None:
+    site.order(1, B, "B")
+    await site.live(Phase.COMMITTED)
+    for file in site.root.glob("agent.db*"):
+        file.unlink()
+    FakeEnvironments.broken = "ModuleNotFoundError"
+    site.order(2, C, "C")
+    await site.live(Phase.REJECTED)
+    assert book.read(site.slots).good.release == B.digest
+    assert site.lives[-1] == B.digest[:1]
+
+
+async def test_clock_that_is_set_right_ends_no_probation_of_an_agent(site: Site) -> None:
+    """A box without a battery for its clock begins in 1970 and learns the time from the network it is to reach."""
+    blobs = BlobStore(site.root / "blobs", margin_bytes=0)
+    effects = site.effects(B.digest, asyncio.Event(), FakeFetcher(site.hub, blobs, Reaper()), blobs)
+    site.health[B.digest] = Health(connected=False, serving=True)
+    order = Order(NAME, B.digest, "B", 1, "r", 1, 1, component=AGENT)
+    state = State(NAME, Phase.PROBATION, order=order, since="1970-01-01T00:00:40.000000Z")
+    verdict, _ = await effects.look(state, order)
+    assert isinstance(verdict, Wait), verdict
 
 
 # --- a real environment

@@ -8,8 +8,9 @@ reach the hub: one that cannot could never be mended from afar. The launcher lea
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from landreeve_agent.launch import slots as book
 from landreeve_agent.launch.environment import CannotBuildError, Environments
 from landreeve_agent.launch.slots import Slot
 from landreeve_agent.link.transfer import FetchFailedError
-from landreeve_agent.store.stamps import moment, stamp
+from landreeve_agent.store.stamps import stamp
 from landreeve_agent.update import directing, machine
 from landreeve_agent.update.effects import NOTHING, CannotServeError, Learnt, Say
 from landreeve_agent.update.install import Installer
@@ -49,7 +50,8 @@ class Health(msgspec.Struct, frozen=True):
 @dataclass(frozen=True)
 class AgentEffects:
     """``running`` is the release this process is of, empty for what the box came with; ``restart`` ends it in order so
-    that the launcher starts anew. ``launched`` says that there is a launcher."""
+    that the launcher starts anew. ``launched`` says that there is a launcher. ``began`` is when this process did, by
+    ``monotonic``: a new agent is judged by its own life, since its clock may be set while it reaches for the hub."""
 
     installer: Installer
     environments: Environments
@@ -60,6 +62,8 @@ class AgentEffects:
     restart: Callable[[], None]
     health: Callable[[], Awaitable[Health]]
     clock: Callable[[], datetime]
+    monotonic: Callable[[], float] = time.monotonic
+    began: float = field(default_factory=time.monotonic)
 
     async def fetch(self, state: State, order: Order, say: Say) -> Outcome:
         """The wheels of the release."""
@@ -107,15 +111,16 @@ class AgentEffects:
             known = failed is not None and failed.release == order.release
             cause, sentence = (failed.cause, failed.sentence) if known and failed else ("left", "It was left.")
             return Fail(cause, sentence), figures
-        return judge(health, (self.clock() - moment(state.since)).total_seconds(), order), figures
+        return judge(health, self.monotonic() - self.began, order), figures
 
     async def direct(self, state: State) -> None:
         """Let the agent run which the state says: nothing, or another process."""
-        now = directing.serving(state)
-        wanted = now.active.release if now.active else ""
-        slots = await asyncio.to_thread(book.read, self.slots)
         if state.phase is Phase.PROBATION or not self.launched:
             return
+        active = directing.serving(state).active
+        slots = await asyncio.to_thread(book.read, self.slots)
+        # A store that was lost knows of no version; the launcher's own book still does.
+        wanted = active.release if active else slots.good.release
         settled = self._settled(slots, wanted)
         if settled != slots:
             await asyncio.to_thread(book.write, self.slots, settled)
