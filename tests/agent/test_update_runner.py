@@ -16,6 +16,7 @@ from landreeve.wire.plans import RunPlan
 from landreeve.wire.schedule import DayWindow, Schedule
 from landreeve.wire.strategy import Strategy
 from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.update import journal
 from landreeve_agent.update.machine import ATTEMPTS, effect_of
 from landreeve_agent.update.pointer import read_pointers
 from landreeve_agent.update.probation import ProbationStats
@@ -594,3 +595,27 @@ async def test_component_waits_for_the_one_that_comes_first_and_is_not_activated
     box.hub.stats[first.digest] = ProbationStats(rows=100, distinct=50)
     await box.order(2, msgspec.structs.replace(base, rollout="r2"), wanted(second, "Y", "r2", after=("base",)))
     await box.until(Phase.COMMITTED)
+
+
+async def test_schedule_that_nobody_can_keep_is_refused_and_not_tried_for_ever(box: Box) -> None:
+    night = (DayWindow(start="22:00", end="04:00"),)
+    await box.order(1, wanted(A, "A", "r1", schedule=Schedule(zone="Mars/Base", download=night)))
+    state = await box.until(Phase.REJECTED)
+    assert state.cause == "bad_schedule"
+    assert "Mars/Base" in state.sentence
+
+
+async def test_pointer_that_cannot_be_written_does_not_speak_against_the_release(box: Box) -> None:
+    await box.order(1, wanted(A, "A", "r1"))
+    await box.until(Phase.COMMITTED)
+    await box.settled()
+    pointer = box.root / "models" / "demo" / "active.json"
+    pointer.unlink()
+    pointer.mkdir()  # what a full disk does: the file cannot be replaced
+    await box.order(2, wanted(B, "B", "r2"))
+    await box.until(Phase.ROLLING_BACK)
+    pointer.rmdir()
+    state = await box.until(Phase.ROLLED_BACK)
+    assert state.cause == "disk_failed"
+    assert await box.database.read(lambda db: journal.quarantined(db, B.digest)) is None
+    assert await box.settled() == {"demo": ("A", None)}
