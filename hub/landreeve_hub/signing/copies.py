@@ -1,4 +1,4 @@
-"""Folders beside the real keys in which a drill tries things on copies of them: gone afterwards, or at the next start."""
+"""Folders beside the real keys, where a drill tries things on copies of them: gone afterwards or at the next start."""
 
 import fcntl
 import os

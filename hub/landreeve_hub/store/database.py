@@ -184,7 +184,7 @@ def _prepare_sqlite(engine: Engine, key: bytes | None, begin: str, query_only: b
         connection.isolation_level = None
         if key is not None:
             unlock(connection, key)
-        # What is deleted is overwritten, by default in some builds of SQLite alone: an erased person's key must be gone.
+        # Some builds of SQLite alone overwrite what is deleted by default, and an erased person's key must be gone.
         pragmas = ["busy_timeout=10000", "foreign_keys=ON", "synchronous=FULL", "secure_delete=ON"]
         pragmas.append("query_only=ON" if query_only else "journal_mode=WAL")
         for pragma in pragmas:
