@@ -42,7 +42,7 @@ NOW = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
 A, B, C, D = (release(version) for version in "ABCD")
 WORSE = ProbationStats(rows=100, invalid=3)
 WAITING = ProbationStats(rows=1)
-QUICK = Options(threads=1, probation_every_s=0.005, retry_s=0.0, restore_every_s=0.01)
+QUICK = Options(threads=1, probation_every_s=0.005, retry_s=0.0, restore_every_s=0.01, window_every_s=0.02)
 
 
 class Box:
@@ -97,7 +97,7 @@ class Box:
         await self.runner.on_desired(self.desired)
 
     async def until(self, phase: Phase) -> State:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 state = self.state
                 if state is not None and state.phase is phase and (phase not in TERMINAL or effect_of(state) is None):
@@ -490,6 +490,34 @@ async def test_hints_reach_preflight_and_a_hostile_one_is_named_and_left_out(
     assert "backend '/bin/sh' is unknown" in caplog.text
     (told,) = plan_reports(await box.facts())
     assert (told.hints, told.hinted) == (1, False)
+
+
+async def test_order_that_arrives_while_the_agent_recovers_is_not_forgotten(box: Box) -> None:
+    await box.order(1, wanted(A, "A", "r1"))
+    await box.until(Phase.COMMITTED)
+    await box.kill()
+    await box.start()
+    restoring, go_on = asyncio.Event(), asyncio.Event()
+    apply = box.worker.apply
+
+    async def slow_apply(routes: tuple[Any, ...]) -> None:
+        restoring.set()
+        await go_on.wait()
+        await apply(routes)
+
+    box.worker.apply = slow_apply  # type: ignore[method-assign]
+    await restoring.wait()
+    other = release("X", "base")
+    box.hub.add(other)
+    base = msgspec.structs.replace(wanted(other, "X", "r2"), model="base")
+    order = asyncio.create_task(box.order(2, wanted(A, "A", "r1"), base))
+    await box.database.read(lambda _db: None)  # whatever an order does before it waits, it has done
+    await asyncio.sleep(0.05)
+    go_on.set()
+    await order
+    async with asyncio.timeout(60):
+        while "base" not in box.worker.serves:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
 
 
 async def test_hints_survive_a_kill_before_preflight(tmp_path: Path) -> None:

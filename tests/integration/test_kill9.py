@@ -67,9 +67,10 @@ def test_kill_nine_of_any_process_loses_nothing_and_doubles_nothing(world: World
     assert set(reaper.killed) == set(VICTIMS)
     assert row["state"] == "FINISHED", row
     for site in SITES:
-        ours = chapters.wait_for(f"{site} to be quiet", lambda: quiet_books(world, site), timeout_s=30)  # noqa: B023
+        ours, hub = chapters.wait_for(f"{site} to be quiet", lambda: quiet_pair(world, site), timeout_s=60)  # noqa: B023
         check_site(world, site, ours)
-        check_hub(world, ours, version)
+        check_hub(hub, ours, version)
+        hub.close()
     assert world.hub("audit", "verify")["whole"] is True
 
 
@@ -158,6 +159,19 @@ def quiet_books(world: World, site: str) -> "AgentBooks | None":
     return books if drained and set(books.waiting.values()) <= {"metric"} else None
 
 
+def quiet_pair(world: World, site: str) -> "tuple[AgentBooks, sqlite3.Connection] | None":
+    """The agent's books and a transaction on the hub's that shows the same moment: nothing was concluded between."""
+    before = quiet_books(world, site)
+    hub = sqlite3.connect(f"file:{world.hub_state}/hub.db?mode=ro", uri=True)
+    hub.execute("BEGIN")
+    hub.execute("SELECT count(*) FROM facts").fetchone()  # the transaction's view begins with its first reading
+    after = quiet_books(world, site)
+    if before and after and (before.windows, before.transitions) == (after.windows, after.transitions):
+        return before, hub
+    hub.close()
+    return None
+
+
 def books_of_agent(world: World, site: str) -> AgentBooks:
     device = world.sites[site].status()["device"]
     with sqlite3.connect(f"file:{world.sites[site].state}/agent.db?mode=ro", uri=True) as db:
@@ -193,9 +207,8 @@ def check_site(world: World, site: str, ours: AgentBooks) -> None:
     assert ours.labels == {d.id for d in due if d.known <= world.clock}, f"{site}: labels are missing"
 
 
-def check_hub(world: World, ours: AgentBooks, version: str) -> None:
+def check_hub(hub: sqlite3.Connection, ours: AgentBooks, version: str) -> None:
     """Every number the agent ever gave is at the hub or still waits, and each took effect once."""
-    hub = sqlite3.connect(f"file:{world.hub_state}/hub.db?mode=ro", uri=True)
     own = (ours.device,)
     epochs = {row[0] for row in hub.execute("SELECT DISTINCT epoch FROM facts WHERE device = ?", own)}
     assert epochs == {ours.epoch}, "the outbox changed its incarnation without having been set back"
@@ -219,7 +232,6 @@ def check_hub(world: World, ours: AgentBooks, version: str) -> None:
     windows = set(hub.execute("SELECT model, window FROM windows WHERE device = ?", own))
     assert windows == ours.windows, "a drift window is missing"
     assert (kinds["drift"], "COMMITTED", version) == (len(windows), *newest_update(hub, ours.device))
-    hub.close()
 
 
 def newest_update(hub: sqlite3.Connection, device: str) -> tuple[str, str]:

@@ -86,6 +86,9 @@ class ModelEffects:
                 await asyncio.sleep(self.retry_s)
                 return None
             return machine.Failed(order.generation, error.cause, error.sentence)
+        except OSError as error:
+            sentence = f"Which version serves cannot be written down: {error.strerror or error}."
+            return machine.Failed(order.generation, "disk_failed", sentence)
         return machine.Activated(order.generation, stamp(self.clock()))
 
     async def look(self, state: State, order: Order) -> tuple[Pass | Fail | Wait | Step, dict[str, Any]]:
@@ -98,6 +101,8 @@ class ModelEffects:
             await self.traffic.direct(state.model, directing.serving(state))
         except LoadFailedError as error:
             raise CannotServeError(error.sentence) from error
+        except OSError as error:
+            raise CannotServeError(f"which version serves cannot be written down: {error}") from error
 
     async def clean(self, state: State) -> None:
         """Remove the folders of releases nobody needs."""

@@ -20,6 +20,7 @@ from landreeve.trust.verdict import Cause, Rejected
 from landreeve.wire.messages import Audit, Desired, DesiredModel, PlanReport, SignedDesired
 from landreeve.wire.messages import Event as EventFact
 from landreeve.wire.plans import BoxFacts
+from landreeve.wire.schedule import fault_of_schedule
 from landreeve.wire.strategy import Strategy, fault_of
 from sqlite_utils import Database as SqliteDatabase
 
@@ -138,7 +139,13 @@ class Runner:
         return dict(self._views)
 
     async def recover(self) -> None:
-        """After a start, before anything else and without any network: serve what served, know what was going on."""
+        """After a start, before anything else and without any network: serve what served, know what was going on. An
+        order that comes meanwhile waits, else what it began would be forgotten."""
+        async with self._ordering:
+            await self._recover()
+        self._changed()
+
+    async def _recover(self) -> None:
         pointers = await asyncio.to_thread(read_pointers, self._models_dir)
         states = await self._database.read(journal.load_all)
         for model in pointers.keys() - states.keys():  # the store was lost; the box serves on
@@ -149,7 +156,6 @@ class Runner:
         self.generation, document = await self._database.read(_last_order)
         if document:
             self._on_believed(msgspec.json.decode(document, type=Desired))
-        self._changed()
 
     async def run(self) -> None:
         """Brings every update to its end, for ever; cancelling stops at once and loses nothing."""
@@ -299,6 +305,9 @@ class Runner:
         fault = fault_of(order.strategy)
         if fault:
             return machine.Failed(order.generation, "bad_strategy", f"The strategy cannot be carried out: {fault}.")
+        fault = fault_of_schedule(order.schedule) if order.schedule else ""
+        if fault:
+            return machine.Failed(order.generation, "bad_schedule", f"The windows cannot be kept: {fault}.")
         bad = await self._database.read(lambda db: journal.quarantined(db, order.release))
         if bad is not None and bad == order.rollout and not order.rollback:
             sentence = (

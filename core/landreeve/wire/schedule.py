@@ -94,6 +94,13 @@ def fault_of_windows(windows: Sequence[DayWindow]) -> str:
     return ""
 
 
+def fault_of_schedule(schedule: Schedule) -> str:
+    """What is wrong with a schedule, naming the place; empty when it can be kept."""
+    kinds = (("download", schedule.download), ("activate", schedule.activate))
+    faults = (f"{name}{fault}" for name, windows in kinds if (fault := fault_of_windows(windows)))
+    return fault_of_zone(schedule.zone) or next(faults, "")
+
+
 def is_open(windows: Sequence[DayWindow], zone: str, now: datetime) -> bool:
     """Whether a moment lies in one of the windows; always without any.
 
