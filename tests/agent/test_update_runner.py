@@ -96,11 +96,13 @@ class Box:
         self.desired = document(generation, *models)
         await self.runner.on_desired(self.desired)
 
-    async def until(self, phase: Phase) -> State:
+    async def until(self, phase: Phase, generation: int = 0) -> State:
         async with asyncio.timeout(60):
             while True:
                 state = self.state
-                if state is not None and state.phase is phase and (phase not in TERMINAL or effect_of(state) is None):
+                ended = state is not None and (phase not in TERMINAL or effect_of(state) is None)
+                came = state is not None and state.order is not None and state.order.generation >= generation
+                if state is not None and ended and came and state.phase is phase:
                     return state
                 await asyncio.sleep(0.002)
 
@@ -612,7 +614,8 @@ async def test_component_waits_for_the_one_that_comes_first_and_is_not_activated
     box.hub.add(first, WAITING)
     box.hub.add(second)
     base = msgspec.structs.replace(wanted(first, "X", "r1"), model="base")
-    await box.order(1, base, wanted(second, "Y", "r1", after=("base",)))
+    # Each component has a rollout of its own at the hub.
+    await box.order(1, base, wanted(second, "Y", "r2", after=("base",)))
     async with asyncio.timeout(20):
         while "base" not in getattr(box.runner.views.get("demo"), "waiting", ""):  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -621,8 +624,25 @@ async def test_component_waits_for_the_one_that_comes_first_and_is_not_activated
     state = await box.until(Phase.ROLLED_BACK)
     assert state.cause == "not_in_order"
     box.hub.stats[first.digest] = ProbationStats(rows=100, distinct=50)
-    await box.order(2, msgspec.structs.replace(base, rollout="r2"), wanted(second, "Y", "r2", after=("base",)))
+    await box.order(2, base, wanted(second, "Y", "r3", after=("base",)))
+    assert (await box.until(Phase.ROLLED_BACK, generation=2)).cause == "not_in_order"
+    await box.order(3, wanted(second, "Y", "r4", after=("base",)))  # nothing is asked of the other any more
     await box.until(Phase.COMMITTED)
+
+
+async def test_components_that_wait_for_each_other_do_not_wait_for_ever(box: Box) -> None:
+    first, second = release("X", "base"), release("Y", "demo")
+    box.hub.add(first)
+    box.hub.add(second)
+    base = msgspec.structs.replace(wanted(first, "X", "r1", after=("demo",)), model="base")
+    await box.order(1, base, wanted(second, "Y", "r2", after=("base",)))
+    async with asyncio.timeout(20):
+        while any(box.runner.views[name].state.phase not in TERMINAL for name in ("base", "demo")):  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    causes = {box.runner.views[name].state.cause for name in ("base", "demo")}
+    assert "bad_order" in causes
+    assert causes <= {"bad_order", "not_in_order"}
+    assert box.worker.serves == {}
 
 
 async def test_schedule_that_nobody_can_keep_is_refused_and_not_tried_for_ever(box: Box) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from landreeve.wire import schedule, strategy
+from landreeve.wire import ordering, schedule, strategy
 from landreeve.wire.messages import Birth, Event, Metrics
 from sqlite_utils import Database as Tables
 
@@ -78,7 +78,7 @@ class Reporter:
             certificate_expires=certificate_expires,
             labels=dict(labels),
             box_class=box_class,
-            features=(schedule.FEATURE, strategy.FEATURE),
+            features=(schedule.FEATURE, strategy.FEATURE, ordering.FEATURE),
         )
         await self.database.write(lambda tables: self.outbox.enqueue(tables, body, now))
 

@@ -1,9 +1,10 @@
 """What is held back: by the site's windows, and by other components that come first. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
+from landreeve.wire.ordering import circle, fault_of_names
 from landreeve.wire.schedule import DayWindow, is_open, next_open
 
 from landreeve_agent.update.machine import Effect
@@ -32,15 +33,30 @@ def behind(effect: Effect, order: Order, others: Mapping[str, State]) -> str:
     return ""
 
 
-def spoilt(order: Order, others: Mapping[str, State]) -> str:
-    """The component that had to come first and did not take the order it came with; empty when all did."""
+def spoilt(order: Order, others: Mapping[str, State], named: Collection[str]) -> str:
+    """The component that had to come first and did not take what is ordered of it; empty when all did. ``named`` are
+    the components the hub orders now: nothing is asked of another any more."""
     for name in order.after:
         other = others.get(name)
-        if other is None or other.order is None or other.order.rollout != order.rollout:
-            continue  # nothing was asked of it together with this
+        if other is None or other.order is None or name not in named:
+            continue
         if other.phase in TERMINAL and other.phase is not Phase.COMMITTED:
             return name
     return ""
+
+
+def fault_of_order(order: Order, others: Mapping[str, State]) -> str:
+    """Why the order among components cannot be kept; empty when it can.
+
+    >>> one = Order("a", "0", "v", 1, "r", 1, 1, after=("a",))
+    >>> fault_of_order(one, {})
+    'a waits for a'
+    """
+    if fault := fault_of_names(order.after):
+        return fault
+    under_way = ((name, other.order) for name, other in others.items() if other.phase not in TERMINAL)
+    after = {name: other.after for name, other in under_way if other is not None}
+    return " waits for ".join(circle({**after, order.model: order.after}, order.model))
 
 
 def _windows(effect: Effect, order: Order) -> tuple[DayWindow, ...]:

@@ -20,8 +20,7 @@ from landreeve.trust.verdict import Cause, Rejected
 from landreeve.wire.messages import Audit, Desired, DesiredModel, PlanReport, SignedDesired
 from landreeve.wire.messages import Event as EventFact
 from landreeve.wire.plans import BoxFacts
-from landreeve.wire.schedule import fault_of_schedule
-from landreeve.wire.strategy import Strategy, fault_of
+from landreeve.wire.strategy import Strategy
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.link.outbox import Outbox
@@ -29,6 +28,7 @@ from landreeve_agent.store import events
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import stamp
 from landreeve_agent.update import journal, machine, plans
+from landreeve_agent.update.checking import check
 from landreeve_agent.update.directing import Serving, serving
 from landreeve_agent.update.effects import NOTHING, CannotServeError, Effects, Learnt
 from landreeve_agent.update.holding import behind, held, spoilt
@@ -130,6 +130,7 @@ class Runner:
         self._views: dict[str, View] = {}
         self._drives: dict[str, asyncio.Task[None]] = {}
         self._tried: set[str] = set()
+        self._named: frozenset[str] = frozenset()
         self._wake = asyncio.Event()
         self._ordering = asyncio.Lock()
 
@@ -155,7 +156,9 @@ class Runner:
         self._views = {model: View(state) for model, state in states.items()}
         self.generation, document = await self._database.read(_last_order)
         if document:
-            self._on_believed(msgspec.json.decode(document, type=Desired))
+            desired = msgspec.json.decode(document, type=Desired)
+            self._named = frozenset(model.model for model in desired.models)
+            self._on_believed(desired)
 
     async def run(self) -> None:
         """Brings every update to its end, for ever; cancelling stops at once and loses nothing."""
@@ -186,6 +189,8 @@ class Runner:
             desired, releases = verdict.desired, verdict.releases
             digest = hashlib.sha256(signed.document.encode()).hexdigest()
             states = await self._database.write(lambda db: self._take(db, desired, releases, now, digest))
+            if states:
+                self._named = frozenset(model.model for model in desired.models)
             self.generation = max(self.generation, desired.generation)
         for model, (before, after) in states.items():
             self._show(after)
@@ -278,7 +283,7 @@ class Runner:
                 return await self._kind(state).fetch(state, order, say), NOTHING
             case Effect.PREFLIGHT:
                 return await self._kind(state).prove(state, order)
-            case Effect.ACTIVATE if name := spoilt(order, self._states()):
+            case Effect.ACTIVATE if name := spoilt(order, self._states(), self._named):
                 sentence = f"{name} had to be updated first and was not."
                 return machine.Failed(order.generation, "not_in_order", sentence), NOTHING
             case Effect.ACTIVATE:
@@ -293,28 +298,8 @@ class Runner:
                 assert_never(effect)
 
     async def _check(self, order: Order) -> Outcome:
-        if order.signed_bytes != order.manifest_bytes:
-            return machine.Failed(
-                order.generation,
-                "not_approved",
-                f"Version {order.version} is not signed by both trust repositories with this length.",
-            )
-        if order.component not in self._kinds:
-            sentence = f"This agent cannot update a component of kind {order.component[:40]!r}."
-            return machine.Failed(order.generation, "unknown_component", sentence)
-        fault = fault_of(order.strategy)
-        if fault:
-            return machine.Failed(order.generation, "bad_strategy", f"The strategy cannot be carried out: {fault}.")
-        fault = fault_of_schedule(order.schedule) if order.schedule else ""
-        if fault:
-            return machine.Failed(order.generation, "bad_schedule", f"The windows cannot be kept: {fault}.")
         bad = await self._database.read(lambda db: journal.quarantined(db, order.release))
-        if bad is not None and bad == order.rollout and not order.rollback:
-            sentence = (
-                f"Version {order.version} was found bad here under this very rollout; a new rollout may retry it."
-            )
-            return machine.Failed(order.generation, "quarantined", sentence)
-        return machine.Accepted(order.generation)
+        return check(order, self._kinds, self._states(), bad)
 
     def _states(self) -> dict[str, State]:
         return {name: view.state for name, view in self._views.items()}

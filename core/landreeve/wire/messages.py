@@ -30,7 +30,7 @@ class Birth(Body, frozen=True, kw_only=True, tag="birth"):
     """Said once per start of the supervisor: who I am, what box this is, what my metric columns mean.
 
     ``box_class`` is shared by boxes on which the same plans win; empty where it is not known. ``features`` are parts
-    of orders this agent keeps to that older ones ignore (``schedule/1``, ``strategy/1``).
+    of orders this agent keeps to that older ones ignore (``schedule/1``, ``strategy/1``, ``after/1``).
     """
 
     agent: str

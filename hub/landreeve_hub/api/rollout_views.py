@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import Connection
 
 from landreeve_hub.rollout import book
 from landreeve_hub.rollout.gates import by_share, failures, figures, silent
-from landreeve_hub.rollout.live import surroundings
+from landreeve_hub.rollout.live import firsts, surroundings
 from landreeve_hub.rollout.machine import decide, in_flight, watch_end
 from landreeve_hub.rollout.roster import Back, Member, Outcome
 from landreeve_hub.rollout.sight import see
@@ -46,6 +47,7 @@ def _row(connection: Connection, kept: book.Kept, now: datetime, going: Collecti
         sight = see(connection, rollout, now, rows=True)
         others = [other for other in going if other.id != rollout.id]
         around = surroundings(connection, rollout, others, now)
+        around = replace(around, first=tuple(firsts(connection, rollout, others, {})))
         waiting = [words(item) for item in decide(rollout, sight, now, around).waiting]
     return {
         "id": rollout.id,
@@ -59,6 +61,7 @@ def _row(connection: Connection, kept: book.Kept, now: datetime, going: Collecti
         "wave": rollout.wave,
         "waves": waves(rollout, sight),
         "gates": gates(rollout),
+        "after": list(rollout.plan.after),
         "waiting": waiting,
         "cause": rollout.cause,
         "sentence": rollout.sentence,

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from landreeve.cli import Exit, Format, emit, fail, note
 from landreeve_hub.commands.client import Hub, connect
 from landreeve_hub.commands.options import Output, State, Token, Url
 
+After = Annotated[list[str] | None, typer.Option(help="A component that comes first on each device; may be repeated.")]
 COLUMNS = ("id", "model", "version", "from_version", "state", "devices", "waiting", "created_by", "approved_by")
 _ENDED = {"FINISHED": Exit.OK, "ROLLED_BACK": Exit.PROBLEMS, "ABORTED": Exit.PROBLEMS}
 _HELD = {"PAUSED"}
@@ -39,13 +41,14 @@ def _plan(group: typer.Typer) -> None:
         *,
         plan: Annotated[str, typer.Option(help="The plan as JSON, or @FILE.")] = "",
         canary: Annotated[list[str] | None, typer.Option(help="A site of the first wave; the rest follows.")] = None,
+        after: After = None,
         url: Url = "",
         token: Token = "",
         state: State = None,
         output: Output = Format.TABLE,
     ) -> None:
         """Check a plan and show exactly which devices each wave would take; nothing is started."""
-        seen = connect(url, token, state).post("rollouts/preview", {"plan": read_plan(plan, canary or [])})
+        seen = connect(url, token, state).post("rollouts/preview", {"plan": read_plan(plan, canary or [], after or [])})
         _show_preview(seen, output)
 
 
@@ -66,6 +69,7 @@ def _start(group: typer.Typer) -> None:
         model: Annotated[str, typer.Option(help="The model, when the release is a digest.")] = "",
         plan: Annotated[str, typer.Option(help="The plan as JSON, or @FILE.")] = "",
         canary: Annotated[list[str] | None, typer.Option(help="A site of the first wave; the rest follows.")] = None,
+        after: After = None,
         force: Annotated[str, typer.Option(help="The reason to take a quarantined release.")] = "",
         preview: Annotated[bool, typer.Option("--preview", help="Only show who is in which wave.")] = False,
         queue: Annotated[bool, typer.Option("--queue", help="Wait behind a rollout of the same model.")] = False,
@@ -83,7 +87,7 @@ def _start(group: typer.Typer) -> None:
             "model": model or name,
             "version": version,
             "release": "" if version else release,
-            "plan": read_plan(plan, canary or []),
+            "plan": read_plan(plan, canary or [], after or []),
             "force": force,
             "preview": preview,
             "queue": queue,
@@ -190,8 +194,9 @@ def _verb(verb: str) -> Any:
     return command
 
 
-def read_plan(text: str, canary: list[str]) -> dict[str, Any]:
-    """The plan of ``--plan`` (JSON or @FILE), with the waves of ``--canary`` where it names none."""
+def read_plan(text: str, canary: list[str], after: Sequence[str] = ()) -> dict[str, Any]:
+    """The plan of ``--plan`` (JSON or @FILE), with the waves of ``--canary`` and the names of ``--after`` where it has
+    none."""
     try:
         raw = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
         plan = json.loads(raw) if raw else {}
@@ -201,6 +206,8 @@ def read_plan(text: str, canary: list[str]) -> dict[str, Any]:
         fail(Exit.USAGE, "--plan: must be a JSON object")
     if canary and "waves" not in plan:
         plan["waves"] = [{"devices": canary, "name": "Canary"}, {"rest": True}]
+    if after and "after" not in plan:
+        plan["after"] = list(after)
     return plan
 
 

@@ -238,6 +238,7 @@ def _order(row: RowMapping) -> DesiredModel:
         schedule=msgspec.convert(row["schedule"], Schedule) if row["schedule"] else None,
         strategy=msgspec.convert(row["strategy"], Strategy) if row["strategy"] else None,
         component=_component(row["config"] or {}),
+        after=tuple(row["follows"].split()) or None,
     )
 
 

@@ -304,4 +304,5 @@ def _assigned(model: str, order: Assign) -> dict[str, Any]:
         "probation": msgspec.to_builtins(order.probation),
         "schedule": msgspec.to_builtins(order.schedule) if order.schedule else {},
         "strategy": msgspec.to_builtins(order.strategy) if order.strategy else {},
+        "follows": " ".join(order.after),
     }

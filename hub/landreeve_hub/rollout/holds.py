@@ -10,11 +10,13 @@ from functools import lru_cache
 from landreeve.wire.schedule import FEATURE, Schedule, fault_of_zone, next_both_open, next_open
 
 from landreeve_hub.rollout.policy import Windows
+from landreeve_hub.rollout.precedence import Before, Never, before
 from landreeve_hub.rollout.roster import Member
 from landreeve_hub.rollout.state import Around, DeviceFact, Rollout
 from landreeve_hub.rollout.waiting import (
     ForConflict,
     ForConnection,
+    ForFirst,
     ForSite,
     ForStagger,
     ForTrust,
@@ -34,6 +36,7 @@ class Why(StrEnum):
     ZONE = "zone"
     WINDOW = "window"
     SITE = "site"
+    FIRST = "first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,13 @@ def hold(rollout: Rollout, member: Member, fact: DeviceFact, around: Around, now
             f"{days:g} days. Someone must find out why."
         )
         return Excluded("ping_pong", text)
+    match before(rollout, member, fact, around):
+        case Never(sentence):
+            return Excluded("not_in_order", sentence)
+        case Before(names):
+            return Held(member, Why.FIRST, text=names)
+        case None:
+            pass
     return _offline(rollout, member, fact, now) or _later(rollout, member, fact, now) or _site(member, around)
 
 
@@ -147,7 +157,7 @@ def waiting_of(held: Iterable[Held]) -> list[Waiting]:
     """The same for people: devices held by the same reason in one sentence."""
     groups: dict[tuple[Why, str], list[Held]] = {}
     for one in held:
-        text = one.text if one.why in {Why.TRUST, Why.ZONE} else ""
+        text = one.text if one.why in {Why.TRUST, Why.ZONE, Why.FIRST} else ""
         never = one.why in {Why.WINDOW, Why.OFFLINE} and one.until is None
         groups.setdefault((one.why, text + ("!" if never else "")), []).append(one)
     return [_words(why, group) for (why, _), group in groups.items()]
@@ -167,6 +177,8 @@ def _words(why: Why, group: list[Held]) -> Waiting:
             return ForStagger(sites, until)
         case Why.ZONE:
             return ForZone(sites, group[0].text)
+        case Why.FIRST:
+            return ForFirst(sites, group[0].text)
         case Why.SITE:
             return ForSite(sites, tuple(dict.fromkeys(one.text for one in group if one.text)))
         case _:

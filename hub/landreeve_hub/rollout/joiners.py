@@ -110,7 +110,9 @@ def _give(connection: Connection, ready: dict[str, Any]) -> set[str]:
 
 def _order(rollout: Rollout, device: str, version: str) -> Assign:
     plan = rollout.plan
-    return Assign(device, rollout.digest, version, rollout.id, "install", plan.probation, None, plan.strategy)
+    return Assign(
+        device, rollout.digest, version, rollout.id, "install", plan.probation, None, plan.strategy, plan.after
+    )
 
 
 def _fleet_releases(connection: Connection) -> Iterable[str]:

@@ -7,7 +7,7 @@ changed since the last one and decides for the rollouts they are in, and for tho
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, func, select
@@ -17,7 +17,7 @@ from landreeve_hub.incidents.rules import Raise
 from landreeve_hub.rollout import book
 from landreeve_hub.rollout.machine import decide, watch_end
 from landreeve_hub.rollout.sight import see
-from landreeve_hub.rollout.state import FINAL, Around, DeviceFact, Rollout, State
+from landreeve_hub.rollout.state import FINAL, Around, DeviceFact, First, Rollout, State
 from landreeve_hub.store import changes, tables
 from landreeve_hub.store.database import PASSING
 from landreeve_hub.store.moment import rfc3339
@@ -57,10 +57,11 @@ class Live:
         self.running: dict[str, Running] = {}
         self.number: int | None = None
         self._moved = False
+        self._ended: dict[str, Rollout] = {}
 
     def forget(self) -> None:
         """Read everything anew at the next look: what was decided was not kept."""
-        self.running, self.number = {}, None
+        self.running, self.number, self._ended = {}, None, {}
 
     def idle(self, connection: Connection, now: datetime) -> bool:
         """Whether nothing has changed and no time has come: then there is nothing to look at. After a rollout moved
@@ -167,7 +168,10 @@ class Live:
         """What else goes on, as far as it matters to the rollout."""
         others = [run.rollout for run in self.running.values() if run.rollout.id != rollout.id]
         child = self.running.get(rollout.back_id)
-        return surroundings(connection, rollout, others, now, child.rollout if child is not None else None)
+        found = surroundings(connection, rollout, others, now, child.rollout if child is not None else None)
+        if not rollout.plan.after or rollout.state is not State.RUNNING:
+            return found
+        return replace(found, first=tuple(firsts(connection, rollout, others, self._ended)))
 
 
 def _stuck(rollout: Rollout, error: Exception) -> Raise:
@@ -182,7 +186,8 @@ def _stuck(rollout: Rollout, error: Exception) -> Raise:
 
 def _news(around: Around) -> tuple[object, ...]:
     """Of a child only its state matters."""
-    return around.busy, around.earlier, around.child and around.child.state, around.returns, around.later
+    first = [(one.rollout, one.state, one.members) for one in around.first]
+    return around.busy, around.earlier, around.child and around.child.state, around.returns, around.later, first
 
 
 def surroundings(
@@ -194,6 +199,36 @@ def surroundings(
         child = kept.rollout if kept is not None else None
     later = book.followed(connection, rollout) if rollout.state is State.FINISHED else ""
     return Around(busy(others), earlier(rollout, others), child, automatic_returns(connection, rollout, now), later)
+
+
+def firsts(
+    connection: Connection, rollout: Rollout, others: Collection[Rollout], ended: dict[str, Rollout]
+) -> Iterable[First]:
+    """The rollouts of each component that comes first: those under way, else the newest. ``ended`` keeps what was read
+    of one that is over, which no look at it changes."""
+    for component in rollout.plan.after:
+        going = [other for other in others if other.model == component and other.kind == "update"]
+        if not any(other.state not in FINAL for other in going):
+            newest = _newest_of(connection, component)
+            if newest and all(other.id != newest for other in going):
+                going = [ended[newest] if newest in ended else _read(connection, newest, ended)]
+            else:
+                going = [other for other in going if other.id == newest]
+        for other in going:
+            if other.state not in FINAL:
+                ended.pop(other.id, None)
+            yield First(component, other.id, other.state, other.members)
+
+
+def _newest_of(connection: Connection, component: str) -> str:
+    rollouts = tables.rollouts
+    query = select(func.max(rollouts.c.id)).where(rollouts.c.model == component, rollouts.c.kind == "update")
+    return connection.execute(query).scalar() or ""
+
+
+def _read(connection: Connection, rollout: str, ended: dict[str, Rollout]) -> Rollout:
+    ended[rollout] = book.load(connection, rollout).rollout
+    return ended[rollout]
 
 
 def renew(facts: dict[str, DeviceFact], devices: Iterable[str], seen: Mapping[str, DeviceFact]) -> None:

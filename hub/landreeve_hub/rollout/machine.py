@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from landreeve_hub.rollout.back import correct, obey, pause, returning
 from landreeve_hub.rollout.gates import Missing, counted, ended_by, judge_wave, too_many_failures, watched
 from landreeve_hub.rollout.holds import Excluded, Held, Why, hold, schedule_of, waiting_of
+from landreeve_hub.rollout.precedence import asked_of, fallen
 from landreeve_hub.rollout.roster import SETTLED, TOUCHED, Back, Member, Outcome
 from landreeve_hub.rollout.state import (
     FINAL,
@@ -23,6 +24,7 @@ from landreeve_hub.rollout.state import (
     Assign,
     Decision,
     DeviceFact,
+    First,
     Fleet,
     Order,
     RaiseIncident,
@@ -73,6 +75,8 @@ def _decide(seen: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decis
             return Decision(seen, (), (ForApproval(seen.version),))
         case State.RUNNING if around.earlier:
             return Decision(seen, (), (ForEarlier(around.earlier),))
+        case State.RUNNING if spoilt := fallen(seen, around):
+            return _not_first(seen, spoilt)
         case State.RUNNING:
             return _run(seen, fleet, now, around)
         case State.PAUSED:
@@ -242,6 +246,15 @@ def _run(rollout: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decis
         rollout = step.rollout
 
 
+def _not_first(rollout: Rollout, spoilt: First) -> Decision:
+    """What had to come first does not stand: a person decides, once for each."""
+    text = (
+        f"{spoilt.component} had to come first, and its rollout {spoilt.rollout} is "
+        f"{spoilt.state.value.lower().replace('_', ' ')}."
+    )
+    return pause(replace(rollout, asked=(*rollout.asked, asked_of(spoilt))), "not_in_order", text)
+
+
 def _order_due(
     rollout: Rollout, fleet: Fleet, now: datetime, around: Around, orders: list[Order]
 ) -> tuple[Rollout, list[Held]]:
@@ -307,8 +320,9 @@ def _assign(rollout: Rollout, member: Member, fact: DeviceFact) -> Assign:
     windows = plan.windows
     schedule = schedule_of(windows, fact) if windows.download or windows.activate else None
     return Assign(
-        member.device, rollout.digest, rollout.version, name, "install", plan.probation, schedule, plan.strategy
-    )
+        member.device, rollout.digest, rollout.version, name, "install", plan.probation, schedule, plan.strategy,
+        plan.after,
+    )  # fmt: skip
 
 
 def _wave_done(rollout: Rollout) -> bool:

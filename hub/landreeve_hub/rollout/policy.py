@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 from landreeve.wire.messages import Probation
+from landreeve.wire.ordering import fault_of_names
 from landreeve.wire.schedule import DayWindow, fault_of_windows, fault_of_zone
 from landreeve.wire.strategy import Strategy, fault_of
 
@@ -143,7 +144,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``late`` is what becomes of a device that joins the fleet meanwhile: it joins the ``last`` wave or the ``current``
     one, or ``wait``s for the end of the rollout, or is ``leave`` left out for good. ``site_label`` names the label that
     says at which site a device stands, where several stand at one: they never update at the same time. Orders of a wave
-    are spread over ``jitter_s``, each device always at the same place.
+    are spread over ``jitter_s``, each device always at the same place. ``after`` names components (models, the agent,
+    firmware) that come first on each device: see `landreeve_hub.rollout.precedence`.
     """
 
     waves: tuple[Wave, ...] = (Wave(rest=True),)
@@ -159,6 +161,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     site_label: str = "site"
     jitter_s: float = 0.0
     strategy: Strategy | None = None
+    after: tuple[str, ...] = ()
 
 
 def parse_plan(raw: Any) -> Plan:
@@ -268,6 +271,8 @@ def _check_rest(plan: Plan) -> None:
     _seconds("plan.watch", plan.watch, for_s=0.0)
     _seconds("plan.ping_pong", plan.ping_pong, window_s=1.0)
     _seconds("plan", plan, jitter_s=0.0)
+    if fault := fault_of_names(plan.after):
+        raise BadPlanError(f"plan.after: {fault}")
     _counts("plan.ping_pong", plan.ping_pong, max_returns=1)
     _counts("plan.back", plan.back, max_in_flight=1)
     for name in ("max_drifted", "max_quality_lost"):

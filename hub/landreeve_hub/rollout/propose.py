@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from landreeve.wire.ordering import FEATURE as ORDERS
+from landreeve.wire.ordering import circle
 from landreeve.wire.schedule import FEATURE as SCHEDULES
 from landreeve.wire.strategy import FEATURE as STRATEGIES
 from sqlalchemy import Connection, select
@@ -56,6 +58,7 @@ class Preview:
 
 def preview(connection: Connection, plan: Plan, now: datetime) -> Preview:
     """What the plan would take now; `BadPlanError` when it can take nothing or keep no window."""
+    _check_known(connection, plan)
     sites = fleet_sites(connection)
     asked = any(wave.query for wave in plan.waves)
     rows: Sequence[Row] = filter_rows(connection, now) if asked else ()
@@ -90,12 +93,44 @@ def _check_zones(plan: Plan, facts: Mapping[str, DeviceFact], now: datetime) -> 
             )
 
 
+def _check_known(connection: Connection, plan: Plan) -> None:
+    models = tables.releases.c.model
+    known = set(connection.execute(select(models).where(models.in_(plan.after)).distinct()).scalars())
+    unknown = next((name for name in plan.after if name not in known), None)
+    if unknown is not None:
+        there = ", ".join(connection.execute(select(models).distinct().order_by(models)).scalars()) or "none"
+        raise BadPlanError(f"plan.after: no component {unknown!r} is known; there are: {there}")
+
+
+def _check_order(proposal: Proposal, going: Sequence[Rollout]) -> None:
+    """No two rollouts may wait for each other, nor one for itself."""
+    if proposal.model in proposal.plan.after:
+        raise RolloutRefusedError(f"plan.after: {proposal.model} cannot come after itself")
+    after: dict[str, set[str]] = {proposal.model: set(proposal.plan.after)}
+    for other in going:
+        after.setdefault(other.model, set()).update(other.plan.after)
+    way = circle(after, proposal.model)
+    if way:
+        others = [other.id for other in going if other.plan.after and other.model in way]
+        raise RolloutRefusedError(
+            f"plan.after: {' waits for '.join(way)}, so none would ever begin (rollout {named(others)}); "
+            "finish or abort that one first, or leave out what need not come first"
+        )
+
+
 def _notes(plan: Plan, facts: Mapping[str, DeviceFact]) -> list[str]:
     found = []
     if plan.strategy is not None and plan.strategy.kind != "direct":
         plain = [fact.site for fact in facts.values() if STRATEGIES not in fact.features]
         if plain:
             found.append(f"{named(plain)}: the agent there knows no strategies and swaps directly, with probation.")
+    if plan.after:
+        plain = [fact.site for fact in facts.values() if ORDERS not in fact.features]
+        if plain:
+            found.append(
+                f"{named(plain)}: the agent there keeps to no order among components and is left out where "
+                f"{named(plan.after)} falls silent."
+            )
     offline = [fact.site for fact in facts.values() if not fact.online]
     if offline:
         does = {"order": "ordered all the same", "wait": "waited for", "exclude": "left out"}[plan.offline.policy]
@@ -117,6 +152,8 @@ def propose(connection: Connection, proposal: Proposal, actor: str, now: datetim
             f"model: rollout {first.id} of {proposal.model} is {first.state.value}; "
             "finish, abort or roll it back first, or let this one wait behind it (queue)"
         )
+    under_way = [k.rollout for k in book.listed(connection, active=True, kind="update")]
+    _check_order(proposal, under_way)
     seen = preview(connection, proposal.plan, now)
     members = (
         Member(device, seen.sites[device], number, place=seen.places.get(device, ""))
@@ -136,6 +173,7 @@ def propose(connection: Connection, proposal: Proposal, actor: str, now: datetim
         why=proposal.why,
         risk=proposal.risk,
         rollback_plan=proposal.rollback_plan,
+        ahead=tuple(other.id for other in under_way if other.model in proposal.plan.after),
     )
     book.insert_new(connection, rollout, actor, now)
     data = {"model": rollout.model, "digest": rollout.digest, "version": rollout.version, "force": proposal.force}

@@ -12,7 +12,7 @@ from landreeve.wire.schedule import Schedule
 from landreeve.wire.strategy import Strategy
 
 from landreeve_hub.rollout.policy import Plan
-from landreeve_hub.rollout.roster import EMPTY, Roster, Told
+from landreeve_hub.rollout.roster import EMPTY, Member, Roster, Told
 from landreeve_hub.rollout.waiting import Waiting
 
 
@@ -37,7 +37,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     A ``return`` brings devices back, each to its own last good release, and is begun by the rollout ``of``.
     ``accepted_failures`` and ``accepted_silent`` grow when a person resumes in spite of them. ``asked`` names what a
-    person was asked about a finished rollout, ``keys`` the commands already obeyed.
+    person was asked, ``keys`` the commands already obeyed. ``ahead`` are the rollouts of components that come first
+    (``plan.after``) that were under way when this one was proposed.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     risk: str = ""
     rollback_plan: str = ""
+    ahead: tuple[str, ...] = ()
 
     @property
     def back_id(self) -> str:
@@ -144,17 +146,28 @@ Fleet = Mapping[str, DeviceFact]
 
 
 @dataclass(frozen=True, slots=True)
+class First:
+    """The newest rollout of a component that comes first, and how far its members are."""
+
+    component: str
+    rollout: str
+    state: State
+    members: Mapping[str, Member]
+
+
+@dataclass(frozen=True, slots=True)
 class Around:
     """What else goes on. ``busy`` maps sites where another rollout has a device under way to that rollout; ``earlier``
     is an older rollout of the same model that has not ended, ``later`` a newer one under which something was ordered;
     ``child`` the return this rollout began; ``returns`` how often this model went back by itself within the ping-pong
-    window."""
+    window; ``first`` the rollouts of components that come before this one's (``plan.after``)."""
 
     busy: Mapping[str, str] = field(default_factory=dict)
     earlier: str = ""
     child: Rollout | None = None
     returns: int = 0
     later: str = ""
+    first: tuple[First, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +182,7 @@ class Assign:
     probation: Probation
     schedule: Schedule | None = None
     strategy: Strategy | None = None
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,14 @@ class ForEarlier:
 
 
 @dataclass(frozen=True, slots=True)
+class ForFirst:
+    """Devices on which another component comes first: ``what`` names it and its rollout."""
+
+    sites: tuple[str, ...]
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class ForFigures:
     """A gate asks for figures that have not been told; without them nothing passes."""
 
@@ -136,7 +144,7 @@ class ForWatch:
 
 Waiting = (
     ForApproval | ForPerson | ForDevices | ForOffline | ForSoak | ForSlot | ForReturn | ForConnection | ForWindow
-    | ForZone | ForStagger | ForSite | ForConflict | ForTrust | ForEarlier | ForFigures | ForWatch
+    | ForZone | ForStagger | ForSite | ForFirst | ForConflict | ForTrust | ForEarlier | ForFigures | ForWatch
 )  # fmt: skip
 
 _DOING = {
@@ -180,7 +188,10 @@ def words(waiting: Waiting) -> str:
             return _held(waiting)
 
 
-_Held = ForOffline | ForReturn | ForConnection | ForWindow | ForZone | ForStagger | ForSite | ForConflict | ForTrust
+_Held = (
+    ForOffline | ForReturn | ForConnection | ForWindow | ForZone | ForStagger | ForSite | ForFirst | ForConflict
+    | ForTrust
+)  # fmt: skip
 
 
 def _held(waiting: _Held) -> str:
@@ -204,6 +215,8 @@ def _held(waiting: _Held) -> str:
         case ForSite(sites, rollouts):
             other = f" (rollout {named(rollouts)})" if rollouts else ""
             return f"{named(sites)}: another device of the site is updating{other}, never two at once"
+        case ForFirst(sites, what):
+            return f"{named(sites)}: {what} comes first"
         case ForConflict(sites):
             return f"{_have(sites)} newer orders than this hub ever gave; resolve it (device resolve)"
         case ForTrust(sites, reason):

@@ -314,6 +314,8 @@ assignments = Table(
     _document("probation"),
     _document("schedule"),
     _document("strategy"),
+    # Components that come first on the device, their names with a space between.
+    _text("follows"),
 )
 
 desired = Table(
