@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import fake_plans
+import fake_records
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
@@ -79,6 +80,12 @@ class FakeHub:
                 {"device": "d-000000000000", "facts": 18211, "gaps": 0, "duplicates_suppressed": 41, "rejected": 0}
             ],
             "plans": fake_plans.known(at(9), [(row["id"], row["site"]) for row in self.fleet["devices"][:3]]),
+            "audit": fake_records.entries(),
+            "audit/status": fake_records.standing([(row["id"], row["site"]) for row in self.fleet["devices"]]),
+            "audit/verify": fake_records.VERIFIED,
+            "keys": fake_records.keys(),
+            "keys/changes": fake_records.changes(),
+            "keys/approvers": fake_records.people(),
             "drift/flight-delay": drift([row["site"] for row in self.fleet["devices"][:8]]),
         }
         if path in fixed:
@@ -97,6 +104,7 @@ class FakeHub:
 
 
 PERMISSIONS = ["view", "propose", "approve", "steer", "roll_back", "enrol", "incidents", "emergency"]
+PERMISSIONS += ["audit", "erase", "keys"]
 PURPOSE = "The chance that a departure leaves 15 minutes late or more"
 
 

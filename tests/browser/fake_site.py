@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import fake_plans
+import fake_records
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
@@ -46,6 +47,8 @@ class FakeSite:
 
         answers = {"status": lambda: self.status, "updates": updates, "training": runs}
         answers |= {"models/flight-delay": model, "drift/flight-delay": drift, "hardware": fake_plans.hardware}
+        answers |= {"audit": fake_records.entries, "audit/status": fake_records.site_standing}
+        answers |= {"audit/verify": lambda: fake_records.VERIFIED}
         answers |= {"models/flight-delay/stages": fake_plans.stages}
 
         @app.get("/api/v1/{path:path}")

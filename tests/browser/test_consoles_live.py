@@ -10,7 +10,7 @@ import pytest
 pytestmark = pytest.mark.browser
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
-SITE_PAGES = ("/", "/models", "/models/flight-delay", "/data", "/training", "/updates", "/hardware")
+SITE_PAGES = ("/", "/models", "/models/flight-delay", "/data", "/training", "/updates", "/hardware", "/audit?verify=1")
 HUB_PAGES = (
     "/",
     "/devices/d-000000000001",
@@ -21,6 +21,8 @@ HUB_PAGES = (
     "/rollouts/new",
     "/drift",
     "/incidents",
+    "/audit?verify=1",
+    "/keys",
 )
 LOOKS = [("en", "light", 1280), ("en", "dark", 390), ("ar", "light", 390), ("ar", "dark", 1280)]
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
@@ -142,6 +144,20 @@ def test_rolling_back_asks_first(site: Any, look: Look) -> None:
     with watched.page.expect_response("**/rollback"):
         watched.page.locator("#confirm").get_by_role("button", name="Roll back").click()
     assert [path for path, _ in site.fake.calls] == ["models/flight-delay/rollback"]
+
+
+def test_a_signed_file_is_brought_back_as_it_is(hub: Any, look: Look) -> None:
+    from playwright.sync_api import expect
+
+    watched = look(hub, "/keys")
+    signed = {"name": "change-7.json", "mimeType": "application/json", "buffer": b'{"id": "change-7",  "items": []}'}
+    watched.page.get_by_label("The signed file").set_input_files([signed])
+    with watched.page.expect_request("**/api/v1/keys/changes") as asked:
+        watched.page.get_by_role("button", name="Bring it back").click()
+    assert asked.value.post_data == '{"id": "change-7",  "items": []}'
+    expect(watched.page.locator(".toast")).to_have_text("The signatures were taken in")
+    link = watched.page.get_by_role("link", name="Download to sign")
+    assert link.get_attribute("download") == "change-7.json"
 
 
 def test_adding_a_site_shows_the_join_command(hub: Any, look: Look) -> None:

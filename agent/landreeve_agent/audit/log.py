@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from landreeve.audit import export, ledger, note
+from landreeve.audit import export, finding, ledger, note
 from landreeve.audit.entry import Act, Entry, Tampered, Verified
 from landreeve.audit.export import Archive, Manifest
+from landreeve.audit.finding import Wanted
 from landreeve.audit.note import BadNoteError, Checkpoint
 from landreeve.audit.sealing import Sealer
 from landreeve.wire.messages import Audit, UpdateReport
@@ -115,15 +116,10 @@ class SiteLog:
 
         return await self.database.read(write)
 
-    async def listed(self, before: int, limit: int) -> list[Entry]:
-        """Entries below ``before`` (0: from the newest), newest first."""
-
-        def read(tables: Tables) -> list[Entry]:
-            shelf = SiteShelf(tables)
-            last = min(shelf.last()[0], before - 1 if before else 2**62)
-            return ledger.revealed(shelf, shelf.page(max(1, last - limit + 1), last)[::-1])
-
-        return await self.database.read(read)
+    async def listed(self, before: int, limit: int, wanted: Wanted = Wanted()) -> list[Entry]:  # noqa: B008  frozen
+        """What is wanted of the entries below ``before`` (0: from the newest), newest first; ValueError says what of
+        ``wanted`` cannot be used."""
+        return await self.database.read(lambda tables: finding.newest(SiteShelf(tables), wanted, before, limit))
 
     async def note_settings(self, settings: Any, files: Mapping[str, Path]) -> None:
         """Record which settings, certificates and keys changed since the last start: they are files, which anybody may

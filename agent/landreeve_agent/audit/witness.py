@@ -39,6 +39,9 @@ class Standing(msgspec.Struct, frozen=True):
     hub_refused: str = ""
     hub_sentence: str = ""
     refused_by_hub: str = ""
+    root: str = ""
+    sealed_at: str = ""
+    fault: str = ""
 
 
 class Mutual:
@@ -169,6 +172,9 @@ class Mutual:
             hub_refused=hub.refused if hub else "",
             hub_sentence=evidence.sentence if evidence else "",
             refused_by_hub=self._hub_says,
+            root=note.parse_checkpoint(note.parse_note(whole).text).root.hex() if whole else "",
+            sealed_at=shelf.sealed_at(),
+            fault=self._log.fault.sentence if self._log.fault else "",
         )
 
     async def trust(self, actor: str) -> None:

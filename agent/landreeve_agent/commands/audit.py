@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlencode
 
 import typer
 from landreeve.audit import commands
@@ -26,11 +27,21 @@ def install(app: typer.Typer) -> None:
 
 def listed(
     context: typer.Context,
+    *,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    before: commands.Before = 0,
+    actor: commands.ByActor = "",
+    action: commands.OfAction = "",
+    object: commands.AboutObject = "",  # noqa: A002  as entries name it
+    decision: commands.Decided = "",
+    since: commands.Since = "",
+    until: commands.Until = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """The newest entries."""
-    emit(connected(state_of(context)).get(f"/audit?limit={limit}")["items"], output, COLUMNS)
+    """The newest entries, or those that are looked for."""
+    asked = {"actor": actor, "action": action, "object": object, "decision": decision, "since": since, "until": until}
+    query = urlencode({"limit": limit, "before": before, **asked})
+    emit(connected(state_of(context)).get(f"/audit?{query}")["items"], output, COLUMNS)
 
 
 def status(context: typer.Context, output: Output = Format.TABLE) -> None:

@@ -10,11 +10,13 @@ import msgspec
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
 from landreeve.audit.entry import Tampered
+from landreeve.audit.finding import Wanted
 from starlette.background import BackgroundTask
 
 from landreeve_agent.audit.log import SiteLog
 from landreeve_agent.audit.witness import Mutual
 from landreeve_agent.console.access import Actor
+from landreeve_agent.console.problems import Problem
 
 Route = tuple[str, str, Callable[..., Awaitable[Response]], str]
 
@@ -41,8 +43,24 @@ class AuditApi:
             ("POST", "/audit/trust", self.trust, "Begin anew with the hub's audit log"),
         )
 
-    async def listed(self, before: int = 0, limit: int = 100) -> Response:
-        return _json({"items": await self.log.listed(before, max(1, min(limit, 1000)))})
+    async def listed(  # noqa: PLR0917  a query string has no order
+        self,
+        before: int = 0,
+        limit: int = 100,
+        actor: str = "",
+        action: str = "",
+        object: str = "",  # noqa: A002  as entries name it
+        decision: str = "",
+        since: str = "",
+        until: str = "",
+    ) -> Response:
+        most = max(1, min(limit, 1000))
+        wanted = Wanted(actor=actor, action=action, object=object, decision=decision, since=since, until=until)
+        try:
+            found = await self.log.listed(before, most, wanted)
+        except ValueError as error:
+            raise Problem(422, "Not acceptable as it is", str(error)) from error
+        return _json({"items": found, "next": found[-1].seq if len(found) == most else None})
 
     async def standing(self) -> Response:
         key = {"origin": self.log.keys.origin, "key": self.log.keys.key.text()}

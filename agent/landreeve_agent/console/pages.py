@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from landreeve.ui import audit_page
 from landreeve.ui.console import Console, Entry, Page
 from landreeve.ui.inside import Api, ApiError
 
@@ -15,6 +16,7 @@ NAVIGATION = (
     Entry("data", "/data", "Data & drift", "drift"),
     Entry("training", "/training", "Training", "training"),
     Entry("updates", "/updates", "Updates", "updates", badge="updates"),
+    Entry("audit", "/audit", "Audit", "audit"),
 )
 
 ENDED = frozenset({"COMMITTED", "ROLLED_BACK", "REJECTED", "CANCELLED", "ROLLBACK_FAILED"})
@@ -41,6 +43,7 @@ def install(app: FastAPI) -> Console:
             Page("/training", "training.html", _training, "training"),
             Page("/updates", "updates.html", _updates, "updates"),
             Page("/hardware", "hardware.html", _hardware, "overview"),
+            Page("/audit", "audit.html", _audit, "audit", period_s=0),
             Page("/login", "login.html", _nothing, open=True),
         ),
         navigation=NAVIGATION,
@@ -119,6 +122,11 @@ async def _data(api: Api, names: Mapping[str, str], query: Mapping[str, str]) ->
     chosen = query.get("model") or (known[0] if known else "")
     answer = await api.find("drift", chosen) if chosen in known else None
     return {"chosen": chosen, "windows": _windows(answer)}
+
+
+async def _audit(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+    standing = await api.find("audit", "status")
+    return {"standing": standing, **(await audit_page.load(api, query) if standing else {})}
 
 
 def _windows(answer: object) -> list[dict[str, Any]]:

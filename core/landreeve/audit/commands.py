@@ -1,10 +1,20 @@
-"""``audit verify`` and ``audit export``, the same on both command lines."""
+"""``audit verify`` and ``audit export``, and how entries are looked for: the same on both command lines."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from landreeve.cli import Exit, Format, emit, fail, note
+
+Before = Annotated[int, typer.Option(min=0, help="Only entries with a smaller number; 0 begins with the newest.")]
+ByActor = Annotated[str, typer.Option("--actor", help="Whose acts: how the name begins, a person's in full.")]
+OfAction = Annotated[str, typer.Option("--action", help="How the action begins, such as rollout.")]
+AboutObject = Annotated[str, typer.Option("--object", help="About what: how it begins, a person's name in full.")]
+Decided = Annotated[str, typer.Option("--decision", help="allowed or denied.")]
+Since = Annotated[str, typer.Option("--since", help="From this day (2026-01-31, UTC) or moment on.")]
+Until = Annotated[str, typer.Option("--until", help="Until the end of this day, or before this moment.")]
 
 
 def verify(

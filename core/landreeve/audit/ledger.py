@@ -1,6 +1,6 @@
 """Writing, sealing, proving and checking a log, over a `Shelf`. Appending and sealing cost O(log n)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -77,14 +77,24 @@ def revealed(shelf: Shelf, entries: Sequence[Entry]) -> list[Entry]:
     if not entries:
         return []
     subjects, shown = shelf.subjects(), {entry.seq: entry for entry in entries}
-    numbers = sorted(shown)
-    for seq, member, subject, box in shelf.private(numbers[0], numbers[-1]):
-        entry = shown.get(seq)
-        if entry is None:
-            continue
-        key = subjects[subject].key if subject in subjects else None
-        shown[seq] = _replaced(entry, member, _opened(key, entry, member, box))
+    for first, last in runs(sorted(shown)):
+        for seq, member, subject, box in shelf.private(first, last):
+            key = subjects[subject].key if subject in subjects else None
+            shown[seq] = _replaced(shown[seq], member, _opened(key, shown[seq], member, box))
     return [shown[entry.seq] for entry in entries]
+
+
+def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each unbroken run of ascending numbers.
+
+    >>> list(runs([1, 2, 3, 7, 9, 10]))
+    [(1, 3), (7, 7), (9, 10)]
+    """
+    first = 0
+    for at, number in enumerate(numbers):
+        if at + 1 == len(numbers) or numbers[at + 1] != number + 1:
+            yield numbers[first], number
+            first = at + 1
 
 
 def _opened(key: bytes | None, entry: Entry, member: str, box: bytes) -> Any:

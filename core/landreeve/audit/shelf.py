@@ -100,6 +100,11 @@ class Shelf(ABC):
         rows = self.run("SELECT note FROM audit_checkpoints ORDER BY size DESC LIMIT 1")
         return str(rows[0][0]) if rows else ""
 
+    def sealed_at(self) -> str:
+        """When the largest checkpoint was signed; empty before the first."""
+        rows = self.run("SELECT at FROM audit_checkpoints ORDER BY size DESC LIMIT 1")
+        return str(rows[0][0]) if rows else ""
+
     def add_note(self, size: int, at: str, note: str) -> None:
         self.run(
             "INSERT INTO audit_checkpoints (size, at, note) VALUES (:size, :at, :note) "
@@ -136,6 +141,11 @@ class Shelf(ABC):
     def witnessed(self) -> int:
         """The size of the newest checkpoint that anybody cosigned; 0 when none."""
         return int(self.run("SELECT max(size) FROM audit_cosignatures")[0][0] or 0)
+
+    def cosigned_by_each(self) -> dict[str, int]:
+        """The size of the newest checkpoint that each witness cosigned."""
+        rows = self.run("SELECT witness, max(size) FROM audit_cosignatures GROUP BY witness")
+        return {str(row[0]): int(row[1]) for row in rows}
 
     def cosigned_by(self, witness: str) -> int:
         """The size of the newest checkpoint that witness cosigned; 0 when none."""

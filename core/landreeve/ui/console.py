@@ -32,7 +32,8 @@ THEMES = ("auto", "light", "dark")
 class Page:
     """``path`` may hold ``{names}``; ``load(api, names, query)`` answers with the template's values.
 
-    ``active`` names the entry of the navigation. ``open`` pages are shown before anybody signed in.
+    ``active`` names the entry of the navigation. ``open`` pages are shown before anybody signed in. ``period_s`` is how
+    often it is looked at anew for whoever has it open: 0 never, None as the console does.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Page:
     load: Loader
     active: str = ""
     open: bool = False
+    period_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ class Console:
         api = Api(self._app, request)
         frame = {} if page.open else await self._frame(api, names, request.query)
         own = await page.load(api, names, request.query)
-        return {**self._shell(request), **frame, **own, "active": page.active, "bare": page.open}
+        about = {"active": page.active, "bare": page.open, "still": page.period_s == 0}
+        return {**self._shell(request), **frame, **own, **about}
 
     def _shell(self, request: Request) -> dict[str, Any]:
         theme = request.cookies.get("theme", "auto")
@@ -158,8 +161,8 @@ class Console:
 
     async def _refuse(self, request: Request, status: int, sentence: str) -> Response:
         template = self._environment(request).get_template("problem.html")
-        values = {**self._shell(request), "active": "", "bare": True, "status": status, "sentence": sentence}
-        return Response(status, template.render(values).encode())
+        about = {"active": "", "bare": True, "still": True, "status": status, "sentence": sentence}
+        return Response(status, template.render({**self._shell(request), **about}).encode())
 
     def _asset(self, request: Request) -> Response:
         asset = self._assets.find(request.path.removeprefix("/assets/"))
@@ -172,7 +175,7 @@ class Console:
 
     async def _live(self, request: Request, receive: Receive, send: Send) -> None:
         found = self._find(request.path.removeprefix("/live"))
-        if found is None:
+        if found is None or found[0].period_s == 0:
             return await respond(send, _plain(404, "There is no such page."))
         try:
             await self._values(request, *found)
@@ -205,12 +208,12 @@ class Console:
             changed = {name: html for name, html in drawn.items() if sent.get(name) != html}
             sent |= changed
             yield _event("patch", changed) if changed else b": nothing new\n\n"
-            await self._pause(gone)
+            await self._pause(gone, self._period_s if page.period_s is None else page.period_s)
 
-    async def _pause(self, gone: asyncio.Task[None]) -> None:
+    async def _pause(self, gone: asyncio.Task[None], period_s: float) -> None:
         closing = asyncio.create_task(self._closing.wait())
         try:
-            await asyncio.wait({closing, gone}, timeout=self._period_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({closing, gone}, timeout=period_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             closing.cancel()
 

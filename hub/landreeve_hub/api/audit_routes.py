@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
+from landreeve.audit.finding import Wanted
 from sqlalchemy import Connection
 from starlette.background import BackgroundTask
 
@@ -27,11 +28,24 @@ def router(services: Services) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/audit")
-    async def listed(
-        _: Annotated[Person, may(Permission.AUDIT)], before: int = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    async def listed(  # noqa: PLR0917  a query string has no order
+        _: Annotated[Person, may(Permission.AUDIT)],
+        before: int = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        actor: str = "",
+        action: str = "",
+        object: str = "",  # noqa: A002  as entries name it
+        decision: str = "",
+        since: str = "",
+        until: str = "",
     ) -> dict[str, Any]:
-        """The log, newest first; ``next`` is the cursor of the following page."""
-        found = await services.audit.listed(before, limit)
+        """The log, newest first; ``next`` is the cursor of the following page.
+
+        ``actor``, ``action`` and ``object`` match how a member begins, people's names only in full; ``since`` and
+        ``until`` are days (both included) or moments.
+        """
+        wanted = Wanted(actor=actor, action=action, object=object, decision=decision, since=since, until=until)
+        found = await services.audit.listed(before, limit, wanted)
         return {"items": msgspec.to_builtins(found), "next": found[-1].seq if len(found) == limit else None}
 
     @routes.get("/audit/verify")

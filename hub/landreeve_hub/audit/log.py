@@ -7,15 +7,15 @@ from pathlib import Path
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
-from landreeve.audit import export, keys, ledger
+from landreeve.audit import export, finding, keys, ledger
 from landreeve.audit.export import Archive, Manifest
+from landreeve.audit.finding import Wanted
 from landreeve.audit.note import BadNoteError, Checkpoint
 from landreeve.audit.sealing import Sealer
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, text
 
 from landreeve_hub.audit.entry import Act, Entry, Tampered, Verified, with_person
 from landreeve_hub.audit.shelf import HubShelf
-from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from landreeve_hub.store.moment import rfc3339
 
@@ -94,17 +94,10 @@ class AuditLog:
             return Tampered(0, str(error))
         return await self._store.read(lambda c: ledger.verify(HubShelf(c), newest, self.keys.key))
 
-    async def listed(self, before: int, limit: int) -> list[Entry]:
-        """Entries below ``before`` (0: from the newest), newest first, with what is personal in them readable."""
-
-        def read(connection: Connection) -> list[Entry]:
-            query = select(tables.audit).order_by(tables.audit.c.seq.desc()).limit(limit)
-            if before:
-                query = query.where(tables.audit.c.seq < before)
-            found = [Entry(**row) for row in connection.execute(query).mappings()]
-            return ledger.revealed(HubShelf(connection), found)
-
-        return await self._store.read(read)
+    async def listed(self, before: int, limit: int, wanted: Wanted = Wanted()) -> list[Entry]:  # noqa: B008  frozen
+        """What is wanted of the entries below ``before`` (0: from the newest), newest first, with what is personal in
+        them readable; ValueError says what of ``wanted`` cannot be used."""
+        return await self._store.read(lambda c: finding.newest(HubShelf(c), wanted, before, limit))
 
     async def export(self, path: Path, now: datetime, by: str, *, reveal: bool = False) -> Manifest:
         """Write the log into a zip that stands alone, sealed first; the export is itself recorded before."""

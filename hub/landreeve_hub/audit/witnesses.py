@@ -1,7 +1,7 @@
 """The hub as witness of the sites' audit logs, and the sites as witnesses of the hub's."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any
@@ -110,21 +110,25 @@ class Witnesses:
 
     async def standing(self) -> dict[str, Any]:
         """How the hub's log stands with its witnesses, and theirs with the hub."""
-        return await self._store.read(lambda c: self._standing(HubShelf(c)))
+        return await self._store.read(self._standing)
 
-    def _standing(self, shelf: HubShelf) -> dict[str, Any]:
+    def _standing(self, connection: Connection) -> dict[str, Any]:
+        shelf = HubShelf(connection)
         newest, latest = shelf.newest(), shelf.witnessed()
         sealed = _size(newest) if newest else 0
+        cosigned, names = shelf.cosigned_by_each(), _sites(connection)
         return {
             "origin": self._audit.keys.origin,
             "key": self._audit.keys.key.text(),
             "entries": shelf.last()[0],
             "sealed": sealed,
+            "sealed_at": shelf.sealed_at(),
+            "root": note.parse_checkpoint(note.parse_note(newest).text).root.hex() if newest else "",
             "witnesses": shelf.witnesses(sealed),
             "witnessed": latest,
             "witnesses_then": shelf.witnesses(latest),
             "fault": self._audit.fault.sentence if self._audit.fault else "",
-            "sites": [_site(row) for row in shelf.all_watched()],
+            "sites": [_site(row, names.get(row.log, ""), cosigned) for row in shelf.all_watched()],
         }
 
     def trust_in(self, connection: Connection, device: str) -> bool:
@@ -143,6 +147,19 @@ def _sentence(row: Watched) -> str:
     return msgspec.json.decode(row.evidence, type=Evidence).sentence if row.refused and row.evidence else ""
 
 
-def _site(row: Watched) -> dict[str, Any]:
-    seen = _size(row.note) if row.note else 0
-    return {"device": row.log, "seen": seen, "at": row.at, "refused": row.refused, "sentence": _sentence(row)}
+def _sites(connection: Connection) -> dict[str, str]:
+    """The site of each device."""
+    return {str(id): str(site) for id, site in connection.execute(select(tables.devices.c.id, tables.devices.c.site))}  # noqa: A001
+
+
+def _site(row: Watched, site: str, cosigned: Mapping[str, int]) -> dict[str, Any]:
+    """A site's own log as this hub saw it last, and the newest of our checkpoints that the site signed."""
+    return {
+        "device": row.log,
+        "site": site,
+        "seen": _size(row.note) if row.note else 0,
+        "at": row.at,
+        "witnessed": cosigned.get(note.parse_key(row.key).name, 0) if row.key else 0,
+        "refused": row.refused,
+        "sentence": _sentence(row),
+    }

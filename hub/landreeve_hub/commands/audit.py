@@ -29,13 +29,22 @@ def audit() -> typer.Typer:
 def listed(
     *,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    before: commands.Before = 0,
+    actor: commands.ByActor = "",
+    action: commands.OfAction = "",
+    object: commands.AboutObject = "",  # noqa: A002  as entries name it
+    decision: commands.Decided = "",
+    since: commands.Since = "",
+    until: commands.Until = "",
     url: Url = "",
     token: Token = "",
     state: State = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """The newest entries."""
-    emit(connect(url, token, state).get("audit", limit=str(limit))["items"], output, COLUMNS)
+    """The newest entries, or those that are looked for."""
+    asked = {"actor": actor, "action": action, "object": object, "decision": decision, "since": since, "until": until}
+    found = connect(url, token, state).get("audit", limit=str(limit), before=str(before), **asked)
+    emit(found["items"], output, COLUMNS)
 
 
 def status(*, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE) -> None:

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from landreeve.ui.console import Console, Entry, Page
 from landreeve.ui.inside import Api
 
-from landreeve_hub.console import drift, releases, wizard
+from landreeve_hub.console import drift, records, releases, wizard
 from landreeve_hub.console.answers import listed
 from landreeve_hub.fleet.filter import select
 
@@ -17,6 +17,8 @@ NAVIGATION = (
     Entry("rollouts", "/rollouts", "Rollouts", "rollouts", badge="rollouts"),
     Entry("drift", "/drift", "Drift", "drift"),
     Entry("incidents", "/incidents", "Incidents", "incidents", badge="incidents"),
+    Entry("audit", "/audit", "Audit", "audit"),
+    Entry("keys", "/keys", "Keys", "keys"),
 )
 SHOWN_DEVICES = 200
 WORST_FIRST = ("failing", "drift", "offline", "healthy")
@@ -42,6 +44,8 @@ def install(app: FastAPI) -> Console:
             Page("/rollouts/{id}", "rollout.html", _rollout, "rollouts"),
             Page("/drift", "drift.html", drift.load, "drift"),
             Page("/incidents", "incidents.html", _incidents, "incidents"),
+            Page("/audit", "audit.html", records.audit, "audit", period_s=0),
+            Page("/keys", "keys.html", records.keys, "keys", period_s=5),
             Page("/login", "login.html", _login, open=True),
         ),
         navigation=NAVIGATION,

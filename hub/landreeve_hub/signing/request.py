@@ -132,8 +132,13 @@ def summary(request: SigningRequest) -> tuple[str, ...]:
 
 def key_name(key: Key) -> str:
     """What people call a key, with the beginning of its id."""
-    name = key.unrecognized_fields.get(NAME_FIELD)
+    name = plain_name(key)
     return f"{name} ({key.keyid[:8]})" if name else key.keyid[:8]
+
+
+def plain_name(key: Key) -> str:
+    """What people call a key; empty where it was given no name."""
+    return str(key.unrecognized_fields.get(NAME_FIELD) or "")
 
 
 def _root_changes(old: Any, new: Root) -> list[str]:

@@ -10,7 +10,7 @@ from tuf.api.metadata import Root, Targets
 from landreeve_hub.signing.chain import FRESH_LIFETIME, TARGETS_LIFETIME
 from landreeve_hub.signing.keyfolder import ALL_KEYS, AWAY, TARGETS_KEY, KeyFolder
 from landreeve_hub.signing.lists import TOP
-from landreeve_hub.signing.request import key_name
+from landreeve_hub.signing.request import plain_name
 from landreeve_hub.signing.roots import REPOSITORIES, ROOT_LIFETIME, TARGETS, newest_root
 from landreeve_hub.signing.targets import TargetsRepository
 
@@ -19,8 +19,18 @@ ALARM_AT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
+class Signer:
+    """One key of a role, by its public half. ``where`` its private half is: ``here`` (on the hub), ``credentials``
+    (systemd) or ``elsewhere``."""
+
+    name: str
+    keyid: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoleView:
-    """One role. ``keys`` are names with where the private key is: ``here``, ``credentials`` or ``elsewhere``."""
+    """One role. ``keys`` says of each of ``signers`` in one text who it is and where."""
 
     repository: str
     role: str
@@ -30,6 +40,7 @@ class RoleView:
     expires: str
     days_left: float
     alarm: str = ""
+    signers: tuple[Signer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +91,26 @@ def _view(  # noqa: PLR0917  columns of one row
     delegator, here = keys
     role = delegator.get_delegated_role(name[1])
     left = (expires - now) / timedelta(days=1)
+    signers = tuple(_signer(delegator.get_key(keyid), here) for keyid in role.keyids)
     return RoleView(
         *name,
         version,
         role.threshold,
-        tuple(_where(delegator.get_key(keyid), here) for keyid in role.keyids),
+        tuple(f"{_named(one)}: {one.where}" for one in signers),
         expires.isoformat(timespec="seconds"),
         round(left, 1),
         "expired" if left <= 0 else "sign anew" if expires - now < lifetime * (1 - ALARM_AT) else "",
+        signers,
     )
 
 
-def _where(key: Key, here: dict[str, str]) -> str:
+def _signer(key: Key, here: dict[str, str]) -> Signer:
     where = here.get(key.keyid, "elsewhere")
-    return f"{key_name(key)}: {'here' if where == 'state' else where}"
+    return Signer(plain_name(key), key.keyid, "here" if where == "state" else where)
+
+
+def _named(one: Signer) -> str:
+    return f"{one.name} ({one.keyid[:8]})" if one.name else one.keyid[:8]
 
 
 def _alarms(views: list[RoleView]) -> list[str]:

@@ -10,14 +10,18 @@
 
   const value = (field) => {
     if (field.type === "checkbox") return field.checked;
+    if (field.type === "file") return field.files[0].text();
     if (field.dataset.as === "json") return JSON.parse(field.value);
+    if (field.dataset.as === "words") return field.value.split(/[\s,]+/).filter(Boolean);
     return field.dataset.as === "number" ? Number(field.value) : field.value.trim();
   };
 
-  const body = (form) => {
+  // With data-raw the file that was chosen is the whole body, as it is.
+  const body = async (form) => {
+    if ("raw" in form.dataset) return value(form.querySelector("[type=file]"));
     const document_ = form.dataset.body ? JSON.parse(form.dataset.body) : {};
     for (const field of form.elements || []) {
-      if (field.name && !field.disabled && field.value !== "") put(document_, field.name, value(field));
+      if (field.name && !field.disabled && field.value !== "") put(document_, field.name, await value(field));
     }
     return document_;
   };
@@ -27,7 +31,7 @@
     const answer = await fetch(path, {
       method,
       headers: { "content-type": "application/json", accept: "application/json" },
-      body: method === "DELETE" ? undefined : JSON.stringify(content),
+      body: method === "DELETE" ? undefined : typeof content === "string" ? content : JSON.stringify(content),
     });
     const text = await answer.text();
     let found = {};
@@ -62,6 +66,7 @@
     if (what === "goto") location.assign(where.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(answer[name] ?? "")));
     else if (what === "fill") fill(element, answer);
     else if (what === "reload") location.reload();
+    else if (what === "refresh") { say(element.dataset.done || landreeve.words.done); element.reset?.(); landreeve.reconnect(); }
     else say(element.dataset.done || landreeve.words.done);
   };
 
@@ -86,11 +91,11 @@
     const button = element.matches("form") ? element.querySelector("[type=submit]") : element;
     const answer = await confirmed(element);
     if (!answer) return;
-    const content = body(element);
-    if (element.dataset.ask) content[element.dataset.ask] = answer.reason;
     if (trouble) trouble.textContent = "";
     button?.setAttribute("aria-busy", "true");
     try {
+      const content = await body(element);
+      if (element.dataset.ask) content[element.dataset.ask] = answer.reason;
       then(element, await call(element.dataset.api, content));
     } catch (error) {
       const text = error instanceof TypeError ? landreeve.words.unreachable : error.message;
