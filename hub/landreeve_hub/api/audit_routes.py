@@ -26,6 +26,13 @@ class Whom(msgspec.Struct, forbid_unknown_fields=True):
 def router(services: Services) -> APIRouter:
     """The routes, over these services."""
     routes = APIRouter()
+    _reading(routes, services)
+    _deciding(routes, services)
+    return routes
+
+
+def _reading(routes: APIRouter, services: Services) -> None:
+    """What the log holds, and how it stands."""
 
     @routes.get("/audit")
     async def listed(  # noqa: PLR0917  a query string has no order
@@ -54,6 +61,24 @@ def router(services: Services) -> APIRouter:
         answer = await services.audit.verify()
         return {"whole": not isinstance(answer, Tampered), **msgspec.to_builtins(answer)}
 
+    @routes.get("/audit/status")
+    async def status(_: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
+        """How many entries are sealed, who witnessed them, and how the sites' own logs stand."""
+        return await services.witnesses.standing()
+
+    @routes.get("/audit/export")
+    async def export(person: Annotated[Person, may(Permission.AUDIT)], *, personal: bool = False) -> FileResponse:
+        """The whole log as a zip that verifies offline; ``personal`` adds names, which then no erasure reaches."""
+        if personal and not person.may(Permission.ERASE):
+            raise Problem(403, "Names leave the log only by someone who may also erase them (security, DPO).")
+        path = services.work / f"audit-{secrets.token_hex(8)}.zip"
+        await services.audit.export(path, services.clock(), person.name, reveal=personal)
+        return FileResponse(path, filename="audit.zip", background=BackgroundTask(path.unlink))
+
+
+def _deciding(routes: APIRouter, services: Services) -> None:
+    """What people decide about the log."""
+
     @routes.post("/audit/erase")
     async def erase(request: Request, person: Annotated[Person, may(Permission.ERASE)]) -> dict[str, Any]:
         """Make what the log holds about someone unreadable for ever; the log still verifies."""
@@ -62,11 +87,6 @@ def router(services: Services) -> APIRouter:
             return await services.store.write(lambda c: services.audit.erase_in(c, now, asked.subject, person.name))
         except LookupError as error:
             raise Problem(404, str(error)) from error
-
-    @routes.get("/audit/status")
-    async def status(_: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
-        """How many entries are sealed, who witnessed them, and how the sites' own logs stand."""
-        return await services.witnesses.standing()
 
     @routes.post("/audit/trust")
     async def trust(request: Request, person: Annotated[Person, may(Permission.ERASE)]) -> dict[str, Any]:
@@ -82,14 +102,3 @@ def router(services: Services) -> APIRouter:
         if not await services.store.write(begin):
             raise Problem(404, f"No audit log of a device {asked.subject[:80]!r} is witnessed here.")
         return {"device": asked.subject}
-
-    @routes.get("/audit/export")
-    async def export(person: Annotated[Person, may(Permission.AUDIT)], *, personal: bool = False) -> FileResponse:
-        """The whole log as a zip that verifies offline; ``personal`` adds names, which then no erasure reaches."""
-        if personal and not person.may(Permission.ERASE):
-            raise Problem(403, "Names leave the log only by someone who may also erase them (security, DPO).")
-        path = services.work / f"audit-{secrets.token_hex(8)}.zip"
-        await services.audit.export(path, services.clock(), person.name, reveal=personal)
-        return FileResponse(path, filename="audit.zip", background=BackgroundTask(path.unlink))
-
-    return routes
