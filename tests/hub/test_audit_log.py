@@ -16,6 +16,8 @@ from landreeve_hub.store.database import Store
 from landreeve_hub.store.migrate import configuration
 from sqlalchemy import Connection, create_engine, delete, event, update
 
+from tests.hub.conftest import on_sqlite
+
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
 
@@ -100,6 +102,7 @@ def test_tree_hash_is_that_of_rfc_6962() -> None:
     assert merkle.Memory(hashed).root().hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
 
 
+@on_sqlite
 async def test_log_of_before_the_tree_stays_verifiable_and_grows_on(tmp_path: Path) -> None:
     """A database of migration 0002, with entries of the old format and a checkpoint of the old shape."""
     old = OldHub(tmp_path)
@@ -143,6 +146,7 @@ async def test_erased_person_is_gone_from_the_database_and_the_log_still_verifie
     store.close()
 
 
+@on_sqlite
 @pytest.mark.parametrize("keys", [(), (bytes(32),)], ids=["plain", "sealed"])
 async def test_what_is_erased_is_overwritten_whatever_sqlite_does_by_default(
     tmp_path: Path, keys: tuple[bytes, ...]

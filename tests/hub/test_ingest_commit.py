@@ -229,7 +229,7 @@ def test_a_late_report_never_takes_an_update_back(store: Store, take: Take) -> N
 def test_metrics_of_one_minute_become_one_row_in_order(store: Store, take: Take) -> None:
     take(_fact(2, Metrics(metric_set=1, rows=((130.0, 2.0), (185.0, None)))))
     take(_fact(1, Metrics(metric_set=1, rows=((121.0, 1.0),))))
-    assert [row.minute for row in _all(store, tables.metrics)] == [2, 3]
+    assert sorted(row.minute for row in _all(store, tables.metrics)) == [2, 3]
     rows = store.submit_read(lambda c: read_rows(c, "d-1", 1, since_s=121)).result()
     assert rows == [(121.0, 1.0), (130.0, 2.0), (185.0, None)]
 

@@ -22,6 +22,7 @@ from landreeve_hub.store.database import Store
 from landreeve_hub.store.migrate import configuration
 from sqlalchemy import Connection, create_engine, insert, select, text, update
 
+from tests.hub.conftest import on_sqlite
 from tests.hub.test_api import SITES, Hub, release, rolled_out
 
 
@@ -32,6 +33,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     made.store.close()
 
 
+@on_sqlite
 def test_rollout_of_before_comes_out_of_its_document_whole(tmp_path: Path) -> None:
     engine, config = create_engine(f"sqlite:///{tmp_path / 'hub.db'}"), configuration()
     member = {"device": "d-1", "site": "EWR", "wave": 0, "outcome": "committed", "back": "returning", "prior": "0" * 64}

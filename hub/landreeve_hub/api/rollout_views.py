@@ -112,7 +112,7 @@ def _member(member: Member, sight: Fleet) -> dict[str, str]:
 
 def gates(rollout: Rollout) -> list[dict[str, Any]]:
     """Each gate with its limit and its value now, and whether it holds."""
-    if rollout.kind == "return":
+    if rollout.kind != "update":
         return []
     gate, members = rollout.plan.gate, rollout.members
     size = members.size(rollout.wave)

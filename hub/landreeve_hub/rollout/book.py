@@ -68,6 +68,29 @@ def find(connection: Connection, rollout: str) -> Kept | None:
     return None if row is None else _kept(connection, row)
 
 
+def created(connection: Connection, rollout: str) -> str:
+    """When the rollout was proposed."""
+    return connection.execute(select(tables.rollouts.c.created).where(tables.rollouts.c.id == rollout)).scalar() or ""
+
+
+def state_of(connection: Connection, rollout: str) -> State | None:
+    """How a rollout stands, without reading the whole of it; None when there is none."""
+    found = connection.execute(select(tables.rollouts.c.state).where(tables.rollouts.c.id == rollout)).scalar()
+    return State(found) if found else None
+
+
+def left_behind(connection: Connection) -> list[Kept]:
+    """Finished rollouts of latecomers whose own rollout goes or went back without them."""
+    late, parent = tables.rollouts.alias(), tables.rollouts.alias()
+    gone = parent.c.state.in_([State.ROLLING_BACK.value, State.ROLLED_BACK.value])
+    query = (
+        select(late.c.id)
+        .join(parent, parent.c.id + "-late" == late.c.id)
+        .where(late.c.kind == "late", late.c.state == State.FINISHED.value, gone)
+    )
+    return [load(connection, name) for name in connection.execute(query).scalars().all()]
+
+
 def listed(
     connection: Connection, *, model: str = "", active: bool = False, kind: str = "", watched: datetime | None = None
 ) -> list[Kept]:
@@ -249,7 +272,7 @@ def offer_joiners(connection: Connection, before: Rollout, after: Rollout) -> No
     """What later joiners get follows a rollout that has just finished, or has just begun to go back: then it is the
     release of the newest one that still stands, if there is any."""
     back = {State.ROLLING_BACK, State.ROLLED_BACK}
-    if after.kind == "return" or after.state is before.state:
+    if after.kind != "update" or after.state is before.state:
         return
     if after.state is State.FINISHED:
         upsert(connection, tables.aliases, {"model": after.model, "alias": FLEET_ALIAS, "digest": after.digest})

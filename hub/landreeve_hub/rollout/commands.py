@@ -112,6 +112,8 @@ def roll_back(rollout: Rollout, asked: Asked) -> Commanded:
         return rollout, ()
     if rollout.kind == "return":
         return _refused(rollout, "rollback", "it is a way back itself")
+    if rollout.kind == "late":
+        return _refused(rollout, "rollback", f"its devices go back with rollout {rollout.of}; roll that one back")
     if rollout.state in {State.DRAFT, State.AWAITING_APPROVAL}:
         return _refused(rollout, "rollback", "it has not begun; abort it instead")
     if rollout.state is State.ABORTED:

@@ -65,7 +65,7 @@ def silent(rollout: Rollout) -> tuple[Member, ...]:
 
 def counted(rollout: Rollout) -> Trigger | None:
     """What failures and silence so far demand."""
-    if rollout.kind == "return":
+    if rollout.kind != "update":
         return None
     return too_many_failures(rollout) or _too_many_silent(rollout)
 
@@ -108,7 +108,7 @@ def _beyond(rollout: Rollout, seen: tuple[int, int], counts: tuple[int, int], sh
 
 def judge_wave(rollout: Rollout) -> Trigger | Missing | None:
     """Whether the wave, all of whose devices have come to an outcome, lets the next one begin."""
-    if rollout.kind == "return" or rollout.wave < rollout.accepted_waves:
+    if rollout.kind != "update" or rollout.wave < rollout.accepted_waves:
         return None
     return _sample(rollout) or _shares(rollout) or _figures(rollout)
 

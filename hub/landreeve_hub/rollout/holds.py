@@ -64,6 +64,8 @@ def hold(rollout: Rollout, member: Member, fact: DeviceFact, around: Around, now
         return Held(member, Why.CONFLICT)
     if rollout.kind == "return":
         return _superseded(rollout, member, fact)
+    if rollout.kind == "late" and (by := fact.assigned_by.partition(".")[0]) > rollout.id and by.startswith("r-"):
+        return Excluded("superseded", f"{member.site} was ordered something newer since ({by}) and keeps to that.")
     if fact.suspect:
         return Held(member, Why.TRUST, text=fact.suspect)
     if fact.returns >= rollout.plan.ping_pong.max_returns:
@@ -123,8 +125,12 @@ def _site(member: Member, around: Around) -> Held | None:
 
 
 def begun(rollout: Rollout, member: Member, now: datetime) -> datetime:
-    """When the member became due: with its wave (or one begun early after it), when it joined or was tried again."""
-    return member.due_since or rollout.wave_since or now
+    """When the member became due: with its wave (or one begun early after it), when it joined or was tried again. Who
+    joined before its wave began is due with it."""
+    wave, own = rollout.wave_since or now, member.due_since
+    if own is None or (member.wave == rollout.wave and rollout.kind != "late"):
+        return wave if own is None else max(wave, own)
+    return own
 
 
 def place_of(rollout: str, device: str) -> float:

@@ -1,21 +1,45 @@
-"""Devices that join the fleet later, and what they get."""
+"""Devices that come to a rollout late, and what they get.
 
-from collections.abc import Collection, Iterable
+While a rollout runs, they become members of it as its plan says. Once it is over they become members of another one,
+of kind ``late`` (`Rollout.late_id`), which keeps to the same windows, jitter, sites and limit in flight, and goes back
+with what it belongs to. A look costs what changed, not the size of the fleet.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 from sqlalchemy import Connection, select
 
 from landreeve_hub.rollout import book
+from landreeve_hub.rollout.back import NEVER
 from landreeve_hub.rollout.live import Live
-from landreeve_hub.rollout.roster import Member, Outcome
-from landreeve_hub.rollout.sight import PIECE, see
-from landreeve_hub.rollout.state import FINAL, Assign, Rollout, State
+from landreeve_hub.rollout.policy import Gate, Offline, Plan, Watch, Wave
+from landreeve_hub.rollout.resolve import Newcomer, covers, follows_labels, takes_all
+from landreeve_hub.rollout.roster import Member, Outcome, Roster
+from landreeve_hub.rollout.sight import PIECE, filter_rows
+from landreeve_hub.rollout.state import FINAL, Head, Rollout, State
 from landreeve_hub.store import tables
 from landreeve_hub.store.moment import parse_rfc3339, rfc3339
 
 BORN_WITHIN = timedelta(minutes=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A finished rollout that still stands, without its members."""
+
+    head: Head
+    created: str
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Who is a member of one of these has had its turn."""
+        return frozenset({self.head.id, self.head.late_id})
 
 
 class Joiners:
@@ -31,10 +55,13 @@ class Joiners:
         """Whether nobody is waited for."""
         return self._known and (self._oldest is None or now < self._oldest)
 
-    def look(self, connection: Connection, live: Live, changed: Collection[str], now: datetime) -> set[str]:
-        """Devices that were given something now. ``changed`` are the only ones that can be new, but at the first look
-        everyone is looked at."""
-        candidates = set(changed) | self._young if self._known else set(_fleet(connection))
+    def look(
+        self, connection: Connection, live: Live, changed: Collection[str], now: datetime, *, everyone: bool = False
+    ) -> None:
+        """Make members of whoever is due. ``changed`` are the only devices that can be new, but at the first look, and
+        when a rollout has just finished (``everyone``), all are looked at."""
+        whole = everyone or not self._known
+        candidates = set(_fleet(connection)) if whole else set(changed) | self._young
         self._known = True
         rows = _present(connection, candidates)
         since = now - BORN_WITHIN
@@ -43,9 +70,27 @@ class Joiners:
         self._oldest = min(young.values()) + BORN_WITHIN if young else None
         ready = {row.id: row for row in rows if row.id not in young}
         if not ready:
-            return set()
-        _join(connection, live, ready, now)
-        return _give(connection, ready)
+            return
+        seen = _Seen(connection, now)
+        _join(connection, live, ready, seen, now)
+        _follow(connection, live, ready, seen, now)
+
+
+class _Seen:
+    """Devices as the filter language looks at them, read when a plan asks by a query."""
+
+    def __init__(self, connection: Connection, now: datetime) -> None:
+        self._connection, self._now = connection, now
+        self._rows: dict[str, Mapping[str, Any]] = {}
+
+    def read(self, plan: Plan, devices: Collection[str]) -> None:
+        if not any(wave.query for wave in plan.waves):
+            return
+        missing = [device for device in devices if device not in self._rows]
+        self._rows |= {str(row["id"]): row for row in filter_rows(self._connection, self._now, missing)}
+
+    def of(self, row: Any) -> Newcomer:
+        return Newcomer(row.id, row.site, self._rows.get(row.id))
 
 
 def _fleet(connection: Connection) -> Iterable[str]:
@@ -53,28 +98,55 @@ def _fleet(connection: Connection) -> Iterable[str]:
 
 
 def _present(connection: Connection, devices: Collection[str]) -> list[Any]:
-    names, table = sorted(devices), tables.devices
+    table = tables.devices
     found: list[Any] = []
-    for start in range(0, len(names), PIECE):
-        piece = names[start : start + PIECE]
+    for piece in _pieces(devices):
         columns = (table.c.id, table.c.site, table.c.agent, table.c.enrolled, table.c.labels)
         found += connection.execute(select(*columns).where(table.c.id.in_(piece), ~table.c.revoked)).all()
     return found
 
 
-def _join(connection: Connection, live: Live, ready: dict[str, Any], now: datetime) -> None:
-    """Devices enrolled since a rollout was proposed join it where its plan says so."""
-    for run in live.running.values():
+def _pieces(devices: Collection[str]) -> Iterator[list[str]]:
+    names = sorted(devices)
+    return (names[start : start + PIECE] for start in range(0, len(names), PIECE))
+
+
+def _is_meant(plan: Plan, created: str, row: Any, seen: _Seen) -> bool:
+    """Whether the plan would take the device now and could not at the proposal: it has joined the fleet since, or was
+    given the labels that a wave asks for. Who is no member of a rollout of everybody was not there."""
+    changed = row.enrolled > created or follows_labels(plan) or takes_all(plan)
+    return changed and covers(plan, seen.of(row))
+
+
+# --- while it runs ---
+
+
+def _join(connection: Connection, live: Live, ready: dict[str, Any], seen: _Seen, now: datetime) -> None:
+    for run in list(live.running.values()):
         rollout = run.rollout
-        if rollout.kind == "return" or rollout.state in FINAL or rollout.plan.late == "wait":
+        if rollout.kind != "update" or rollout.state in FINAL | {State.ROLLING_BACK}:
             continue
-        created = book.load(connection, rollout.id).created
-        new = [row for d, row in ready.items() if d not in rollout.members and row.enrolled > created]
-        if new:
-            joined = replace(rollout, members=rollout.members.put([_member(rollout, row, now) for row in new]))
-            run.rollout = book.save(connection, rollout, joined, now)
-            run.facts |= see(connection, run.rollout, now, [row.id for row in new])
-            run.due = True
+        changed = _leavers(rollout, ready, seen)
+        if rollout.plan.late != "wait":
+            strangers = {d: row for d, row in ready.items() if d not in rollout.members}
+            created = book.created(connection, rollout.id) if strangers else ""
+            seen.read(rollout.plan, strangers)
+            new = [row for row in strangers.values() if _is_meant(rollout.plan, created, row, seen)]
+            changed += [_member(rollout, row, now) for row in new]
+        if changed:
+            joined = replace(rollout, members=rollout.members.put(changed))
+            live.take(connection, book.save(connection, rollout, joined, now), now)
+
+
+def _leavers(rollout: Rollout, ready: dict[str, Any], seen: _Seen) -> list[Member]:
+    """Members not ordered yet that no wave asks for any more: their labels were changed."""
+    if rollout.plan.leavers != "exclude" or not follows_labels(rollout.plan):
+        return []
+    waiting = {d: m for d in ready if (m := rollout.members.get(d)) is not None and m.outcome is Outcome.WAITING}
+    seen.read(rollout.plan, waiting)
+    left = [m for d, m in waiting.items() if not covers(rollout.plan, seen.of(ready[d]))]
+    text = "no longer answers to any wave of the rollout and is left out."
+    return [replace(m, outcome=Outcome.EXCLUDED, cause="left", sentence=f"{m.site} {text}") for m in left]
 
 
 def _member(rollout: Rollout, row: Any, now: datetime) -> Member:
@@ -82,76 +154,153 @@ def _member(rollout: Rollout, row: Any, now: datetime) -> Member:
     place = row.labels.get(rollout.plan.site_label, "")
     joined = Member(row.id, row.site, wave, place=place, due_since=now)
     if rollout.plan.late == "leave":
-        text = f"{row.site} joined the fleet after the rollout was proposed and is left out."
+        text = f"{row.site} came after the rollout was proposed and is left out."
         return replace(joined, outcome=Outcome.SKIPPED, cause="joined_late", sentence=text)
-    return replace(joined, cause="joined_late", sentence=f"{row.site} joined the fleet and this rollout.")
+    return replace(joined, cause="joined_late", sentence=f"{row.site} came late and joined this rollout.")
 
 
-def _give(connection: Connection, ready: dict[str, Any]) -> set[str]:
-    """The fleet's release of each model, for devices that neither have the model nor were part of a rollout of it.
+# --- after its end ---
+
+
+def _follow(connection: Connection, live: Live, ready: dict[str, Any], seen: _Seen, now: datetime) -> None:
+    """Give each device the newest release that stands for it, unless it had its turn."""
+    for model, standing in _standing(connection).items():
+        ahead = [r.rollout for r in live.running.values() if r.rollout.model == model and _is_ahead(r.rollout)]
+        had = _turns(connection, model, ready)
+        due: dict[str, list[Any]] = defaultdict(list)
+        heads = {one.head.id: one for one in standing}
+        for row in ready.values():
+            chosen = _chosen(standing, row, had.get(row.id, _NOTHING), seen)
+            if chosen and not any(_is_next(one, row.id) for one in ahead):
+                due[chosen].append(row)
+        for name, rows in due.items():
+            _take_in(connection, live, heads[name].head, rows, now)
+
+
+def _is_ahead(rollout: Rollout) -> bool:
+    return rollout.kind == "update" and rollout.state is State.RUNNING
+
+
+def _is_next(rollout: Rollout, device: str) -> bool:
+    """It is about to get something newer."""
+    member = rollout.members.get(device)
+    return member is not None and member.wave <= rollout.wave and member.outcome in {Outcome.WAITING, Outcome.ORDERED}
+
+
+def _chosen(standing: list[Standing], row: Any, had: "Had", seen: _Seen) -> str:
+    """The rollout whose release the device is to be given; empty when it has that, or a newer one, or none is meant
+    for it. Whoever has something else at a person's word keeps it."""
+    newest = had.by.partition(".")[0]
+    if newest and not newest.startswith("r-"):
+        return ""
+    for one in standing:
+        if had.members & one.ids or newest >= one.head.id:
+            return ""
+        seen.read(one.head.plan, [row.id])
+        if _is_meant(one.head.plan, one.created, row, seen):
+            return "" if one.head.plan.late == "leave" else one.head.id
+    return ""
+
+
+def _standing(connection: Connection) -> dict[str, list[Standing]]:
+    """The finished rollouts of approved releases by model, newest first, down to one that takes everybody: no device
+    comes to an older one."""
+    rollouts, releases = tables.rollouts, tables.releases
+    query = (
+        select(rollouts.c.id, rollouts.c.model)
+        .join(releases, releases.c.digest == rollouts.c.digest)
+        .where(rollouts.c.state == State.FINISHED.value, rollouts.c.kind == "update", releases.c.state == "approved")
+        .order_by(rollouts.c.id.desc())
+    )
+    found: dict[str, list[Standing]] = defaultdict(list)
+    whole: set[str] = set()
+    for row in connection.execute(query).all():
+        if row.model not in whole:
+            doc = select(rollouts.c.doc, rollouts.c.created).where(rollouts.c.id == row.id)
+            kept = connection.execute(doc).one()
+            one = Standing(msgspec.convert(kept.doc, Head), kept.created)
+            found[row.model].append(one)
+            whole |= {row.model} if takes_all(one.head.plan) else set()
+    return found
+
+
+@dataclass(slots=True)
+class Had:
+    """The rollouts that a device was a member of, and the one by which it was ordered what it has."""
+
+    members: set[str] = field(default_factory=set)
+    by: str = ""
+
+
+_NOTHING = Had()
+
+
+def _turns(connection: Connection, model: str, devices: Collection[str]) -> dict[str, Had]:
+    """What each device has had of the model.
 
     A member without an assignment failed its first version and had nothing to go back to: ordering the release again by
     the side door would be wrong.
     """
-    touched: set[str] = set()
-    for digest in _fleet_releases(connection):
-        release = connection.execute(select(tables.releases).where(tables.releases.c.digest == digest)).first()
-        if release is None or release.state != "approved":
-            continue
-        free = set(ready) - _held(connection, release.model, ready)
-        rollout = _finished(connection, digest) if free else None
-        if rollout is None:
-            continue
-        for device in sorted(free):
-            book.assign(connection, release.model, _order(rollout, device, release.version))
-            touched.add(device)
-    return touched
-
-
-def _order(rollout: Rollout, device: str, version: str) -> Assign:
-    plan = rollout.plan
-    return Assign(
-        device, rollout.digest, version, rollout.id, "install", plan.probation, None, plan.strategy, plan.after
-    )
-
-
-def _fleet_releases(connection: Connection) -> Iterable[str]:
-    aliases = tables.aliases
-    return connection.execute(select(aliases.c.digest).where(aliases.c.alias == book.FLEET_ALIAS)).scalars().all()
-
-
-def _held(connection: Connection, model: str, devices: Collection[str]) -> set[str]:
-    """Those among the devices that have the model, or were part of a rollout of it."""
     assigned, members, rollouts = tables.assignments, tables.rollout_members, tables.rollouts
-    names, found = sorted(devices), set[str]()
-    for start in range(0, len(names), PIECE):
-        piece = names[start : start + PIECE]
-        have = select(assigned.c.device).where(assigned.c.model == model, assigned.c.device.in_(piece))
-        took = select(members.c.device).join(rollouts, rollouts.c.id == members.c.rollout)
-        took = took.where(rollouts.c.model == model, members.c.device.in_(piece))
-        found |= set(connection.execute(have).scalars()) | set(connection.execute(took).scalars())
+    found: dict[str, Had] = defaultdict(Had)
+    for piece in _pieces(devices):
+        have = select(assigned.c.device, assigned.c.rollout).where(assigned.c.model == model)
+        took = select(members.c.device, members.c.rollout).join(rollouts, rollouts.c.id == members.c.rollout)
+        took = took.where(rollouts.c.model == model, rollouts.c.kind != "return")
+        for row in connection.execute(have.where(assigned.c.device.in_(piece))):
+            found[row.device].by = row.rollout
+        for row in connection.execute(took.where(members.c.device.in_(piece))):
+            found[row.device].members.add(row.rollout)
     return found
 
 
-def _finished(connection: Connection, digest: str) -> Rollout | None:
-    rollouts = tables.rollouts
-    where = (rollouts.c.digest == digest) & (rollouts.c.state == State.FINISHED.value) & (rollouts.c.kind == "update")
-    newest = connection.execute(select(rollouts.c.id).where(where).order_by(rollouts.c.id.desc()).limit(1)).scalar()
-    return book.load(connection, newest).rollout if newest else None
+def _take_in(connection: Connection, live: Live, of: Head, rows: list[Any], now: datetime) -> None:
+    """These devices become members of the late rollout of ``of``, which is begun, or begun again."""
+    kept = book.find(connection, of.late_id)
+    members = [_latecomer(of, row, now) for row in rows]
+    if kept is None:
+        late = late_rollout(of, members, now)
+        book.insert_new(connection, late, book.HUB, now, approved=book.HUB)
+        book.log(connection, late.id, now, ("begun", late.why, {"state": late.state.value, "of": of.id}))
+    elif kept.rollout.state in {State.RUNNING, State.PAUSED, State.FINISHED}:
+        state = State.PAUSED if kept.rollout.state is State.PAUSED else State.RUNNING
+        text = members[0].sentence if len(members) == 1 else f"{len(members)} devices came late."
+        grown = kept.rollout.members.put(members)
+        late = replace(
+            kept.rollout, state=state, members=grown, cause="joined_late", sentence=text, finished=None, wave_since=now
+        )
+        late = book.save(connection, kept.rollout, late, now)
+    else:  # it was stopped or has gone back: whoever comes now is not led there
+        return
+    live.take(connection, late, now)
 
 
-def catch_up(connection: Connection, rollout: Rollout) -> set[str]:
-    """A rollout has finished: who joined while it ran, and waited, gets its release now."""
-    if rollout.plan.late != "wait" or rollout.kind == "return":
-        return set()
-    table, assigned = tables.devices, tables.assignments
-    created = book.load(connection, rollout.id).created
-    query = (
-        select(table.c.id)
-        .join(assigned, (assigned.c.device == table.c.id) & (assigned.c.model == rollout.model))
-        .where(~table.c.revoked, table.c.enrolled > created, assigned.c.digest != rollout.digest)
+def _latecomer(of: Head, row: Any, now: datetime) -> Member:
+    text = f"{row.site} came after rollout {of.id} and gets {of.version}."
+    place = row.labels.get(of.plan.site_label, "")
+    return Member(row.id, row.site, 0, place=place, due_since=now, cause="joined_late", sentence=text)
+
+
+def late_rollout(of: Head, members: Iterable[Member], now: datetime) -> Rollout:
+    """The rollout of those that come after ``of`` has finished: its rules for a single device, and no gates, since one
+    box that cannot take the release says nothing against the fleet that has it."""
+    plan = of.plan
+    gate = Gate(
+        max_in_flight=plan.gate.max_in_flight, deadline_s=plan.gate.deadline_s, max_failures=NEVER, max_silent=NEVER
     )
-    late = [d for d in connection.execute(query).scalars() if d not in rollout.members]
-    for device in late:
-        book.assign(connection, rollout.model, _order(rollout, device, rollout.version))
-    return set(late)
+    offline = Offline(policy="order" if plan.offline.policy == "order" else "wait")
+    own = replace(plan, waves=(Wave(rest=True),), gate=gate, offline=offline, late="leave", watch=Watch())
+    return Rollout(
+        id=of.late_id,
+        model=of.model,
+        digest=of.digest,
+        version=of.version,
+        plan=own,
+        state=State.RUNNING,
+        wave_since=now,
+        kind="late",
+        of=of.id,
+        cause="joined_late",
+        why=f"Devices that came after rollout {of.id} get its {of.version}.",
+        members=Roster(members),
+    )

@@ -24,6 +24,7 @@ from landreeve_hub.store.moment import rfc3339
 
 _LOG = logging.getLogger(__name__)
 RETRY = timedelta(seconds=30)
+_GONE = frozenset({State.ROLLING_BACK, State.ROLLED_BACK})
 
 
 @dataclass(slots=True)
@@ -76,22 +77,32 @@ class Live:
         """This is the rollout from now on: a person has made or moved it."""
         known = self.running.get(rollout.id)
         facts = known.facts if known is not None else see(connection, rollout, now)
+        facts |= see(connection, rollout, now, [device for device in rollout.members if device not in facts])
         self.running[rollout.id] = Running(rollout, facts)
 
     def look(self, connection: Connection, now: datetime) -> Looked:
         """Decide what is to be decided, and carry it into the tables."""
         changed = self._open(connection, now) if self.number is None else self._renew(connection, now)
         looked = Looked(changed=changed)
-        for name in sorted(self.running):
+        self._move(connection, sorted(self.running), looked, now)
+        return looked
+
+    def go_on(self, connection: Connection, looked: Looked, now: datetime) -> None:
+        """Decide for the rollouts that were taken since the look."""
+        due = sorted(name for name, run in self.running.items() if run.due)
+        if due:
+            self._move(connection, due, looked, now)
+
+    def _move(self, connection: Connection, names: Iterable[str], looked: Looked, now: datetime) -> None:
+        for name in names:
             self._decide(connection, self.running[name], looked, now)
         self._begun(connection, now)
         self._moved = looked.moved
         self.running = {name: run for name, run in self.running.items() if self._goes_on(run.rollout, now)}
-        return looked
 
     def _open(self, connection: Connection, now: datetime) -> frozenset[str]:
         self.number = changes.newest(connection)
-        for kept in book.listed(connection, active=True, watched=now):
+        for kept in (*book.listed(connection, active=True, watched=now), *book.left_behind(connection)):
             self.running[kept.rollout.id] = Running(kept.rollout, see(connection, kept.rollout, now))
         return frozenset()
 
@@ -147,7 +158,11 @@ class Live:
             looked.finished.append(run.rollout)
 
     def _begun(self, connection: Connection, now: datetime) -> None:
-        """A return that was begun is looked after from the next look on."""
+        """A return that was begun is looked after from the next look on, and so is who goes back with what he came
+        after."""
+        gone = any(run.rollout.state in _GONE for run in self.running.values())
+        for late in book.left_behind(connection) if gone else ():
+            self.running.setdefault(late.rollout.id, Running(late.rollout, see(connection, late.rollout, now)))
         for run in list(self.running.values()):
             child = run.rollout.back_id
             if run.rollout.state in {State.ROLLING_BACK, State.ABORTED} and child not in self.running:
@@ -157,7 +172,7 @@ class Live:
 
     def _goes_on(self, rollout: Rollout, now: datetime) -> bool:
         """Under way, watched, or waited for by what began it."""
-        if rollout.state not in FINAL:
+        if rollout.state not in FINAL or self.running[rollout.id].due:
             return True
         end = watch_end(rollout)
         parent = self.running.get(rollout.of) if rollout.of else None
@@ -187,7 +202,8 @@ def _stuck(rollout: Rollout, error: Exception) -> Raise:
 def _news(around: Around) -> tuple[object, ...]:
     """Of a child only its state matters."""
     first = [(one.rollout, one.state, one.members) for one in around.first]
-    return around.busy, around.earlier, around.child and around.child.state, around.returns, around.later, first
+    child = around.child and around.child.state
+    return around.busy, around.earlier, child, around.returns, around.later, around.gone, first
 
 
 def surroundings(
@@ -198,7 +214,9 @@ def surroundings(
         kept = book.find(connection, rollout.back_id)
         child = kept.rollout if kept is not None else None
     later = book.followed(connection, rollout) if rollout.state is State.FINISHED else ""
-    return Around(busy(others), earlier(rollout, others), child, automatic_returns(connection, rollout, now), later)
+    gone = rollout.kind == "late" and book.state_of(connection, rollout.of) in _GONE
+    returns = automatic_returns(connection, rollout, now)
+    return Around(busy(others), earlier(rollout, others), child, returns, later, gone)
 
 
 def firsts(
@@ -266,6 +284,7 @@ def automatic_returns(connection: Connection, rollout: Rollout, now: datetime) -
         rollouts.c.model == rollout.model,
         rollouts.c.kind == "return",
         rollouts.c.created_by == book.HUB,
+        ~rollouts.c.id.like("%-late-back"),  # it went with another
         rollouts.c.created >= since,
     )
     return connection.execute(query).scalar_one()

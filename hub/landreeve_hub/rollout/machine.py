@@ -13,7 +13,7 @@ from typing import assert_never
 from landreeve.wire.schedule import FEATURE, next_open
 from msgspec.structs import replace
 
-from landreeve_hub.rollout.back import correct, obey, pause, returning
+from landreeve_hub.rollout.back import correct, obey, pause, return_waiting, returning, stop
 from landreeve_hub.rollout.gates import Missing, counted, ended_by, judge_wave, too_many_failures, watched
 from landreeve_hub.rollout.holds import Excluded, Held, Why, hold, schedule_of, waiting_of
 from landreeve_hub.rollout.precedence import asked_of, fallen
@@ -48,6 +48,7 @@ from landreeve_hub.rollout.waiting import (
 
 FAILED_STAGES = frozenset({"ROLLED_BACK", "ROLLING_BACK", "ROLLBACK_FAILED", "REJECTED"})
 _NOT_YET_ACTIVE = frozenset({"", "RECEIVED", "VERIFIED", "DOWNLOADING", "STAGED", "PREFLIGHT"})
+_LED_BACK = frozenset({State.RUNNING, State.PAUSED, State.FINISHED})
 ALONE = Around()
 
 
@@ -58,6 +59,8 @@ def decide(
 
     ``changed`` are the devices of which anything new is known since the last decision; None when that is not known.
     """
+    if rollout.kind == "late" and around.gone and rollout.state in _LED_BACK:
+        return _with_parent(rollout, now)
     watching = watch_end(rollout)
     if rollout.state in FINAL and (watching is None or watching <= now):
         return Decision(rollout)
@@ -65,8 +68,17 @@ def decide(
     decision = _decide(seen, fleet, now, around)
     if decision.rollout.state is State.ROLLING_BACK:
         return decision
-    told = _accepted_failures(rollout, seen)
-    return Decision(decision.rollout, (*told, *decision.orders), decision.waiting, decision.wake)
+    told, wake = _accepted_failures(rollout, seen), decision.wake
+    if decision.rollout.state is State.PAUSED:  # its devices under way may still fall silent
+        wake = _next_silent(decision.rollout, fleet)
+    return Decision(decision.rollout, (*told, *decision.orders), decision.waiting, wake)
+
+
+def _with_parent(rollout: Rollout, now: datetime) -> Decision:
+    """What the late ones came after goes back, and so do they."""
+    text = f"{rollout.version} of {rollout.model} goes back with rollout {rollout.of}."
+    stopped, orders = stop(rollout, "with_parent", text, now)
+    return Decision(stopped, orders, return_waiting(stopped))
 
 
 def _decide(seen: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decision:
@@ -189,6 +201,11 @@ def _held_on_site(rollout: Rollout, member: Member, fact: DeviceFact | None, sin
     return since if schedule is None else next_open(schedule.activate, schedule.zone, since)
 
 
+def _next_silent(rollout: Rollout, fleet: Fleet) -> datetime | None:
+    late = (silent_from(rollout, member, fleet.get(member.device)) for member in in_flight(rollout))
+    return min((moment for moment in late if moment is not None), default=None)
+
+
 def _overdue(rollout: Rollout, member: Member, fact: DeviceFact | None, now: datetime) -> Member:
     due = silent_from(rollout, member, fact)
     if due is None or now <= due:
@@ -215,10 +232,8 @@ def _could_not(seen: Rollout, new: Member) -> RaiseIncident:
             f"{new.site} could not go back to {new.target_version}: {ended_by(new.sentence)} Someone must look at it."
         )
         return RaiseIncident(key, "update_failed", "error", new.cause, text, device=new.device)
-    effect = (
-        f"The rollout goes on: it accepts {seen.plan.gate.max_failures} failures. "
-        f"{new.site} serves its last good version."
-    )
+    accepts = f"it accepts {seen.plan.gate.max_failures} failures" if seen.kind == "update" else "the fleet has it"
+    effect = f"The rollout goes on: {accepts}. {new.site} serves its last good version."
     text = f"{seen.version} of {seen.model} failed on {new.site}: {ended_by(new.sentence)} {effect}"
     return RaiseIncident(key, "update_failed", "warning", new.cause, text, effect, new.device)
 
@@ -268,6 +283,7 @@ def _order_due(
         if free <= 0:
             break
         member, fact = rollout.members[device], fleet[device]
+        member = _standing_at(rollout, member, fact)
         if _there_already(rollout, fact):
             text = f"{member.site} already runs {rollout.version}."
             changed.append(replace(member, outcome=Outcome.COMMITTED, cause="already_there", sentence=text))
@@ -292,9 +308,15 @@ def _order_due(
     return rollout, held
 
 
+def _standing_at(rollout: Rollout, member: Member, fact: DeviceFact) -> Member:
+    """The member at the site where its label says that it stands now: boxes are moved between proposal and order."""
+    place = fact.labels.get(rollout.plan.site_label, "")
+    return member if rollout.kind == "return" or place in {"", member.place} else replace(member, place=place)
+
+
 def _there_already(rollout: Rollout, fact: DeviceFact) -> bool:
     # Never on the way back: who is in a return was ordered away, whatever has been heard of that so far.
-    return rollout.kind == "update" and fact.running == fact.assigned == rollout.digest
+    return rollout.kind != "return" and fact.running == fact.assigned == rollout.digest
 
 
 def _left_alone(rollout: Rollout, member: Member, sentence: str) -> RaiseIncident:
@@ -355,11 +377,11 @@ def _wave_over(rollout: Rollout, fleet: Fleet, now: datetime, around: Around, he
 def _finish(rollout: Rollout, now: datetime) -> Decision:
     """Everyone has come to an outcome. Who failed within what was accepted keeps its last good release for good."""
     count = rollout.members.count(Outcome.COMMITTED)
-    version = rollout.version if rollout.kind == "update" else "its last good version"
+    version = rollout.version if rollout.kind != "return" else "its last good version"
     text = f"{version} runs on {count} of {len(rollout.members)} sites."
     orders: list[Order] = []
     corrected: list[Member] = []
-    for member in rollout.members.of(Outcome.FAILED) if rollout.kind == "update" else ():
+    for member in rollout.members.of(Outcome.FAILED) if rollout.kind != "return" else ():
         sent, order = correct(rollout, member)
         corrected.append(sent)
         orders += [order] if order is not None else []
@@ -390,15 +412,14 @@ def _waits(rollout: Rollout, fleet: Fleet, now: datetime, held: list[Held], orde
         stopped = pause(rollout, "wave_late", text)
         return Decision(stopped.rollout, (*orders, *stopped.orders), stopped.waiting)
     waiting = _waiting(rollout, fleet, held)
-    late = (silent_from(rollout, m, fleet.get(m.device)) for m in in_flight(rollout))
-    moments = [over, *late, *(one.until for one in held)]
+    moments = [over, _next_silent(rollout, fleet), *(one.until for one in held)]
     wake = min((moment for moment in moments if moment is not None and moment >= now), default=None)
     return Decision(rollout, tuple(orders), waiting, wake)
 
 
 def _wave_end(rollout: Rollout) -> datetime | None:
     allowed = rollout.plan.gate.wave_deadline_s
-    if not allowed or rollout.wave_since is None or rollout.kind == "return":
+    if not allowed or rollout.wave_since is None or rollout.kind != "update":
         return None
     return rollout.wave_since + timedelta(seconds=allowed)
 
@@ -431,7 +452,7 @@ def _waiting(rollout: Rollout, fleet: Fleet, held: list[Held]) -> tuple[Waiting,
 
 def _at_stage(rollout: Rollout, stage: str, members: list[Member], fleet: Fleet) -> ForDevices:
     sites = tuple(m.site for m in members)
-    version = rollout.version if rollout.kind == "update" else "the last good version"
+    version = rollout.version if rollout.kind != "return" else "the last good version"
     reports = [(m, fleet[m.device].report) for m in members]
     rows = [r.rows for m, r in reports if r and r.rows is not None and concerns(r, rollout, m)]
     if stage != "PROBATION" or not rows:
@@ -449,14 +470,13 @@ def _paused(rollout: Rollout, fleet: Fleet, now: datetime, around: Around) -> De
         stopped = obey(rollout, trigger, around, now)
         if stopped.rollout.state is not State.PAUSED:
             return stopped
-    late = (silent_from(rollout, m, fleet.get(m.device)) for m in in_flight(rollout))
-    return Decision(rollout, (), (ForPerson(rollout.sentence),), min((t for t in late if t is not None), default=None))
+    return Decision(rollout, (), (ForPerson(rollout.sentence),))
 
 
 def watch_end(rollout: Rollout) -> datetime | None:
     """Until when a finished rollout is watched; None when it is not."""
     watch = rollout.plan.watch
-    if rollout.state is not State.FINISHED or rollout.kind == "return" or rollout.finished is None or not watch.for_s:
+    if rollout.state is not State.FINISHED or rollout.kind != "update" or rollout.finished is None or not watch.for_s:
         return None
     return rollout.finished + timedelta(seconds=watch.for_s)
 

@@ -141,11 +141,13 @@ class Return(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a person asks for when starting a rollout.
 
-    ``late`` is what becomes of a device that joins the fleet meanwhile: it joins the ``last`` wave or the ``current``
-    one, or ``wait``s for the end of the rollout, or is ``leave`` left out for good. ``site_label`` names the label that
-    says at which site a device stands, where several stand at one: they never update at the same time. Orders of a wave
-    are spread over ``jitter_s``, each device always at the same place. ``after`` names components (models, the agent,
-    firmware) that come first on each device: see `landreeve_hub.rollout.precedence`.
+    ``late`` is what becomes of a device that joins the fleet meanwhile, or comes to answer to a wave's query: it joins
+    the ``last`` wave or the ``current`` one, or ``wait``s for the end, or is ``leave`` left out for good. ``leavers``
+    answer to no wave's query any more before they were ordered: ``keep`` or ``exclude`` them. ``site_label`` names the
+    label that says at which site a device stands, where several stand at one: they never update at the same time.
+    Orders of a wave are spread over ``jitter_s``, each device always at the same place. ``after``
+    names components (models, the agent, firmware) that come first on each device: see
+    `landreeve_hub.rollout.precedence`.
     """
 
     waves: tuple[Wave, ...] = (Wave(rest=True),)
@@ -162,6 +164,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jitter_s: float = 0.0
     strategy: Strategy | None = None
     after: tuple[str, ...] = ()
+    leavers: Literal["keep", "exclude"] = "keep"
 
 
 def parse_plan(raw: Any) -> Plan:

@@ -1,13 +1,16 @@
 """Which devices a plan takes, wave by wave. Pure: the preview a person sees is made by what runs."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from landreeve_hub.fleet.filter import Row, select
 from landreeve_hub.rollout.policy import BadPlanError, Plan, Wave
 
 Waves = tuple[tuple[str, ...], ...]
+_MOMENTARY = re.compile(r"(?:^|\s)-?(?:is|model|version|agent):")
 
 
 def resolve(plan: Plan, sites: Mapping[str, str], rows: Sequence[Row] = ()) -> Waves:
@@ -27,6 +30,48 @@ def resolve(plan: Plan, sites: Mapping[str, str], rows: Sequence[Row] = ()) -> W
     if not any(waves):
         raise BadPlanError("plan.waves: no device is in any wave")
     return waves
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A device that came after the proposal; ``row`` is what the filter language looks at, needed where a wave is a
+    query."""
+
+    id: str
+    site: str
+    row: Row | None = None
+
+
+def takes_all(plan: Plan) -> bool:
+    """Whether the waves together take the whole fleet."""
+    return any(wave.rest for wave in plan.waves) or sum(wave.share or 0.0 for wave in plan.waves) >= 1
+
+
+def covers(plan: Plan, device: Newcomer) -> bool:
+    """Whether one of the plan's waves would take the device: by name, by its query, or because it takes everybody.
+
+    A count, or shares of less than the whole, were the devices there were.
+
+    >>> from landreeve_hub.rollout.policy import parse_plan
+    >>> covers(parse_plan({"waves": [{"devices": ["EWR"]}]}), Newcomer("d-9", "JFK"))
+    False
+    """
+    if takes_all(plan):
+        return True
+    named = any(device.id in wave.devices or device.site in wave.devices for wave in plan.waves)
+    row = device.row
+    return named or any(wave.query and row is not None and select([row], wave.query) for wave in plan.waves)
+
+
+def follows_labels(plan: Plan) -> bool:
+    """Whether a wave asks by a query of what a device is, not of what it does just now: then who is given such a label
+    is meant too.
+
+    >>> from landreeve_hub.rollout.policy import parse_plan
+    >>> [follows_labels(parse_plan({"waves": [{"query": query}]})) for query in ("tag:lab -site:ewr", "is:online")]
+    [True, False]
+    """
+    return any(wave.query and not _MOMENTARY.search(wave.query.lower()) for wave in plan.waves)
 
 
 def take(waves: Sequence[Wave], sites: Mapping[str, str], rows: Sequence[Row] = (), *, known: bool = True) -> Waves:

@@ -21,7 +21,7 @@ from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.incidents.rules import Raise
 from landreeve_hub.rollout import book, commands, conflicts
 from landreeve_hub.rollout.commands import Asked
-from landreeve_hub.rollout.joiners import Joiners, catch_up
+from landreeve_hub.rollout.joiners import Joiners
 from landreeve_hub.rollout.live import Live
 from landreeve_hub.rollout.propose import Proposal, RolloutRefusedError, propose
 from landreeve_hub.rollout.sight import fleet_sites
@@ -154,10 +154,10 @@ class RolloutRunner:
         first = self._live.number is None
         looked = self._live.look(connection, now)
         conflicts.tell(connection, None if first else looked.changed, self._incidents, now)
-        touched = looked.touched | self._joiners.look(connection, self._live, looked.changed, now)
-        for rollout in looked.finished:
-            touched |= catch_up(connection, rollout)
-        return looked.moved, touched
+        ended = any(rollout.kind == "update" for rollout in looked.finished)
+        self._joiners.look(connection, self._live, looked.changed, now, everyone=ended)
+        self._live.go_on(connection, looked, now)
+        return looked.moved, looked.touched
 
     async def _publish(self, now: datetime) -> None:
         left = self._unpublished or set()
@@ -242,5 +242,5 @@ def _check_standing(connection: Connection, rollout: Rollout) -> None:
     """A release found bad for the whole fleet is not tried again by the side door."""
     table = tables.releases
     row = connection.execute(table.select().where(table.c.digest == rollout.digest)).first()
-    if rollout.kind == "update" and (row is None or row.state not in {"approved", "quarantined"}):
+    if rollout.kind != "return" and (row is None or row.state not in {"approved", "quarantined"}):
         raise RolloutRefusedError(f"rollout {rollout.id} cannot retry: {rollout.version} is no longer approved")

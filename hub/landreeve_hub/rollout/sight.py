@@ -121,7 +121,7 @@ def _returns(connection: Connection, rollout: Rollout, devices: list[str], now: 
     query = (
         select(members.c.device, func.count())
         .join(rollouts, rollouts.c.id == members.c.rollout)
-        .where(rollouts.c.digest == rollout.digest, rollouts.c.kind == "update", rollouts.c.id != rollout.id)
+        .where(rollouts.c.digest == rollout.digest, rollouts.c.kind != "return", rollouts.c.id != rollout.id)
         .where(or_(members.c.outcome == Outcome.FAILED.value, members.c.back.in_(["returning", "returned"])))
         .where(members.c.device.in_(devices), members.c.changed >= since)
         .group_by(members.c.device)
@@ -213,14 +213,19 @@ def _answered_since(connection: Connection, device: Row[Any], at: str) -> int | 
     return int(known[-1] - known[0]) if len(known) > 1 else None
 
 
-def filter_rows(connection: Connection, now: datetime) -> list[Filtered]:
-    """The fleet as the filter language looks at it."""
+def filter_rows(connection: Connection, now: datetime, names: Collection[str] | None = None) -> list[Filtered]:
+    """The fleet as the filter language looks at it, or these devices of it."""
     devices, windows = tables.devices, tables.windows
+    wanted = select(devices).where(~devices.c.revoked).order_by(devices.c.site)
+    closed = select(windows.c.device, windows.c.model, windows.c.release, windows.c.report)
+    pieces = [None] if names is None else list(_pieces(sorted(names)))
     verdicts: dict[tuple[str, str, str], str] = {}
-    for row in connection.execute(select(windows.c.device, windows.c.model, windows.c.release, windows.c.report)):
-        verdicts[row.device, row.model, row.release] = str(row.report.get("verdict", ""))
-    errors = set(_in_error(connection))
-    found = connection.execute(select(devices).where(~devices.c.revoked).order_by(devices.c.site)).all()
+    found: list[Row[Any]] = []
+    for piece in pieces:
+        for row in connection.execute(closed if piece is None else closed.where(windows.c.device.in_(piece))):
+            verdicts[row.device, row.model, row.release] = str(row.report.get("verdict", ""))
+        found += connection.execute(wanted if piece is None else wanted.where(devices.c.id.in_(piece))).all()
+    errors = set(_in_error(connection)) if found else set()
     return [_filtered(row, verdicts, row.id in errors, now) for row in found]
 
 

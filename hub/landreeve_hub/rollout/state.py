@@ -35,7 +35,8 @@ FINAL = frozenset({State.FINISHED, State.ROLLED_BACK, State.ABORTED})
 class Head(msgspec.Struct, frozen=True, kw_only=True):
     """A rollout without its members; stored as JSON, so a restart resumes exactly here.
 
-    A ``return`` brings devices back, each to its own last good release, and is begun by the rollout ``of``.
+    A ``return`` brings devices back, each to its own last good release, and is begun by the rollout ``of``; a ``late``
+    one takes in devices that came after ``of`` had finished.
     ``accepted_failures`` and ``accepted_silent`` grow when a person resumes in spite of them. ``asked`` names what a
     person was asked, ``keys`` the commands already obeyed. ``ahead`` are the rollouts of components that come first
     (``plan.after``) that were under way when this one was proposed.
@@ -54,7 +55,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     accepted_failures: int = 0
     accepted_silent: int = 0
     accepted_waves: int = 0
-    kind: Literal["update", "return"] = "update"
+    kind: Literal["update", "return", "late"] = "update"
     of: str = ""
     finished: datetime | None = None
     asked: tuple[str, ...] = ()
@@ -68,6 +69,11 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     def back_id(self) -> str:
         """The id of the return that this rollout begins; sorts after this one and before the next."""
         return f"{self.id}-back"
+
+    @property
+    def late_id(self) -> str:
+        """The id of the rollout of those that come after this one has finished."""
+        return f"{self.id}-late"
 
 
 class Rollout(Head, frozen=True, kw_only=True):
@@ -159,8 +165,9 @@ class First:
 class Around:
     """What else goes on. ``busy`` maps sites where another rollout has a device under way to that rollout; ``earlier``
     is an older rollout of the same model that has not ended, ``later`` a newer one under which something was ordered;
-    ``child`` the return this rollout began; ``returns`` how often this model went back by itself within the ping-pong
-    window; ``first`` the rollouts of components that come before this one's (``plan.after``)."""
+    ``child`` the return this rollout began; ``gone`` that what a late one belongs to goes back; ``returns`` how often
+    this model went back by itself within the ping-pong window; ``first`` the rollouts of components that come
+    before this one's (``plan.after``)."""
 
     busy: Mapping[str, str] = field(default_factory=dict)
     earlier: str = ""
@@ -168,6 +175,7 @@ class Around:
     returns: int = 0
     later: str = ""
     first: tuple[First, ...] = ()
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """Which devices changed since: a number that grows with every change of what a rollout looks at.
 
 Triggers of the database write it, whoever writes the tables, so a look at the fleet reads the devices that changed and
-no others. They are made anew at each opening: a migration that rebuilds a table drops its triggers.
+no others. They are made anew at each opening: a migration that rebuilds a table drops its triggers. Whoever writes
+holds the store alone until it commits (`landreeve_hub.store.database`), so numbers are seen in the order in which they
+were taken.
 """
 
 from collections.abc import Iterable
@@ -23,8 +25,6 @@ _WATCHED = (
     ("desired", "device", ("generation",)),
     ("windows", "device", ()),
 )
-# Two writers of PostgreSQL may commit out of the order in which they took their numbers: look back a little.
-_LOOK_BACK = {"postgresql": 1000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,7 @@ def newest(connection: Connection) -> int:
 
 def since(connection: Connection, number: int) -> Changed:
     """What changed after that number."""
-    after = number - _LOOK_BACK.get(connection.dialect.name, 0)
-    query = select(device_changes.c.n, device_changes.c.device).where(device_changes.c.n > after)
+    query = select(device_changes.c.n, device_changes.c.device).where(device_changes.c.n > number)
     rows = connection.execute(query).all()
     return Changed(frozenset(row.device for row in rows), max((row.n for row in rows), default=number))
 
@@ -74,10 +73,11 @@ def _sqlite() -> Iterable[str]:
 def _postgresql() -> Iterable[str]:
     yield """
         CREATE OR REPLACE FUNCTION note_device_change() RETURNS trigger AS $$
-        DECLARE row_of jsonb;
+        DECLARE name text;
         BEGIN
-            IF TG_OP = 'DELETE' THEN row_of := to_jsonb(OLD); ELSE row_of := to_jsonb(NEW); END IF;
-            INSERT INTO device_changes (device) VALUES (row_of ->> TG_ARGV[0])
+            IF TG_OP = 'DELETE' THEN EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO name USING OLD;
+            ELSE EXECUTE format('SELECT ($1).%I', TG_ARGV[0]) INTO name USING NEW; END IF;
+            INSERT INTO device_changes (device) VALUES (name)
             ON CONFLICT (device) DO UPDATE SET n = nextval(pg_get_serial_sequence('device_changes', 'n'));
             RETURN NULL;
         END $$ LANGUAGE plpgsql

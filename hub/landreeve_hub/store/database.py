@@ -24,6 +24,8 @@ from landreeve_hub.store.migrate import migrate
 T = TypeVar("T")
 MAX_GROUP = 64
 READERS = 4
+WRITERS = 0x6C72
+"""The number of PostgreSQL's advisory lock that whoever writes holds."""
 PASSING = (OperationalError, InterfaceError, InternalError)
 """The database's own trouble (a full disk, a lock, a lost connection), which passes."""
 
@@ -168,11 +170,25 @@ def _engine(url: str, key: bytes | None, *, begin: str, query_only: bool) -> Eng
         url,
         json_serializer=lambda value: msgspec.json.encode(value).decode(),
         json_deserializer=msgspec.json.decode,
+        pool_pre_ping="://" in url and not url.startswith("sqlite"),  # a server may have been restarted meanwhile
         **({"module": module()} if key else {}),
     )
     if engine.dialect.name == "sqlite":
         _prepare_sqlite(engine, key, begin, query_only)
+    elif query_only:
+        return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    else:
+        _take_turns(engine)
     return engine
+
+
+def _take_turns(engine: Engine) -> None:
+    """One writer at a time over all processes, as SQLite's BEGIN IMMEDIATE has it: the audit log, ids and high-water
+    marks are read and then written."""
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS})")
 
 
 def _prepare_sqlite(engine: Engine, key: bytes | None, begin: str, query_only: bool) -> None:

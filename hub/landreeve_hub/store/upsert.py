@@ -47,4 +47,5 @@ def insert_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> 
     """Insert the row unless one with its primary key exists; whether it was new."""
     keys = [column.name for column in table.primary_key]
     statement = _insert(connection, table).values(row).on_conflict_do_nothing(index_elements=keys)
-    return bool(connection.execute(statement).rowcount)
+    # Not by the row count: PostgreSQL's driver knows none where SQLAlchemy asks for keys.
+    return connection.execute(statement.returning(table.c[keys[0]])).first() is not None
