@@ -16,7 +16,8 @@ from landreeve_hub.rollout import commands
 from landreeve_hub.rollout.commands import Asked
 from landreeve_hub.rollout.gates import failures
 from landreeve_hub.rollout.live import busy, earlier
-from landreeve_hub.rollout.machine import decide, in_flight, uncovered
+from landreeve_hub.rollout.machine import decide, uncovered
+from landreeve_hub.rollout.observing import in_flight
 from landreeve_hub.rollout.policy import parse_plan
 from landreeve_hub.rollout.resolve import resolve
 from landreeve_hub.rollout.roster import Member, Outcome, Roster

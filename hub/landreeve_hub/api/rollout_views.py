@@ -12,7 +12,8 @@ from sqlalchemy import Connection
 from landreeve_hub.rollout import book
 from landreeve_hub.rollout.gates import by_share, failures, figures, silent
 from landreeve_hub.rollout.live import firsts, surroundings
-from landreeve_hub.rollout.machine import decide, in_flight, watch_end
+from landreeve_hub.rollout.machine import decide, watch_end
+from landreeve_hub.rollout.observing import in_flight
 from landreeve_hub.rollout.roster import Back, Member, Outcome
 from landreeve_hub.rollout.sight import see
 from landreeve_hub.rollout.state import FINAL, Fleet, Rollout

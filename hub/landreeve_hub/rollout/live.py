@@ -216,7 +216,7 @@ def surroundings(
     later = book.followed(connection, rollout) if rollout.state is State.FINISHED else ""
     gone = rollout.kind == "late" and book.state_of(connection, rollout.of) in _GONE
     returns = automatic_returns(connection, rollout, now)
-    return Around(busy(others), earlier(rollout, others), child, returns, later, gone)
+    return Around(busy(others), earlier(rollout, others), child, returns, later, gone=gone)
 
 
 def firsts(

@@ -6,18 +6,18 @@ crash, with repeated or stale reports, changes nothing that was concluded. What 
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import assert_never
 
-from landreeve.wire.schedule import FEATURE, next_open
 from msgspec.structs import replace
 
 from landreeve_hub.rollout.back import correct, obey, pause, return_waiting, returning, stop
 from landreeve_hub.rollout.gates import Missing, counted, ended_by, judge_wave, too_many_failures, watched
 from landreeve_hub.rollout.holds import Excluded, Held, Why, hold, schedule_of, waiting_of
+from landreeve_hub.rollout.observing import concerns, in_flight, next_silent, observe, order_id
 from landreeve_hub.rollout.precedence import asked_of, fallen
-from landreeve_hub.rollout.roster import SETTLED, TOUCHED, Back, Member, Outcome
+from landreeve_hub.rollout.roster import SETTLED, Back, Member, Outcome
 from landreeve_hub.rollout.state import (
     FINAL,
     Around,
@@ -28,7 +28,6 @@ from landreeve_hub.rollout.state import (
     Fleet,
     Order,
     RaiseIncident,
-    Report,
     Rollout,
     State,
 )
@@ -46,8 +45,6 @@ from landreeve_hub.rollout.waiting import (
     Waiting,
 )
 
-FAILED_STAGES = frozenset({"ROLLED_BACK", "ROLLING_BACK", "ROLLBACK_FAILED", "REJECTED"})
-_NOT_YET_ACTIVE = frozenset({"", "RECEIVED", "VERIFIED", "DOWNLOADING", "STAGED", "PREFLIGHT"})
 _LED_BACK = frozenset({State.RUNNING, State.PAUSED, State.FINISHED})
 ALONE = Around()
 
@@ -70,7 +67,7 @@ def decide(
         return decision
     told, wake = _accepted_failures(rollout, seen), decision.wake
     if decision.rollout.state is State.PAUSED:  # its devices under way may still fall silent
-        wake = _next_silent(decision.rollout, fleet)
+        wake = next_silent(decision.rollout, fleet)
     return Decision(decision.rollout, (*told, *decision.orders), decision.waiting, wake)
 
 
@@ -103,118 +100,6 @@ def _decide(seen: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decis
             assert_never(seen.state)
 
 
-# --- what is seen ---
-
-
-def observe(rollout: Rollout, fleet: Fleet, now: datetime, changed: Collection[str] | None = None) -> Rollout:
-    """The rollout with its members brought up to what the fleet reports."""
-    members = rollout.members
-    names: Iterable[str] = members if changed is None else (device for device in changed if device in members)
-    news = [new for d in names if (new := _observe(rollout, members[d], fleet.get(d), now)) is not members[d]]
-    members = members.put(news)
-    late = [
-        new
-        for device in members.flying
-        if (new := _overdue(rollout, members[device], fleet.get(device), now)) is not members[device]
-    ]
-    members = members.put(late)
-    return rollout if members is rollout.members else replace(rollout, members=members)
-
-
-def _observe(rollout: Rollout, member: Member, fact: DeviceFact | None, now: datetime) -> Member:
-    if fact is None:
-        return _outcome(member, Outcome.REMOVED, "removed", f"{member.site} no longer belongs to the fleet.")
-    if member.back is not Back.NO:  # sent back: what it reports of this release now is our doing, not its failure
-        return member
-    member = _arrived(member, fact) if rollout.kind == "return" else _judged(rollout, member, fact)
-    report = fact.report
-    if member.outcome not in TOUCHED or report is None or not concerns(report, rollout, member):
-        return member
-    if report.told is not None and report.told != member.told:
-        member = replace(member, told=report.told)
-    if report.state != member.stage:
-        member = replace(member, stage=report.state, heard=now)
-    return _reported(rollout, member, report)
-
-
-def _reported(rollout: Rollout, member: Member, report: Report) -> Member:
-    if report.state in FAILED_STAGES:
-        return _outcome(member, Outcome.FAILED, report.cause, report.sentence)
-    if report.state == "CANCELLED":  # someone on the site would not have it now: no evidence against the release
-        return _outcome(member, Outcome.SILENT, report.cause, report.sentence)
-    if report.state == "COMMITTED":
-        return _outcome(member, Outcome.COMMITTED, report.cause, report.sentence)
-    return member
-
-
-def _arrived(member: Member, fact: DeviceFact) -> Member:
-    """On the way back it is enough that the device obeys the newest document and serves what it should."""
-    back = fact.running == member.target and fact.assigned == member.target and fact.generation == fact.desired
-    if member.outcome not in {Outcome.ORDERED, Outcome.SILENT} or not back:
-        return member
-    return _outcome(member, Outcome.COMMITTED, "returned", f"{member.site} serves {member.target_version} again.")
-
-
-def _judged(rollout: Rollout, member: Member, fact: DeviceFact) -> Member:
-    quality = fact.quality
-    if quality is None or quality.release != rollout.digest or member.outcome is not Outcome.COMMITTED:
-        return member
-    return member if quality.verdict == member.verdict else replace(member, verdict=quality.verdict)
-
-
-def order_id(rollout: Rollout, member: Member) -> str:
-    """The rollout id in the device's order: a retry is a new order, which a device that refused the first may take."""
-    return f"{rollout.id}.{member.attempt}" if member.attempt else rollout.id
-
-
-def concerns(report: Report, rollout: Rollout, member: Member) -> bool:
-    """A report of an older rollout, or of the way back, says nothing about this release."""
-    return report.rollout == order_id(rollout, member) and report.release == (member.target or rollout.digest)
-
-
-_RANK = {outcome: rank for rank, outcome in enumerate(Outcome)}
-
-
-def _outcome(member: Member, outcome: Outcome, cause: str, sentence: str) -> Member:
-    if _RANK[outcome] <= _RANK[member.outcome]:
-        return member
-    return replace(member, outcome=outcome, cause=cause, sentence=sentence)
-
-
-def silent_from(rollout: Rollout, member: Member, fact: DeviceFact | None) -> datetime | None:
-    """When an ordered device counts as silent; None while that is not its own doing."""
-    since = member.heard or member.ordered_at
-    if member.outcome is not Outcome.ORDERED or since is None or (fact is not None and fact.conflict):
-        return None
-    allowed = rollout.plan.gate.deadline_s
-    if member.stage == "PROBATION":  # the device itself bounds its probation; silence begins after that
-        allowed += rollout.plan.probation.max_s
-    return _held_on_site(rollout, member, fact, since) + timedelta(seconds=allowed)
-
-
-def _held_on_site(rollout: Rollout, member: Member, fact: DeviceFact | None, since: datetime) -> datetime:
-    """A device that keeps to its windows makes no progress outside them: its time begins when the next one opens."""
-    windows = rollout.plan.windows
-    if fact is None or FEATURE not in fact.features or member.stage not in _NOT_YET_ACTIVE:
-        return since
-    schedule = schedule_of(windows, fact)
-    return since if schedule is None else next_open(schedule.activate, schedule.zone, since)
-
-
-def _next_silent(rollout: Rollout, fleet: Fleet) -> datetime | None:
-    late = (silent_from(rollout, member, fleet.get(member.device)) for member in in_flight(rollout))
-    return min((moment for moment in late if moment is not None), default=None)
-
-
-def _overdue(rollout: Rollout, member: Member, fact: DeviceFact | None, now: datetime) -> Member:
-    due = silent_from(rollout, member, fact)
-    if due is None or now <= due:
-        return member
-    since = member.heard or member.ordered_at or due
-    text = f"{member.site} has made no progress since {since:%Y-%m-%d %H:%M} UTC."
-    return _outcome(member, Outcome.SILENT, "silent", text)
-
-
 def _accepted_failures(before: Rollout, seen: Rollout) -> tuple[RaiseIncident, ...]:
     """A device that failed within what the gate accepts is still something a person must know, once."""
     return tuple(
@@ -239,11 +124,6 @@ def _could_not(seen: Rollout, new: Member) -> RaiseIncident:
 
 
 # --- running ---
-
-
-def in_flight(rollout: Rollout) -> tuple[Member, ...]:
-    """Ordered, not yet at an outcome, and not given up as silent."""
-    return tuple(rollout.members[device] for device in rollout.members.flying)
 
 
 def _run(rollout: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decision:
@@ -412,7 +292,7 @@ def _waits(rollout: Rollout, fleet: Fleet, now: datetime, held: list[Held], orde
         stopped = pause(rollout, "wave_late", text)
         return Decision(stopped.rollout, (*orders, *stopped.orders), stopped.waiting)
     waiting = _waiting(rollout, fleet, held)
-    moments = [over, _next_silent(rollout, fleet), *(one.until for one in held)]
+    moments = [over, next_silent(rollout, fleet), *(one.until for one in held)]
     wake = min((moment for moment in moments if moment is not None and moment >= now), default=None)
     return Decision(rollout, tuple(orders), waiting, wake)
 
