@@ -53,7 +53,7 @@ from landreeve_agent.sealing import (
     store_keys,
     training_folder,
 )
-from landreeve_agent.selfupdate import agent_effects, health_of
+from landreeve_agent.selfupdate import beside_models, health_of
 from landreeve_agent.serving.door import door
 from landreeve_agent.store.database import Database
 from landreeve_agent.telemetry.machine import MachineProbe
@@ -65,7 +65,7 @@ from landreeve_agent.tuning.report import Limits
 from landreeve_agent.update.clock import WATCH_EVERY_S, ClockWatch
 from landreeve_agent.update.evidence import Evidence
 from landreeve_agent.update.garbage import Garbage
-from landreeve_agent.update.itself import AGENT, Health
+from landreeve_agent.update.itself import Health
 from landreeve_agent.update.plans import facts_of
 from landreeve_agent.update.runner import Options as UpdateOptions
 from landreeve_agent.update.runner import Runner
@@ -202,10 +202,9 @@ class House:
     def _make_runner(self) -> Runner:
         budget = self.hardware.threads
         self._threads = self.settings.serving.threads or budget
-        self._itself = agent_effects(
-            self.state, self.membership, self.blobs, version=agent_version(), health=self._health,
-            restart=self._restart, clock=self.clock,
-        )  # fmt: skip
+        self._beside = beside_models(
+            self.state, self.settings, self.membership, self.blobs, self._health, self._restart, self.clock
+        )
         return Runner(
             self.database, self.outbox, self.membership, self.membership, self.blobs, self.state.models,
             self.inference, self._make_preflight(),
@@ -220,7 +219,7 @@ class House:
             on_believed=self._believed,
             box=self._box,
             look=self.inference.status,
-            kinds={AGENT: self._itself},
+            kinds=self._beside,
         )  # fmt: skip
 
     def _make_console(self) -> None:
@@ -328,8 +327,8 @@ class House:
         if not self.problem:  # with settings nobody meant, nothing is deleted and nothing is trained
             keep = Retention(self.database, settings.intake.keep_days)
             self.schedule.every("retention", settings.schedule.retention_s, lambda: keep.run(self.clock()))
-            installers, under_way = (self.runner.installer, self._itself.installer), self.membership.under_way
-            garbage = Garbage(self.database, self.blobs, installers, self.state.models, under_way)
+            installers = (self.runner.installer, *(kind.installer for kind in self._beside.values()))
+            garbage = Garbage(self.database, self.blobs, installers, self.state.models, self.membership.under_way)
             self.schedule.every("garbage", settings.schedule.garbage_s, garbage.run)
             if settings.training.cron:
                 self._schedule_training(settings.training.cron)

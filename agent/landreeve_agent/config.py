@@ -143,6 +143,13 @@ class UpdateSettings(msgspec.Struct, frozen=True):
     ] = 2.0
 
 
+class FirmwareSettings(msgspec.Struct, frozen=True):
+    slots_command: Annotated[
+        str,
+        Meta(description="executable that answers for this box's firmware slots (see docs/updates.md); empty: none"),
+    ] = ""
+
+
 class ScheduleSettings(msgspec.Struct, frozen=True):
     retention_s: Annotated[float, Meta(ge=1, description="seconds between two runs of retention")] = 3600.0
     garbage_s: Annotated[
@@ -220,6 +227,7 @@ class AgentSettings(msgspec.Struct, frozen=True):
     training: TrainingSettings = TrainingSettings()
     tuning: TuningSettings = TuningSettings()
     update: UpdateSettings = UpdateSettings()
+    firmware: FirmwareSettings = FirmwareSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     grpc: GrpcSettings = GrpcSettings()
     mqtt_inference: MqttInferenceSettings = MqttInferenceSettings()

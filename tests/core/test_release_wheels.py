@@ -46,6 +46,17 @@ def test_release_of_the_agent_holds_wheels_and_a_model_none() -> None:
         release("model", {NAME: wheel(GOOD)})
 
 
+@pytest.mark.parametrize("name", ["system.img", "system.raucb"])
+def test_image_is_held_by_a_release_of_firmware_alone_and_wheels_are_not(name: str) -> None:
+    pickle = b"\x80\x04]."  # nobody here opens an image, whatever is in it
+    assert release("firmware", {name: pickle})
+    for component in ("model", "agent"):
+        with pytest.raises(BadReleaseError, match=f"{name}: a {component} holds no code"):
+            release(component, {name: pickle})
+    with pytest.raises(BadReleaseError, match="a firmware holds no code"):
+        release("firmware", {NAME: wheel(GOOD)})
+
+
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "no zip": (lambda: b"PK\x03\x04 and nothing more", "no wheel"),
     "another project's": (lambda: wheel({"other-1.dist-info/METADATA": b""}), "no wheel of landreeve-9.9.9"),

@@ -7,7 +7,7 @@ from landreeve.wire.strategy import fault_of
 
 from landreeve_agent.update.holding import fault_of_order
 from landreeve_agent.update.machine import Accepted, Failed, Outcome
-from landreeve_agent.update.standing import Order, State
+from landreeve_agent.update.standing import MODEL, Order, State
 
 
 def check(order: Order, kinds: Collection[str], others: Mapping[str, State], bad: str | None) -> Outcome:
@@ -20,7 +20,10 @@ def check(order: Order, kinds: Collection[str], others: Mapping[str, State], bad
     if order.component not in kinds:
         text = f"This agent cannot update a component of kind {order.component[:40]!r}."
         return Failed(order.generation, "unknown_component", text)
-    if fault := fault_of(order.strategy):
+    fault = fault_of(order.strategy)
+    if not fault and order.component != MODEL and order.strategy.kind != "direct":
+        fault = f"kind: only a model shares its traffic, and this is {order.component}"
+    if fault:
         return Failed(order.generation, "bad_strategy", f"The strategy cannot be carried out: {fault}.")
     if fault := fault_of_order(order, others):
         return Failed(order.generation, "bad_order", f"The order among components cannot be kept: {fault}.")

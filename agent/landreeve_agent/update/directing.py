@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from landreeve.wire.strategy import Strategy
 
-from landreeve_agent.update.standing import TERMINAL, Installed, Phase, State
+from landreeve_agent.update.standing import FIRMWARE, TERMINAL, Installed, Phase, State
 
 
 class Role(StrEnum):
@@ -114,8 +114,10 @@ def to_activate(state: State) -> Serving:
 
 
 def pinned(state: State) -> frozenset[str]:
-    """Releases whose files must stay on the disk."""
-    kept = (state.good, state.previous, state.candidate, state.target, state.factory)
+    """Releases whose files must stay on the disk. Firmware that was written lies in its slot and needs none."""
+    kept: tuple[Installed | None, ...] = (state.good, state.previous, state.candidate, state.target, state.factory)
+    if state.order is not None and state.order.component == FIRMWARE:
+        kept = (state.candidate,)
     orders = (state.order if state.phase not in TERMINAL else None, state.queued)
     return frozenset(item.release for item in (*kept, *orders) if item is not None)
 

@@ -157,8 +157,8 @@ def confirm_s(order: Order) -> float:
     return min(order.probation.max_s, CONFIRM_S)
 
 
-def judge(health: Health, elapsed_s: float, order: Order) -> Pass | Fail | Wait:
-    """The verdict on a new agent.
+def judge(health: Health, elapsed_s: float, order: Order, what: str = "agent") -> Pass | Fail | Wait:
+    """The verdict on a new agent, or on new firmware, which must show the same.
 
     >>> from landreeve_agent.update.standing import Order
     >>> judge(Health(True, True), 5, Order("landreeve-agent", "b", "v2", 1, "r", 1, 1))
@@ -166,14 +166,14 @@ def judge(health: Health, elapsed_s: float, order: Order) -> Pass | Fail | Wait:
     """
     if health.connected and health.serving:
         if elapsed_s < order.probation.min_s:
-            return Wait(f"The new agent works; it is watched for {order.probation.min_s - elapsed_s:.0f} s more.")
-        return Pass("The hub heard of the new agent and the models serve.")
+            return Wait(f"The new {what} works; it is watched for {order.probation.min_s - elapsed_s:.0f} s more.")
+        return Pass(f"The hub heard of the new {what} and the models serve.")
     missing = "it did not reach the hub" if not health.connected else "the models do not serve"
     why = f" ({health.problem})" if health.problem else ""
     if elapsed_s >= confirm_s(order):
         cause = "not_reconnected" if not health.connected else "models_down"
-        return Fail(cause, f"In {elapsed_s:.0f} s of the new agent {missing}{why}.")
-    return Wait(f"The new agent is on probation: so far {missing}{why}.")
+        return Fail(cause, f"In {elapsed_s:.0f} s of the new {what} {missing}{why}.")
+    return Wait(f"The new {what} is on probation: so far {missing}{why}.")
 
 
 def _fetching(order: Order, done: int, whole: int) -> str:

@@ -9,6 +9,7 @@ from landreeve.wire.schedule import Schedule
 from landreeve.wire.strategy import Strategy
 
 MODEL = "model"
+FIRMWARE = "firmware"
 
 
 class Phase(StrEnum):

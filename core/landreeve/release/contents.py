@@ -13,6 +13,7 @@ import msgspec
 
 from landreeve.release import onnx_wire
 from landreeve.release.errors import BadReleaseError
+from landreeve.release.manifest import IMAGE_SUFFIXES
 from landreeve.release.wheels import check_wheel
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -55,6 +56,8 @@ def check_contents(path: str, data: bytes) -> None:
     suffix = PurePosixPath(path).suffix
     if suffix == ".whl":  # that no model holds one is the matter of who knows what the release is of
         check_wheel(path, data)
+        return
+    if suffix in IMAGE_SUFFIXES:
         return
     if suffix != ".md" and not _has_tensor_header(suffix, data) and (kind := what_is(data)):
         raise BadReleaseError(f"{path}: is {kind}, not {suffix.removeprefix('.')}; accepted are ONNX and safetensors")

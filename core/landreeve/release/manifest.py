@@ -45,7 +45,12 @@ ALLOWED_SUFFIXES = {
     ".json": WEIGHT_CONFIG_TYPE,
     ".md": DOC_TYPE,
     ".whl": CODE_TYPE,
+    ".img": CODE_TYPE,
+    ".raucb": CODE_TYPE,
 }
+_CODE_SUFFIXES = frozenset(suffix for suffix, kind in ALLOWED_SUFFIXES.items() if kind == CODE_TYPE)
+IMAGE_SUFFIXES = frozenset({".img", ".raucb"})
+"""Firmware images; what is in them is verified by who writes them into a slot."""
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename={"media_type": "mediaType"}):
@@ -167,7 +172,7 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True):
 
 class ReleaseConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What we say of a release. ``blocks`` maps a layer's sha256 to its blocks' sha256s. ``component`` is the kind of
-    thing it is: a model, or an ``agent``, whose files are wheels."""
+    thing it is: a model, an ``agent``, whose files are wheels, or ``firmware``, whose file is an image."""
 
     model: str
     family: str
@@ -226,8 +231,8 @@ def _check_blobs(manifest: Manifest) -> None:
 
 def _check_type(layer: Descriptor) -> None:
     kind = layer.media_type
-    if kind in RAW_TYPES or (kind == CODE_TYPE and layer.path.endswith(".whl")):
-        return  # whether this release may hold wheels is decided by its component (`landreeve.release.vet`)
+    if kind in RAW_TYPES or (kind == CODE_TYPE and PurePosixPath(layer.path).suffix in _CODE_SUFFIXES):
+        return  # whether this release may hold wheels or images is decided by its component (`landreeve.release.vet`)
     if kind.startswith("application/vnd.cncf.model.code."):
         raise BadReleaseError(f"layer {layer.path!r}: is code ({kind}); a release holds none")
     if kind.partition("+")[0].endswith(".tar"):

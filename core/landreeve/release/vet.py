@@ -7,11 +7,13 @@ package, under limits (`landreeve_models.onnx_policy`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from landreeve.release.contents import check_contents
 from landreeve.release.errors import BadReleaseError
 from landreeve.release.manifest import (
     FILEPATH,
+    IMAGE_SUFFIXES,
     MAX_SETTINGS_BYTES,
     Descriptor,
     Manifest,
@@ -25,6 +27,10 @@ from landreeve.wire.codec import BLOCK_BYTES
 
 Read = Callable[[str], bytes]
 """A blob by its sha256; `LookupError` when it is not there."""
+
+
+_HOLDERS: dict[str, set[str]] = {".whl": {"agent"}, **{suffix: {"firmware"} for suffix in IMAGE_SUFFIXES}}
+"""Which kind of release may hold files of a suffix that no other may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,8 @@ def vet(manifest_bytes: bytes, read: Read) -> Vetted:
         data = check_blob(layer, _get(read, layer))
         if layer != settings and config.blocks.get(layer.sha256) != block_digests(data, BLOCK_BYTES):
             raise BadReleaseError(f"config: blocks of {layer.path!r} are missing or wrong; pack the release again")
-        if layer.path.endswith(".whl") and config.component != "agent":
+        suffix = PurePosixPath(layer.path).suffix
+        if config.component not in _HOLDERS.get(suffix, {config.component}):
             raise BadReleaseError(
                 f"{layer.path}: a {config.component[:20]} holds no code; accepted are ONNX and safetensors"
             )

@@ -144,6 +144,7 @@ def propose(connection: Connection, proposal: Proposal, actor: str, now: datetim
     if release is None or release.model != proposal.model:
         raise RolloutRefusedError(f"release: {proposal.model} has no release {proposal.digest[:12]!r}")
     _check_release(release, proposal.force)
+    _check_strategy(release, proposal.plan)
     _check_words(proposal)
     going = book.listed(connection, model=proposal.model, active=True, kind="update")
     if going and not proposal.queue:
@@ -190,6 +191,14 @@ def _check_release(release: Any, force: str) -> None:
     if release.state not in {"approved", "quarantined"}:
         raise RolloutRefusedError(
             f"release: {release.version} is {release.state}; only an approved release can be rolled out (model approve)"
+        )
+
+
+def _check_strategy(release: Any, plan: Plan) -> None:
+    component = str((release.config or {}).get("component", "model"))
+    if component != "model" and plan.strategy is not None and plan.strategy.kind != "direct":
+        raise RolloutRefusedError(
+            f"plan.strategy.kind: only a model shares its traffic, and {release.model} is {component}; leave it out"
         )
 
 
