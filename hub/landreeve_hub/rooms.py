@@ -162,7 +162,7 @@ class Builder:
         wanted = settings.enrolment
         rules = Rules(wanted.approval, wanted.certificate_days, wanted.recover_days)
         identities = Identities(store, authority, warden, publisher, audit, self._clock, say, rules)
-        runner = RolloutRunner(store, publisher, incidents, audit, say)
+        runner = RolloutRunner(store, publisher, incidents, audit, say, registry.baseline)
         uploads = Uploads(blobs, speech.publish, settings.fleet, quota_bytes=int(settings.transfer.quota_mb * 1e6))
         blocks = self._block_server(store, blobs, line, codec)
         commands = Commands(store, settings.fleet, speech.publish)

@@ -33,6 +33,7 @@ from landreeve_hub.ingest.line import Address
 from landreeve_hub.learning import known_plans
 from landreeve_hub.learning.commands import Commands
 from landreeve_hub.registry.releases import Registry
+from landreeve_hub.rollout.live import Baselines, no_baseline
 from landreeve_hub.rollout.runner import RolloutRunner
 from landreeve_hub.signing import keys, request
 from landreeve_hub.signing.approvers import public_half
@@ -52,7 +53,7 @@ SITES = {"d-1": "EWR", "d-2": "JFK", "d-3": "LGA"}
 class Hub:
     """A hub without broker: what it would publish is kept in ``published``."""
 
-    def __init__(self, state: Path, url: str = "") -> None:
+    def __init__(self, state: Path, url: str = "", baselines: Baselines = no_baseline) -> None:
         self.now = datetime(2026, 5, 1, 12, tzinfo=UTC)
         keys.init(state, self.now)
         self.store = Store(url or state / "hub.db")
@@ -60,7 +61,7 @@ class Hub:
         targets = TargetsRepository(state)
         publisher = Publisher(self.store, Director(state), targets, self.send, self.clock)
         self.audit = AuditLog(self.store, state / "keys")
-        self.runner = RolloutRunner(self.store, publisher, Incidents(), self.audit)
+        self.runner = RolloutRunner(self.store, publisher, Incidents(), self.audit, baselines=baselines)
         self.registry = Registry(self.store, BlobStore(state / "blobs"), targets)
         self.services = Services(
             store=self.store,

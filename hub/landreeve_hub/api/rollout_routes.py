@@ -80,8 +80,8 @@ def _look(routes: APIRouter, services: Services) -> None:
     @routes.get("/rollouts")
     async def rollouts(_: Annotated[Person, may(Permission.VIEW)], model: str = "") -> list[dict[str, Any]]:
         """Rollouts, newest first."""
-        now = services.clock()
-        return await store.read(lambda c: rollout_views.rows(c, now, model))
+        now, pools = services.clock(), services.runner.pools()
+        return await store.read(lambda c: rollout_views.rows(c, now, model, pools))
 
     @routes.get("/rollouts/{rollout}")
     async def one(rollout: str, _: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
@@ -199,5 +199,5 @@ def _devices(routes: APIRouter, services: Services) -> None:
 
 
 async def _row(services: Services, rollout: str) -> dict[str, Any]:
-    now = services.clock()
-    return await services.store.read(lambda c: rollout_views.row(c, book.load(c, rollout), now))
+    now, pools = services.clock(), services.runner.pools()
+    return await services.store.read(lambda c: rollout_views.row(c, book.load(c, rollout), now, pools))

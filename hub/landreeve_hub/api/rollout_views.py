@@ -10,7 +10,8 @@ import msgspec
 from sqlalchemy import Connection
 
 from landreeve_hub.rollout import book
-from landreeve_hub.rollout.gates import by_share, failures, figures, silent
+from landreeve_hub.rollout.drifting import Pool
+from landreeve_hub.rollout.gates import Figure, by_share, failures, figures, silent
 from landreeve_hub.rollout.live import firsts, surroundings
 from landreeve_hub.rollout.machine import decide, watch_end
 from landreeve_hub.rollout.observing import in_flight
@@ -21,6 +22,8 @@ from landreeve_hub.rollout.waiting import words
 
 _NOT_BEGUN = frozenset({Outcome.WAITING, Outcome.SKIPPED})
 NOBODY: Fleet = {}
+NO_POOLS: Mapping[str, Pool] = {}
+COLUMNS = 3
 
 
 def active_rows(connection: Connection, now: datetime) -> list[dict[str, Any]]:
@@ -29,26 +32,34 @@ def active_rows(connection: Connection, now: datetime) -> list[dict[str, Any]]:
     return [_row(connection, kept, now, [other.rollout for other in going]) for kept in going]
 
 
-def rows(connection: Connection, now: datetime, model: str = "") -> list[dict[str, Any]]:
-    """A `RolloutRow` for each rollout, newest first."""
+def rows(
+    connection: Connection, now: datetime, model: str = "", pools: Mapping[str, Pool] = NO_POOLS
+) -> list[dict[str, Any]]:
+    """A `RolloutRow` for each rollout, newest first; ``pools`` are the windows by which some are judged."""
     kept = book.listed(connection, model=model)
     going = [k.rollout for k in book.listed(connection, active=True)]
-    return [_row(connection, k, now, going) for k in kept]
+    return [_row(connection, k, now, going, pools) for k in kept]
 
 
-def row(connection: Connection, kept: book.Kept, now: datetime) -> dict[str, Any]:
+def row(connection: Connection, kept: book.Kept, now: datetime, pools: Mapping[str, Pool] = NO_POOLS) -> dict[str, Any]:
     """One rollout: waves, gates with their values, what it waits for, and its log."""
-    return _row(connection, kept, now, [k.rollout for k in book.listed(connection, active=True)])
+    return _row(connection, kept, now, [k.rollout for k in book.listed(connection, active=True)], pools)
 
 
-def _row(connection: Connection, kept: book.Kept, now: datetime, going: Collection[Rollout]) -> dict[str, Any]:
+def _row(
+    connection: Connection,
+    kept: book.Kept,
+    now: datetime,
+    going: Collection[Rollout],
+    pools: Mapping[str, Pool] = NO_POOLS,
+) -> dict[str, Any]:
     rollout = kept.rollout
     sight, waiting = NOBODY, list[str]()
     if rollout.state not in FINAL or _watched(rollout, now):
         sight = see(connection, rollout, now, rows=True)
         others = [other for other in going if other.id != rollout.id]
         around = surroundings(connection, rollout, others, now)
-        around = replace(around, first=tuple(firsts(connection, rollout, others, {})))
+        around = replace(around, drift=pools.get(rollout.id), first=tuple(firsts(connection, rollout, others, {})))
         waiting = [words(item) for item in decide(rollout, sight, now, around).waiting]
     return {
         "id": rollout.id,
@@ -61,7 +72,7 @@ def _row(connection: Connection, kept: book.Kept, now: datetime, going: Collecti
         "state": rollout.state.value,
         "wave": rollout.wave,
         "waves": waves(rollout, sight),
-        "gates": gates(rollout),
+        "gates": gates(rollout, pools.get(rollout.id)),
         "after": list(rollout.plan.after),
         "waiting": waiting,
         "cause": rollout.cause,
@@ -111,8 +122,8 @@ def _member(member: Member, sight: Fleet) -> dict[str, str]:
     return {"id": member.device, "site": member.site, "state": state, "sentence": sentence}
 
 
-def gates(rollout: Rollout) -> list[dict[str, Any]]:
-    """Each gate with its limit and its value now, and whether it holds."""
+def gates(rollout: Rollout, drift: Pool | None = None) -> list[dict[str, Any]]:
+    """Each gate with its limit and its value now, and whether it holds; of drift the columns that are farthest."""
     if rollout.kind != "update":
         return []
     gate, members = rollout.plan.gate, rollout.members
@@ -158,8 +169,13 @@ def gates(rollout: Rollout) -> list[dict[str, Any]]:
             "devices": figure.bounds.devices,
             "holds": figure.bounds.devices >= figure.need and figure.bounds.estimate <= figure.limit,
         }
-        for figure in figures(rollout)
+        for figure in _shown(figures(rollout, drift))
     ]
+
+
+def _shown(found: list[Figure]) -> list[Figure]:
+    columns = [figure for figure in found if figure.name.startswith("drift ")]
+    return [figure for figure in found if figure not in columns[COLUMNS:]]
 
 
 def _from_version(rollout: Rollout, sight: Fleet) -> str:

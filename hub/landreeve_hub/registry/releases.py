@@ -14,7 +14,8 @@ import msgspec
 from landreeve.blobs.errors import MissingBlobError
 from landreeve.blobs.store import BlobStore
 from landreeve.release.layout import Packed
-from landreeve.release.manifest import parse_config, parse_manifest
+from landreeve.release.manifest import BadReleaseError, parse_config, parse_manifest
+from landreeve_models.baseline import Baseline
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from landreeve_hub.errors import NotFoundError
@@ -27,6 +28,7 @@ from landreeve_hub.store.moment import rfc3339
 from landreeve_hub.store.upsert import upsert
 
 OWN_BILL = "bom.json"
+BASELINE = "baseline.json"
 DRAFT, APPROVED, WITHDRAWN, QUARANTINED = "draft", "approved", "withdrawn", "quarantined"
 AWAITING = "awaiting"  # approved by a person, but signatures of keys kept elsewhere are still missing
 
@@ -133,6 +135,14 @@ class Registry:
         manifest_bytes = self._read(digest)
         blobs = {blob.sha256: self._read(blob.sha256) for blob in parse_manifest(manifest_bytes).blobs()}
         return Packed(manifest_bytes, digest, blobs)
+
+    def baseline(self, digest: str) -> Baseline | None:
+        """What the release's training data looked like; None when it does not say, or is not here."""
+        try:
+            layer = parse_manifest(self._read(digest)).layer(BASELINE)
+            return Baseline.from_bytes(self._read(layer.sha256)) if layer is not None else None
+        except (LookupError, OSError, BadReleaseError):
+            return None
 
     async def bill(self, digest: str) -> bytes:
         """The bill of materials of a release that was approved, CycloneDX as JSON; `NoSuchReleaseError`."""

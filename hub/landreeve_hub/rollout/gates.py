@@ -4,16 +4,20 @@ Nothing passes for want of a figure that is asked for. What is looked at at ever
 looked at once a wave shares its chance of a false alarm among the waves (Bonferroni).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from landreeve_hub.rollout.drifting import Pool
 from landreeve_hub.rollout.policy import Action
-from landreeve_hub.rollout.pooling import Bounds, evidence, pooled_mean, pooled_rate, pooled_ratio, wilson
+from landreeve_hub.rollout.pooling import UNKNOWN, Bounds, evidence, pooled_mean, pooled_rate, pooled_ratio, wilson
 from landreeve_hub.rollout.roster import Member, Outcome
 from landreeve_hub.rollout.state import Rollout
 from landreeve_hub.rollout.waiting import named
 
 SHOWN_REASONS = 3
+GROWING = 2
+"""A pool is looked at while it grows: see `landreeve_hub.rollout.drifting`."""
+_ASKED = ("max_error_rate", "max_latency_ratio", "max_log_loss_increase", "max_drifted_share", "max_psi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +110,11 @@ def _beyond(rollout: Rollout, seen: tuple[int, int], counts: tuple[int, int], sh
     return events > max(limit, accepted)
 
 
-def judge_wave(rollout: Rollout) -> Trigger | Missing | None:
+def judge_wave(rollout: Rollout, drift: Pool | None = None) -> Trigger | Missing | None:
     """Whether the wave, all of whose devices have come to an outcome, lets the next one begin."""
     if rollout.kind != "update" or rollout.wave < rollout.accepted_waves:
         return None
-    return _sample(rollout) or _shares(rollout) or _figures(rollout)
+    return _sample(rollout) or _shares(rollout) or _figures(rollout, drift)
 
 
 def _sample(rollout: Rollout) -> Trigger | None:
@@ -146,10 +150,10 @@ def _shares(rollout: Rollout) -> Trigger | None:
     return None
 
 
-def _figures(rollout: Rollout) -> Trigger | Missing | None:
+def _figures(rollout: Rollout, drift: Pool | None) -> Trigger | Missing | None:
     asked = rollout.plan.gate.figures
     missing: list[str] = []
-    for figure in figures(rollout):
+    for figure in figures(rollout, drift):
         told = figure.bounds.devices
         if told < figure.need:
             missing.append(f"{figure.name} was told by {told} of {figure.need} devices")
@@ -161,15 +165,20 @@ def _figures(rollout: Rollout) -> Trigger | Missing | None:
     rows = sum(m.told.rows for m in rollout.members.of(Outcome.COMMITTED, Outcome.FAILED) if m.told)
     if asked.min_rows and rows < asked.min_rows:
         missing.append(f"{rows} of {asked.min_rows} rows were answered on probation")
+    windows = drift.rows(_committed(rollout)) if drift is not None else 0
+    if asked.max_psi is not None and windows < asked.min_window_rows:
+        missing.append(f"{windows} of {asked.min_window_rows} rows lie in closed windows")
     return Missing("; ".join(missing)) if missing else None
 
 
-def figures(rollout: Rollout) -> list[Figure]:
-    """Every figure that is asked for, as far as devices told it."""
+def _committed(rollout: Rollout) -> list[str]:
+    return [member.device for member in rollout.members.of(Outcome.COMMITTED)]
+
+
+def figures(rollout: Rollout, drift: Pool | None = None) -> list[Figure]:
+    """Every figure that is asked for, as far as devices told it; of drift each column, the farthest first."""
     asked, actions = rollout.plan.gate.figures, rollout.plan.actions
-    if (asked.max_error_rate, asked.max_latency_ratio, asked.max_log_loss_increase, asked.max_drifted_share) == (
-        None, None, None, None,
-    ):  # fmt: skip
+    if all(getattr(asked, name) is None for name in _ASKED):
         return []
     ended = rollout.members.of(Outcome.COMMITTED, Outcome.FAILED)
     told = [m.told for m in ended if m.told is not None]
@@ -188,7 +197,24 @@ def figures(rollout: Rollout) -> list[Figure]:
     if asked.max_drifted_share is not None:
         drifted = _drifted(rollout.members.of(Outcome.COMMITTED), level)
         found.append(Figure("share of drifted devices", "drift", asked.max_drifted_share, drifted, need, actions.drift))
+    if asked.max_psi is not None:
+        need = min(asked.min_devices, max(1, len(_committed(rollout))))
+        error = (1 - asked.confidence) / max(1, rollout.members.last_wave + 1) / GROWING
+        found += _drift(drift, _committed(rollout), (asked.max_psi, error, need), actions.drift)
     return found
+
+
+def _drift(
+    pool: Pool | None, devices: Sequence[str], asked: tuple[float, float, int], action: Action
+) -> Iterator[Figure]:
+    """A figure for each column; one that nobody told when there is no pool. What windows of the training range came to
+    by themselves is not held against a column."""
+    limit, error, need = asked
+    if pool is None:
+        yield Figure("drift (PSI)", "drift", limit, UNKNOWN, need, action)
+        return
+    for one in pool.judge(devices, error):
+        yield Figure(f"drift of {one.column} (PSI)", "drift", max(limit, one.usual), one.bounds, need, action)
 
 
 def _drifted(committed: Sequence[Member], level: float) -> Bounds:
@@ -199,8 +225,48 @@ def _drifted(committed: Sequence[Member], level: float) -> Bounds:
     return Bounds(events / len(verdicts) if verdicts else 0.0, low, high, len(verdicts))
 
 
-def watched(rollout: Rollout) -> Trigger | None:
+def watched(rollout: Rollout, drift: Pool | None = None) -> Trigger | None:
     """What a finished rollout that is still watched demands."""
+    return _by_verdicts(rollout) or _by_pool(rollout, drift)
+
+
+def _watch_figures(rollout: Rollout, drift: Pool | None) -> list[Figure]:
+    """The columns of the fleet's newest windows. Each window is looked at anew, and the chance of a false alarm is
+    spent on the j-th as 1 / j(j+1), which adds up to 1 however long the watch is."""
+    watch, devices = rollout.plan.watch, _committed(rollout)
+    if watch.max_psi is None:
+        return []
+    looks = drift.looks(devices) if drift is not None else 1
+    error = (1 - watch.confidence) / (looks * (looks + 1)) / GROWING
+    need = min(watch.min_devices, max(1, len(devices)))
+    return list(_drift(drift, devices, (watch.max_psi, error, need), rollout.plan.actions.drift))
+
+
+def _by_pool(rollout: Rollout, drift: Pool | None) -> Trigger | None:
+    rows = drift.rows(_committed(rollout)) if drift is not None else 0
+    for figure in _watch_figures(rollout, drift):
+        enough = figure.bounds.devices >= figure.need and rows >= rollout.plan.watch.min_window_rows
+        if enough and figure.bounds.low > figure.limit:
+            text = f"{rollout.version} of {rollout.model} has drifted since it was rolled out: {figure.words}."
+            return Trigger(figure.action, "drift", text)
+    return None
+
+
+def unproven(rollout: Rollout, drift: Pool | None) -> str:
+    """Why a watch that ends now has not shown that the fleet did not drift; empty when it has, or was not to."""
+    watch = rollout.plan.watch
+    rows = drift.rows(_committed(rollout)) if drift is not None else 0
+    if watch.max_psi is not None and rows < watch.min_window_rows:
+        return f"{rows} of {watch.min_window_rows} rows lie in closed windows"
+    for figure in _watch_figures(rollout, drift):
+        if figure.bounds.devices < figure.need:
+            return f"{figure.name} was told by {figure.bounds.devices} of {figure.need} devices"
+        if figure.bounds.estimate > figure.limit:
+            return f"{figure.words} is not decided"
+    return ""
+
+
+def _by_verdicts(rollout: Rollout) -> Trigger | None:
     watch, members = rollout.plan.watch, rollout.members
     for verdict, limit, action, what in (
         ("quality_lost", watch.max_quality_lost, rollout.plan.actions.accuracy, "lost accuracy"),

@@ -5,26 +5,36 @@ changed since the last one and decides for the rollouts they are in, and for tho
 """
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from landreeve_models.baseline import Baseline
 from sqlalchemy import Connection, func, select
 
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.incidents.rules import Raise
 from landreeve_hub.rollout import book
+from landreeve_hub.rollout.drifting import Pool
 from landreeve_hub.rollout.machine import decide, watch_end
-from landreeve_hub.rollout.sight import see
-from landreeve_hub.rollout.state import FINAL, Around, DeviceFact, First, Rollout, State
+from landreeve_hub.rollout.policy import asks_for_pool
+from landreeve_hub.rollout.sight import pooled, see
+from landreeve_hub.rollout.state import FINAL, Around, DeviceFact, First, Quality, Rollout, State
 from landreeve_hub.store import changes, tables
 from landreeve_hub.store.database import PASSING
 from landreeve_hub.store.moment import rfc3339
 
 _LOG = logging.getLogger(__name__)
 RETRY = timedelta(seconds=30)
+Baselines = Callable[[str], Baseline | None]
+"""The baseline of a release by its digest, None where it has none."""
 _GONE = frozenset({State.ROLLING_BACK, State.ROLLED_BACK})
+
+
+def no_baseline(_digest: str) -> Baseline | None:
+    """Where no registry is at hand."""
+    return None
 
 
 @dataclass(slots=True)
@@ -38,6 +48,7 @@ class Running:
     wake: datetime | None = None
     due: bool = True
     missed: bool = False
+    pool: Pool | None = None
 
 
 @dataclass(slots=True)
@@ -53,8 +64,9 @@ class Looked:
 class Live:
     """``number`` is the change up to which everything has been seen; None before the first look."""
 
-    def __init__(self, incidents: Incidents) -> None:
+    def __init__(self, incidents: Incidents, baselines: Baselines = no_baseline) -> None:
         self._incidents = incidents
+        self._baselines = baselines
         self.running: dict[str, Running] = {}
         self.number: int | None = None
         self._moved = False
@@ -78,7 +90,14 @@ class Live:
         known = self.running.get(rollout.id)
         facts = known.facts if known is not None else see(connection, rollout, now)
         facts |= see(connection, rollout, now, [device for device in rollout.members if device not in facts])
-        self.running[rollout.id] = Running(rollout, facts)
+        self._run(connection, rollout, facts)
+
+    def _run(self, connection: Connection, rollout: Rollout, facts: dict[str, DeviceFact]) -> None:
+        known = self.running.get(rollout.id)
+        pool = known.pool if known is not None else None
+        if pool is None and asks_for_pool(rollout.plan) and (baseline := self._baselines(rollout.digest)) is not None:
+            pool = pooled(connection, rollout, Pool.of(baseline), facts)
+        self.running[rollout.id] = Running(rollout, facts, pool=pool)
 
     def look(self, connection: Connection, now: datetime) -> Looked:
         """Decide what is to be decided, and carry it into the tables."""
@@ -103,7 +122,7 @@ class Live:
     def _open(self, connection: Connection, now: datetime) -> frozenset[str]:
         self.number = changes.newest(connection)
         for kept in (*book.listed(connection, active=True, watched=now), *book.left_behind(connection)):
-            self.running[kept.rollout.id] = Running(kept.rollout, see(connection, kept.rollout, now))
+            self._run(connection, kept.rollout, see(connection, kept.rollout, now))
         return frozenset()
 
     def _renew(self, connection: Connection, now: datetime) -> frozenset[str]:
@@ -112,8 +131,17 @@ class Live:
         for run in self.running.values():
             ours = [device for device in found.devices if device in run.rollout.members]
             if ours:
+                before = {device: run.facts[device].quality for device in ours if device in run.facts}
                 renew(run.facts, ours, see(connection, run.rollout, now, ours))
+                self._pool(connection, run, before)
         return found.devices
+
+    def _pool(self, connection: Connection, run: Running, before: Mapping[str, Quality | None]) -> None:
+        """Read the windows of devices that closed another one; of no others, since their sketches are the largest thing
+        the hub keeps of a device."""
+        if run.pool is not None:
+            news = {d: run.facts[d] for d in before if d in run.facts and run.facts[d].quality != before[d]}
+            run.pool = pooled(connection, run.rollout, run.pool, news) if news else run.pool
 
     def _decide(self, connection: Connection, run: Running, looked: Looked, now: datetime) -> None:
         around = self.around(connection, run.rollout, now)
@@ -184,6 +212,7 @@ class Live:
         others = [run.rollout for run in self.running.values() if run.rollout.id != rollout.id]
         child = self.running.get(rollout.back_id)
         found = surroundings(connection, rollout, others, now, child.rollout if child is not None else None)
+        found = replace(found, drift=self.running[rollout.id].pool) if rollout.id in self.running else found
         if not rollout.plan.after or rollout.state is not State.RUNNING:
             return found
         return replace(found, first=tuple(firsts(connection, rollout, others, self._ended)))

@@ -13,7 +13,7 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from landreeve_hub.rollout.back import correct, obey, pause, return_waiting, returning, stop
-from landreeve_hub.rollout.gates import Missing, counted, ended_by, judge_wave, too_many_failures, watched
+from landreeve_hub.rollout.gates import Missing, counted, ended_by, judge_wave, too_many_failures, unproven, watched
 from landreeve_hub.rollout.holds import Excluded, Held, Why, hold, schedule_of, waiting_of
 from landreeve_hub.rollout.observing import concerns, in_flight, next_silent, observe, order_id
 from landreeve_hub.rollout.precedence import asked_of, fallen
@@ -45,6 +45,7 @@ from landreeve_hub.rollout.waiting import (
     Waiting,
 )
 
+_UNPROVEN = "unproven"
 _LED_BACK = frozenset({State.RUNNING, State.PAUSED, State.FINISHED})
 ALONE = Around()
 
@@ -60,7 +61,7 @@ def decide(
         return _with_parent(rollout, now)
     watching = watch_end(rollout)
     if rollout.state in FINAL and (watching is None or watching <= now):
-        return Decision(rollout)
+        return _last_words(rollout, around) if watching is not None else Decision(rollout)
     seen = observe(rollout, fleet, now, changed)
     decision = _decide(seen, fleet, now, around)
     if decision.rollout.state is State.ROLLING_BACK:
@@ -235,9 +236,9 @@ def _wave_over(rollout: Rollout, fleet: Fleet, now: datetime, around: Around, he
     """Every device of the wave has come to an outcome: the next one, the end, a soak, or what a gate demands."""
     last = rollout.wave >= rollout.members.last_wave
     soak_end = _soak_end(rollout, now)
-    if rollout.kind == "update" and now < soak_end and (not last or rollout.plan.gate.figures.max_drifted_share):
+    if rollout.kind == "update" and now < soak_end and (not last or _asks_for_windows(rollout)):
         return Decision(rollout, (), (ForSoak(rollout.wave, soak_end),), soak_end)
-    match judge_wave(rollout):
+    match judge_wave(rollout, around.drift):
         case Missing(sentence):
             until = soak_end + timedelta(seconds=rollout.plan.gate.deadline_s)
             if now >= until:
@@ -252,6 +253,11 @@ def _wave_over(rollout: Rollout, fleet: Fleet, now: datetime, around: Around, he
     if rollout.members.count(Outcome.ORDERED, Outcome.WAITING):  # a retry or a late joiner of an earlier wave
         return _waits(rollout, fleet, now, held, [])
     return _finish(rollout, now)
+
+
+def _asks_for_windows(rollout: Rollout) -> bool:
+    figures = rollout.plan.gate.figures
+    return figures.max_drifted_share is not None or figures.max_psi is not None
 
 
 def _finish(rollout: Rollout, now: datetime) -> Decision:
@@ -367,7 +373,7 @@ def _watch(rollout: Rollout, around: Around, now: datetime) -> Decision:
     if around.later:  # its release is being replaced: going back from it would undo the newer one
         return Decision(rollout, wake=end)
     waiting = (ForWatch(end),) if end is not None else ()
-    trigger = too_many_failures(rollout) or watched(rollout)
+    trigger = too_many_failures(rollout) or watched(rollout, around.drift)
     if trigger is None or trigger.cause in rollout.asked:
         return Decision(rollout, (), waiting, end)
     if trigger.action == "rollback" and around.returns < rollout.plan.ping_pong.max_returns:
@@ -376,6 +382,20 @@ def _watch(rollout: Rollout, around: Around, now: datetime) -> Decision:
     key = f"rollout:{rollout.id}:watch:{trigger.cause}"
     text = f"{trigger.sentence} It keeps serving; decide whether to roll it back (rollout rollback {rollout.id})."
     return Decision(asked, (RaiseIncident(key, "rollout_watch", "warning", trigger.cause, text),), waiting, end)
+
+
+def _last_words(rollout: Rollout, around: Around) -> Decision:
+    """The watch is over: what it was to show and has not is said, once."""
+    missing = "" if around.later or _UNPROVEN in rollout.asked else unproven(rollout, around.drift)
+    if not missing:
+        return Decision(rollout)
+    text = (
+        f"The watch over {rollout.version} of {rollout.model} is over and has not shown that its data are those it was "
+        f"trained for: {missing}. It keeps serving; decide whether that is enough (rollout rollback {rollout.id})."
+    )
+    asked = replace(rollout, asked=(*rollout.asked, _UNPROVEN))
+    key = f"rollout:{rollout.id}:watch:{_UNPROVEN}"
+    return Decision(asked, (RaiseIncident(key, "rollout_watch", "warning", _UNPROVEN, text),))
 
 
 def uncovered(rollout: Rollout) -> tuple[Member, ...]:

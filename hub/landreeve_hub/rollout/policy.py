@@ -44,9 +44,11 @@ class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits on figures pooled over devices; None asks for nothing. They are judged once, at the end of each wave.
 
     ``max_log_loss_increase`` is the rise (nats) against the last good version on the same rows; ``max_drifted_share``
-    the part of devices whose newest window under the release has drifted. A figure that is asked for must have been
-    told by ``min_devices`` (and ``min_rows`` answered rows), else the wave waits and in the end is held.
-    Between the bounds of ``confidence`` the estimate decides, or with ``strict`` nothing passes.
+    the part of devices whose newest window under the release has drifted; ``max_psi`` the population stability index of
+    any column of these windows' merged sketches (`landreeve_hub.rollout.drifting`), of at least ``min_window_rows``.
+    A figure that is asked for must have been told by ``min_devices`` (and ``min_rows`` answered rows), else the wave
+    waits and in the end is held. Between the bounds of ``confidence`` the estimate decides, or with ``strict`` nothing
+    passes.
     """
 
     max_error_rate: float | None = None
@@ -57,6 +59,8 @@ class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_rows: int = 0
     confidence: float = 0.95
     strict: bool = False
+    max_psi: float | None = None
+    min_window_rows: int = 1000
 
 
 class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,11 +120,20 @@ class Windows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Watch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a finished rollout is still watched, and how many devices may meanwhile drift or lose accuracy (None:
-    any number). What happens then is ``actions.drift`` and ``actions.accuracy``; pause means that a person is asked."""
+    any number). What happens then is ``actions.drift`` and ``actions.accuracy``; pause means that a person is asked.
+
+    ``max_psi`` is the population stability index that no column of the devices' merged windows may surely exceed, with
+    ``confidence`` over all windows of the watch together. When it ends with fewer than ``min_devices`` or
+    ``min_window_rows`` told, or with the estimate above the limit, a person is asked: nothing passes unproven.
+    """
 
     for_s: float = 0.0
     max_drifted: int | None = None
     max_quality_lost: int | None = None
+    max_psi: float | None = None
+    min_devices: int = 1
+    min_window_rows: int = 1000
+    confidence: float = 0.95
 
 
 class PingPong(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -221,11 +234,15 @@ def _check_gate(gate: Gate) -> None:
 
 def _check_figures(figures: Figures) -> None:
     place = "plan.gate.figures"
-    _counts(place, figures, min_devices=1, min_rows=0)
+    _counts(place, figures, min_devices=1, min_rows=0, min_window_rows=1)
     _shares(place, figures, "max_error_rate", "max_drifted_share")
     _confidence(place, figures.confidence)
-    for name in ("max_latency_ratio", "max_log_loss_increase"):
-        value = getattr(figures, name)
+    _above_nothing(place, figures, "max_latency_ratio", "max_log_loss_increase", "max_psi")
+
+
+def _above_nothing(place: str, values: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(values, name)
         if value is not None and (not math.isfinite(value) or value <= 0):
             raise BadPlanError(f"{place}.{name}: {value} must be a number above 0")
 
@@ -278,11 +295,22 @@ def _check_rest(plan: Plan) -> None:
         raise BadPlanError(f"plan.after: {fault}")
     _counts("plan.ping_pong", plan.ping_pong, max_returns=1)
     _counts("plan.back", plan.back, max_in_flight=1)
-    for name in ("max_drifted", "max_quality_lost"):
+    _above_nothing("plan.watch", plan.watch, "max_psi")
+    _counts("plan.watch", plan.watch, min_devices=1, min_window_rows=1)
+    _confidence("plan.watch", plan.watch.confidence)
+    for name in ("max_drifted", "max_quality_lost", "max_psi"):
         if getattr(plan.watch, name) is not None:
-            _counts("plan.watch", plan.watch, **{name: 0})
+            if name != "max_psi":
+                _counts("plan.watch", plan.watch, **{name: 0})
             if plan.watch.for_s <= 0:
                 raise BadPlanError(f"plan.watch.for_s: {name} asks for a time to watch; give seconds above 0")
+
+
+def asks_for_pool(plan: Plan) -> str:
+    """The field that asks for drift of merged windows; empty when none does."""
+    if plan.gate.figures.max_psi is not None:
+        return "plan.gate.figures.max_psi"
+    return "plan.watch.max_psi" if plan.watch.max_psi is not None else ""
 
 
 def _known_fields(place: str, given: Any, kind: type[msgspec.Struct]) -> None:

@@ -21,8 +21,10 @@ from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.incidents.rules import Raise
 from landreeve_hub.rollout import book, commands, conflicts
 from landreeve_hub.rollout.commands import Asked
+from landreeve_hub.rollout.drifting import Pool
 from landreeve_hub.rollout.joiners import Joiners
-from landreeve_hub.rollout.live import Live
+from landreeve_hub.rollout.live import Baselines, Live, no_baseline
+from landreeve_hub.rollout.policy import asks_for_pool
 from landreeve_hub.rollout.propose import Proposal, RolloutRefusedError, propose
 from landreeve_hub.rollout.sight import fleet_sites
 from landreeve_hub.rollout.state import Refused, Rollout, State
@@ -49,22 +51,25 @@ class NotAllowedError(PermissionError):
 
 
 class RolloutRunner:
-    """``changed`` is called with ``rollouts`` after anything moved, for whoever watches live."""
+    """``changed`` is called with ``rollouts`` after anything moved, for whoever watches live; ``baselines`` answers
+    what a release's training data looked like."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  wiring
         self,
         store: Store,
         publisher: Publisher,
         incidents: Incidents,
         audit: AuditLog,
         changed: Changed = lambda _: None,
+        baselines: Baselines = no_baseline,
     ) -> None:
         self._store = store
         self._publisher = publisher
         self._incidents = incidents
         self._audit = audit
         self._changed = changed
-        self._live = Live(incidents)
+        self._live = Live(incidents, baselines)
+        self._baselines = baselines
         self._joiners = Joiners()
         self._unpublished: set[str] | None = None
         self._not_before: dict[str, datetime] = {}
@@ -86,6 +91,7 @@ class RolloutRunner:
         """A rollout that waits for approval; `RolloutRefusedError` or `BadPlanError` say why there is none."""
 
         def make(connection: Connection) -> Rollout:
+            self._check_baseline(proposal)
             rollout = propose(connection, proposal, actor, now)
             data = {"model": rollout.model, "digest": rollout.digest, "version": rollout.version}
             more = {"force": proposal.force, "why": proposal.why, "risk": proposal.risk}
@@ -97,6 +103,17 @@ class RolloutRunner:
             rollout = await self._kept(make)
         self._changed("rollouts")
         return rollout
+
+    def _check_baseline(self, proposal: Proposal) -> None:
+        field = asks_for_pool(proposal.plan)
+        if field and self._baselines(proposal.digest) is None:
+            raise RolloutRefusedError(
+                f"{field}: release {proposal.digest[:12]} has no baseline that windows could be compared with"
+            )
+
+    def pools(self) -> dict[str, Pool]:
+        """The windows of the rollouts under way that are judged by them."""
+        return {name: run.pool for name, run in list(self._live.running.items()) if run.pool is not None}
 
     async def command(  # noqa: PLR0917  what a person asks
         self, rollout: str, verb: str, person: Person, now: datetime, emergency: str = "", asked: Asked | None = None

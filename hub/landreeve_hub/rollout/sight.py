@@ -1,16 +1,17 @@
 """The fleet as the rollout machine sees it, read from the store: all of it once, then the devices that changed."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, Table, func, or_, select
+from sqlalchemy import Connection, Row, Table, func, or_, select, tuple_
 
 from landreeve_hub.fleet import health
 from landreeve_hub.fleet.filter import Row as Filtered
 from landreeve_hub.fleet.sessions import is_doubled
 from landreeve_hub.ingest.minutes import read_rows
+from landreeve_hub.rollout.drifting import Pool, Window
 from landreeve_hub.rollout.roster import Outcome, Told
 from landreeve_hub.rollout.state import DeviceFact, Quality, Report, Rollout
 from landreeve_hub.store import tables
@@ -102,15 +103,30 @@ def _quality(connection: Connection, rollout: Rollout, devices: list[str]) -> di
     """The newest window of the release on each device."""
     windows = tables.windows
     own = (windows.c.model == rollout.model) & (windows.c.release == rollout.digest) & windows.c.device.in_(devices)
-    newest = (
-        select(windows.c.device, func.max(windows.c.window).label("window")).where(own).group_by(windows.c.device)
-    ).subquery()
+    extent = (func.max(windows.c.window).label("window"), func.min(windows.c.window).label("first"))
+    newest = (select(windows.c.device, *extent).where(own).group_by(windows.c.device)).subquery()
     on = (windows.c.device == newest.c.device) & (windows.c.window == newest.c.window)
-    query = select(windows.c.device, windows.c.report).join(newest, on).where(own)
-    return {
-        row.device: Quality(rollout.digest, str(row.report.get("verdict", "")), str(row.report.get("sentence", "")))
-        for row in connection.execute(query)
-    }
+    query = select(windows.c.device, windows.c.report, windows.c.window, windows.c.rows, newest.c.first)
+    query = query.join(newest, on).where(own)
+    found = {}
+    for row in connection.execute(query):
+        verdict, sentence = str(row.report.get("verdict", "")), str(row.report.get("sentence", ""))
+        found[row.device] = Quality(rollout.digest, verdict, sentence, row.window, row.first, row.rows)
+    return found
+
+
+def pooled(connection: Connection, rollout: Rollout, pool: Pool, facts: Mapping[str, DeviceFact]) -> Pool:
+    """The pool with the newest windows of these devices."""
+    windows, read = tables.windows, dict[str, Window | None]()
+    for piece in _pieces(sorted(facts)):
+        wanted = [(d, quality.window) for d in piece if (quality := facts[d].quality) is not None]
+        own = (windows.c.model == rollout.model) & tuple_(windows.c.device, windows.c.window).in_(wanted)
+        read |= dict.fromkeys(piece)
+        for row in connection.execute(select(windows.c.device, windows.c.report).where(own)) if wanted else ():
+            quality = facts[row.device].quality
+            if quality is not None:
+                read[row.device] = pool.read(quality.window, quality.first, row.report.get("sketches") or {})
+    return pool.put(read)
 
 
 def _returns(connection: Connection, rollout: Rollout, devices: list[str], now: datetime) -> dict[str, int]:

@@ -11,6 +11,7 @@ from landreeve.wire.messages import Probation
 from landreeve.wire.schedule import Schedule
 from landreeve.wire.strategy import Strategy
 
+from landreeve_hub.rollout.drifting import Pool
 from landreeve_hub.rollout.policy import Plan
 from landreeve_hub.rollout.roster import EMPTY, Member, Roster, Told
 from landreeve_hub.rollout.waiting import Waiting
@@ -99,11 +100,14 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """The verdict on the newest closed window of a release on a device."""
+    """The verdict on the newest closed window of a release on a device, and the numbers of that and of the first."""
 
     release: str
     verdict: str
     sentence: str = ""
+    window: int = 0
+    first: int = 0
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +171,8 @@ class Around:
     is an older rollout of the same model that has not ended, ``later`` a newer one under which something was ordered;
     ``child`` the return this rollout began; ``gone`` that what a late one belongs to goes back; ``returns`` how often
     this model went back by itself within the ping-pong window; ``first`` the rollouts of components that come
-    before this one's (``plan.after``)."""
+    before this one's (``plan.after``); ``drift`` the newest windows under the release, where the plan asks for them.
+    """
 
     busy: Mapping[str, str] = field(default_factory=dict)
     earlier: str = ""
@@ -176,6 +181,7 @@ class Around:
     later: str = ""
     first: tuple[First, ...] = ()
     gone: bool = False
+    drift: Pool | None = None
 
 
 @dataclass(frozen=True, slots=True)
