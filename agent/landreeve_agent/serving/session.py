@@ -118,6 +118,7 @@ class OnnxRuntime:
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
         self._run = _bound_run(self._session)
+        _let_bytes_go(self._session)
         self._names = list(self.outputs)
 
     def run(self, feeds: Sequence[Array]) -> list[Array]:
@@ -138,6 +139,13 @@ def _bound_run(session: Any) -> Any:
     """The binding's own ``run``: the wrapper around it checks the names anew at every call, 2 µs of a small graph's 8.
     It is no public name, so a version without it is served through the wrapper."""
     return getattr(getattr(session, "_sess", None), "run", session.run)
+
+
+def _let_bytes_go(session: Any) -> None:
+    """The wrapper keeps the graph's bytes to open it again on other providers, which is never asked of it here: a large
+    model would take its memory twice."""
+    if getattr(session, "_sess", None) is not None and hasattr(session, "_model_bytes"):
+        session._model_bytes = None
 
 
 def _provider(available: list[str], device: str) -> str:
