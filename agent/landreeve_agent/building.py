@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from landreeve.blobs.store import BlobStore
@@ -45,14 +45,7 @@ from landreeve_agent.membership import Membership
 from landreeve_agent.orders import Orders
 from landreeve_agent.rooms import Rooms, Trouble
 from landreeve_agent.schedule.jobs import BadScheduleError, Schedule
-from landreeve_agent.sealing import (
-    blob_codec,
-    opened_vault,
-    spool_keys,
-    spool_unseal,
-    store_keys,
-    training_folder,
-)
+from landreeve_agent.sealing import AtRest, training_folder
 from landreeve_agent.selfupdate import beside_models, health_of
 from landreeve_agent.serving.door import door
 from landreeve_agent.store.database import Database
@@ -71,9 +64,6 @@ from landreeve_agent.update.runner import Options as UpdateOptions
 from landreeve_agent.update.runner import Runner
 from landreeve_agent.update.standing import Phase
 from landreeve_agent.version import agent_version
-
-if TYPE_CHECKING:
-    from landreeve.sealed.vault import Vault
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +88,7 @@ class House:
     hold: Hold
     leave: Callable[[], None] = lambda: None
     restarting: bool = False
-    vault: "Vault | None" = None
+    at_rest: AtRest = field(default_factory=AtRest)
     moved: tuple[str, ...] = ()
     _recovered: asyncio.Event = field(default_factory=asyncio.Event)
     _closing: bool = False
@@ -113,13 +103,13 @@ class House:
         `StateError`."""
         listener, hold = _ports(state, settings, problem)
         try:
-            vault = opened_vault(state, settings)
-            database = Database(state.database, keys=store_keys(vault))
+            at_rest = AtRest.opened(state, settings).settled(state, settings)
+            database = Database(state.database, keys=at_rest.store_keys)
         except BaseException:
             listener.close()
             hold.close()
             raise
-        house = cls(state, settings, problem, clock, database, listener, hold, leave, vault=vault)
+        house = cls(state, settings, problem, clock, database, listener, hold, leave, at_rest=at_rest)
         house.moved = _moved(settings, house) if not problem else ()
         house._make_rooms()
         house._make_console()
@@ -133,19 +123,19 @@ class House:
         self.mutual = Mutual(self.audit, self.outbox, self.clock, lambda: self.membership.identity is not None)
         self.rooms = Rooms(self._room_failed)
         self.definitions = Definitions(state.definitions)
-        self.blobs = BlobStore(state.blobs, codec=blob_codec(self.vault))
+        self.blobs = BlobStore(state.blobs, codec=self.at_rest.blob_codec)
         self.recent = Recent()
         serving = settings.serving
         self.doors = Doors(settings, functools.partial(_after_a_kill, last=_last_ports(state)))
         self.inference = Inference(
             state.spool, self.hold, self._worker_restarted, door(serving, state), serving.memory_mb, serving.isolated,
-            self.doors.grpc, self.doors.grpc_max_bytes, spool_keys(self.vault),
+            self.doors.grpc, self.doors.grpc_max_bytes, self.at_rest.secrets,
         )  # fmt: skip
         self.reporter = Reporter(
             self.database, self.outbox, self.recent, MachineProbe(state.root), self._worker_figures,
             settings.telemetry.interval_s, self.meter,
         )  # fmt: skip
-        self.spool = Spool(self.database, state.spool, self.recent.add, spool_unseal(self.vault))
+        self.spool = Spool(self.database, state.spool, self.recent.add, self.at_rest.spool_unseal)
         self.gate = site_gate(self.database, self.clock, settings.transfer, self._tell)
         self.membership = Membership(
             state, self.outbox, self.blobs, settings.link, self.clock,
@@ -160,8 +150,16 @@ class House:
             self.database, self.outbox, self.definitions, self.blobs,
             folder=training_folder(state, settings), models=state.models, site=self.site, clock=self.clock,
             threads=settings.training.threads or max(1, (os.cpu_count() or 2) - 1),
+            files=self.at_rest.files, raw=self.at_rest.raw,
         )  # fmt: skip
-        self.windows = Windows(self.database, self.outbox, self.definitions, models=state.models, clock=self.clock)
+        self.windows = Windows(
+            self.database,
+            self.outbox,
+            self.definitions,
+            models=state.models,
+            clock=self.clock,
+            files=self.at_rest.files,
+        )
         self.actions = Actions(self.database, self.outbox, self.definitions, self.trainings, self.runner, self.clock)
         self.orders = Orders(self.database, self.reporter, self.actions.of_hub(), self.clock)
         self.schedule = Schedule(self.rooms.failed, self.rooms.recovered)
@@ -197,6 +195,8 @@ class House:
             wanted=self.settings.serving.device,
             objective=tuning.objective,
             limits=Limits(memory_mb=tuning.memory_mb, cold_start_s=tuning.cold_start_s),
+            files=self.at_rest.files,
+            raw=self.at_rest.raw,
         )
 
     def _make_runner(self) -> Runner:
@@ -215,11 +215,8 @@ class House:
                 preflight_deadline_s=self.settings.tuning.deadline_s,
                 probation_every_s=self.settings.update.judge_every_s,
             ),
-            on_change=self._adopt_definitions,
-            on_believed=self._believed,
-            box=self._box,
-            look=self.inference.status,
-            kinds=self._beside,
+            on_change=self._adopt_definitions, on_believed=self._believed, box=self._box,
+            look=self.inference.status, kinds=self._beside, files=self.at_rest.files,
         )  # fmt: skip
 
     def _make_console(self) -> None:
@@ -313,6 +310,7 @@ class House:
         self.listener.close()
         self.hold.close()
         self.doors.close()
+        self.at_rest.close()
 
     async def _update(self) -> None:
         if not self._recovered.is_set():
@@ -428,7 +426,9 @@ class House:
             if name in self.definitions or name in self.definitions.problems:
                 continue
             try:
-                self.definitions.put(load_definition(self.state.models / name / active.release[:12]))
+                self.definitions.put(
+                    load_definition(self.state.models / name / active.release[:12], self.at_rest.files)
+                )
             except (BadDefinitionError, OSError) as error:
                 logger.warning("model %s came without a definition that can be used: %s", name, error)
 

@@ -5,13 +5,13 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from landreeve_agent.serving.control import Route, Version, WorkerStatus
+from landreeve_agent.serving.control import NO_SECRETS, Route, Secrets, Version, WorkerStatus
 from landreeve_agent.serving.door import Door
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.supervise import Options, WorkerProcess
@@ -57,7 +57,7 @@ class Inference:
     isolated: Collection[str] = ()
     grpc: Hold | None = None
     grpc_max_bytes: int = 0
-    spool_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    secrets: Secrets = NO_SECRETS
     _worker: WorkerProcess | None = field(default=None)
 
     @property
@@ -96,7 +96,7 @@ class Inference:
             tls_key=door.key,
             grpc=self.grpc.address if self.grpc else None,
             grpc_max_bytes=self.grpc_max_bytes or None,
-            spool_keys=self.spool_keys,
+            secrets=self.secrets,
         )
 
     def _placed(self, route: Route) -> Route:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.release.manifest import Column, Gates, Signature, TensorSpec
 from landreeve.wire.ids import BadIdError, check_id
 
@@ -163,11 +164,11 @@ def parse_definition(data: bytes, *, form: str = "json") -> Definition:
     return check_definition(definition)
 
 
-def load_definition(path: Path) -> Definition:
+def load_definition(path: Path, files: Files = PLAIN) -> Definition:
     """The definition in a ``.json`` or ``.toml`` file, or in ``definition.json`` of a folder."""
     file = path / "definition.json" if path.is_dir() else path
     try:
-        data = file.read_bytes()
+        data = files.read(file)
     except OSError as error:
         raise BadDefinitionError(f"definition {file}: cannot be read: {error.strerror}") from error
     return parse_definition(data, form="toml" if file.suffix == ".toml" else "json")

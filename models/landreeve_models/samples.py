@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.release.manifest import TensorSpec
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load, load_file
 
 from landreeve_models.definition import Definition
 
@@ -50,9 +51,9 @@ class Golden:
         return tuple(array[first:last] for array in self.inputs)
 
 
-def read_golden(folder: Path, definition: Definition) -> Golden:
+def read_golden(folder: Path, definition: Definition, files: Files = PLAIN) -> Golden:
     """The golden set of a release folder, every shape checked; `BadSampleError` when something does not fit."""
-    tensors = _load(folder / "golden.safetensors")
+    tensors = _load(folder / "golden.safetensors", files)
     inputs: tuple[Array, ...]
     expected: tuple[Array, ...]
     if definition.tabular:
@@ -69,9 +70,9 @@ def read_golden(folder: Path, definition: Definition) -> Golden:
     return Golden(inputs, expected, label)
 
 
-def read_calibration(folder: Path, definition: Definition) -> tuple[Array, ...]:
+def read_calibration(folder: Path, definition: Definition, files: Files = PLAIN) -> tuple[Array, ...]:
     """The calibration sample of a release folder, one array for each input; `BadSampleError` when it does not fit."""
-    tensors = _load(folder / "calibration.safetensors")
+    tensors = _load(folder / "calibration.safetensors", files)
     if definition.tabular:
         return (_array(tensors, "x", TensorSpec(name="x", datatype="FP32", shape=(-1, len(definition.columns)))),)
     found = tuple(_array(tensors, f"input.{spec.name}", spec) for spec in definition.tensors)
@@ -108,9 +109,9 @@ def predictions(definition: Definition, outputs: Sequence[Array]) -> list[float]
     return found
 
 
-def _load(path: Path) -> dict[str, Array]:
+def _load(path: Path, files: Files) -> dict[str, Array]:
     try:
-        return load_file(path)
+        return load_file(path) if files is PLAIN else load(files.read(path))
     except (OSError, SafetensorError) as error:
         raise BadSampleError(f"{path.name}: {error}") from error
 

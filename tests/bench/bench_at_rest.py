@@ -17,15 +17,22 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+import onnx
 from landreeve.blobs.codec import Codec
 from landreeve.blobs.store import BlobStore
 from landreeve.release.manifest import block_digests, digest_of
 from landreeve.sealed import sqlite
 from landreeve.sealed.blobs import SealedCodec
+from landreeve.sealed.files import SealedFiles
 from landreeve.sealed.lines import LineSealer
 from landreeve.wire.codec import BLOCK_BYTES
 from landreeve_agent.serving.capture import Spool
+from landreeve_agent.serving.control import Plan, Route, Secrets, Version
+from landreeve_agent.serving.supervise import Options, WorkerProcess
 from landreeve_agent.store.database import Database
+
+from tests.agent.onnx_models import write_release
 
 KEY = bytes(range(32))
 KEYS = {"00" * 8: KEY}
@@ -121,6 +128,63 @@ def measured(root: Path) -> dict[str, tuple[list[Cost], list[Cost]]]:
     return found
 
 
+def large_release(folder: Path, size: int) -> None:
+    """A release whose graph also multiplies by a matrix of ``size`` squared weights, without effect."""
+    write_release(folder)
+    model = onnx.load_model_from_string((folder / "model.onnx").read_bytes())
+    draw = np.random.default_rng(0)
+    weights = {
+        "in": np.zeros((4, size), np.float32),
+        "large": draw.normal(size=(size, size)).astype(np.float32),
+        "out": np.zeros((size, 4), np.float32),
+        "zero": np.zeros((), np.float32),
+    }
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(a, f"bench.{n}") for n, a in weights.items())
+    made = [("IsNaN", ("x",)), ("Where", ("1", "bench.zero", "x")), ("MatMul", ("2", "bench.in"))]
+    made += [("MatMul", ("3", "bench.large")), ("MatMul", ("4", "bench.out")), ("Add", ("x", "5"))]
+    nodes = [onnx.helper.make_node(kind, inputs, [str(n)]) for n, (kind, inputs) in enumerate(made, start=1)]
+    for node in model.graph.node:
+        node.input[:] = ["6" if name == "x" else name for name in node.input]
+    nodes += list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+
+
+async def worker_mb(root: Path, size: int, *, sealed: bool) -> tuple[float, float]:
+    """What a worker holds that serves the release, and the most it held, in MB."""
+    folder, options = root / "models" / "delay" / "abc", Options()
+    large_release(folder, size) if size else write_release(folder)
+    if sealed:
+        files = SealedFiles(root, KEYS)
+        for path in folder.iterdir():
+            files.seal(path)
+        options = Options(secrets=Secrets(spool={name: key.hex() for name, key in KEYS.items()}, files=files.opening))
+    worker = WorkerProcess(root / "spool", options=options)
+    await worker.start()
+    try:
+        await worker.apply((Route(model="delay", active=Version("delay", "1", "a" * 64, str(folder), Plan())),))
+        pid = (await worker.status()).pid
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()  # noqa: ASYNC240 - not a disk's
+        found = {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("Vm")}
+        return found["VmRSS"], found["VmHWM"]
+    finally:
+        await worker.stop()
+
+
+def memory_rows() -> list[dict[str, object]]:
+    """Memory of a worker with a small table's model and with one of 90 MB, plain and sealed; printed too."""
+    rows = []
+    for what, size, most in (("tabular", 0, 85.0), ("90 MB", 4750, 200.0)):
+        for sealed in (False, True):
+            with tempfile.TemporaryDirectory(prefix="landreeve-at-rest-") as folder:
+                holds, peak = asyncio.run(worker_mb(Path(folder), size, sealed=sealed))
+            name = f"worker, {what} model, {'sealed' if sealed else 'plain'}"
+            print(f"{name}: holds {holds:.0f} MB, at most {peak:.0f}")
+            rows += [row(f"{name}: holds", holds, "MB", most), row(f"{name}: held at most", peak, "MB")]
+    return rows
+
+
 def row(what: str, value: float, unit: str, bar: float | None = None, *, most: bool = True) -> dict[str, object]:
     """One line of the JSON; ``most`` says that the bar is an upper one."""
     holds = None if bar is None else (value <= bar if most else value >= bar)
@@ -146,6 +210,7 @@ def main() -> None:
     per_row = median(one[1] for one in found["spool: 3,000 appends of one row"][1]) / APPENDS * 1e6
     rows.append(row("spool: one row, sealed", per_row, "CPU µs", 25))
     print(f"spool: one row, sealed: {per_row:.1f} CPU µs")
+    rows += memory_rows()
     print(f"SQLCipher on SQLite {sqlite.module().sqlite_version}; plain SQLite {sqlite3.sqlite_version}")
     target = Path(__file__).parents[2] / "build" / "bench" / "at_rest.json"
     target.parent.mkdir(parents=True, exist_ok=True)

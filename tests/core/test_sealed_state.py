@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import platform
 import random
 import signal
 import sqlite3
@@ -14,8 +15,10 @@ import pytest
 from landreeve.blobs.codec import BlobWriter
 from landreeve.blobs.durable import write_durably
 from landreeve.blobs.store import BlobStore
+from landreeve.cli import Format
 from landreeve.sealed import sqlite, state
 from landreeve.sealed.blobs import SealedCodec
+from landreeve.sealed.commands import Place, encrypt
 from landreeve.sealed.errors import BadVaultError, KeyMissingError, WrongKeyError
 from landreeve.sealed.lines import LineSealer
 from landreeve.sealed.state import Parts
@@ -70,6 +73,21 @@ def rows(folder: Folder, vault: Vault | None) -> int:
         return int(connection.execute("SELECT count(*) FROM t").fetchone()[0])
     finally:
         connection.close()
+
+
+def test_without_sqlcipher_nothing_is_begun_and_the_sentence_says_where_it_runs(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.fill()
+    monkeypatch.setitem(sys.modules, "sqlcipher3", None)  # as Python does where it is not installed
+    place = Place(folder.root, folder.parts.database, folder.parts.blobs, "", lambda _: None, contextlib.nullcontext)
+    with pytest.raises(SystemExit):
+        encrypt(place, folder.source, Format.TABLE)
+    said = capsys.readouterr().err
+    assert f"Python {platform.python_version()}" in said
+    assert "pip install 'landreeve[sealed]'" in said
+    assert not folder.parts.vault.exists()
+    assert folder.hits() == sorted(["agent.db", folder.digest])
 
 
 def test_sealed_and_unsealed_again_it_is_the_same_and_only_the_plain_one_can_be_read(folder: Folder) -> None:

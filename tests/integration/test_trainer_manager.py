@@ -62,18 +62,18 @@ class Site:
             clock=lambda: NOW,
         )
 
-    async def fill(self, *, signal_strength: float) -> None:
+    async def fill(self, *, signal_strength: float, side: str = "right") -> None:
         draw = np.random.default_rng(3)
         a, b = draw.normal(size=ROWS), draw.normal(size=ROWS)
-        side = np.where(draw.random(ROWS) < 0.5, "left", "right")
-        chance = 1 / (1 + np.exp(-signal_strength * (a + (side == "right"))))
+        sides = np.where(draw.random(ROWS) < 0.5, "left", side)
+        chance = 1 / (1 + np.exp(-signal_strength * (a + (sides == side))))
         label = (draw.random(ROWS) < chance).astype(float)
         moments = [stamp(START + timedelta(minutes=20 * i)) for i in range(ROWS)]
         rows = [
             {"a": float(x), "b": None if i % 7 == 0 else float(y)} for i, (x, y) in enumerate(zip(a, b, strict=True))
         ]
         samples = [
-            ("toy", f"r{i}", moments[i], msgspec.json.encode(rows[i] | {"side": str(side[i])}).decode(), moments[i])
+            ("toy", f"r{i}", moments[i], msgspec.json.encode(rows[i] | {"side": str(sides[i])}).decode(), moments[i])
             for i in range(ROWS)
         ]
         labels = [("toy", f"r{i}", label[i], moments[i], moments[i]) for i in range(ROWS)]

@@ -12,9 +12,11 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
+from landreeve.sealed.files import SealedFiles
 from landreeve_agent.intake.line import Line, parse_lines
-from landreeve_agent.serving.control import Plan, Route, Share, Version
+from landreeve_agent.serving.control import Plan, Route, Secrets, Share, Version
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.supervise import CRASH_LOOP, Limits, Options, WorkerProcess
 
@@ -312,12 +314,36 @@ def open_files() -> set[str]:
     return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
+async def test_a_sealed_version_and_its_tuned_graph_are_served_here_and_in_a_process_of_their_own(
+    tmp_path: Path,
+) -> None:
+    folder = write_release(tmp_path / "models" / "delay" / "abc")
+    (folder / "model.qdq.onnx").write_bytes((folder / "model.onnx").read_bytes())
+    files = SealedFiles(tmp_path, {"00" * 8: b"k" * 32})
+    for path in list(folder.iterdir()):
+        files.seal(path)
+    assert b"ir_version" not in (folder / "model.onnx").read_bytes()
+    tuned = version(folder, plan=Plan(graph="model.qdq.onnx", recipe="qdq", precision="int8"))
+    worker = WorkerProcess(tmp_path / "spool", options=Options(secrets=Secrets(files=files.opening)))
+    await worker.start()
+    try:
+        for asked in (version(folder), tuned, msgspec.structs.replace(tuned, isolated=True)):
+            await worker.apply((Route(model="delay", active=asked),))
+            assert (await post(worker, body()))[0] == 200
+            assert "int8" in (await worker.status()).models[0].used or asked == version(folder)
+        (folder / "model.onnx").write_bytes((folder / "model.qdq.onnx").read_bytes())  # put in its place by somebody
+        with pytest.raises(LoadFailedError, match="sealed elsewhere, or altered"):
+            await worker.apply((Route(model="delay", active=version(folder, "2.0.0")),))
+    finally:
+        await worker.stop()
+
+
 async def test_a_worker_that_cannot_be_started_leaves_no_open_pipe_with_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     worker = WorkerProcess(
-        tmp_path / "spool", limits=Limits(start_s=0.3), options=Options(spool_keys={"now": b"k" * 32})
+        tmp_path / "spool", limits=Limits(start_s=0.3), options=Options(secrets=Secrets(spool={"now": "6b" * 32}))
     )
     before = open_files()
     with pytest.raises(LoadFailedError, match="did not start"):

@@ -105,15 +105,15 @@ def _former(state: StateFolder) -> "Former":
     """What a box that becomes another device brings along; only while no agent runs on it."""
     from landreeve_agent import lock
     from landreeve_agent.link.enrol import Former
-    from landreeve_agent.sealing import opened_vault, store_keys
+    from landreeve_agent.sealing import AtRest
     from landreeve_agent.store.database import Database
 
     held = lock.take(state.run / "lock")  # raises when an agent has it
     held.release()
     if not state.database.exists():
         return Former()
-    vault = opened_vault(state, load_settings(state, os.environ, {}).values)
-    database = Database(state.database, keys=store_keys(vault))
+    at_rest = AtRest.opened(state, load_settings(state, os.environ, {}).values)
+    database = Database(state.database, keys=at_rest.store_keys)
     try:
         query = "SELECT value FROM meta WHERE key = 'desired.generation'"
         row = asyncio.run(database.read(lambda tables: tables.conn.execute(query).fetchone()))

@@ -1,12 +1,13 @@
 """How the models of this box run, and why: the reports of their preflights."""
 
-from pathlib import Path
+import os
 from typing import Annotated, Any
 
 import typer
 from landreeve.cli import Exit, Format, emit, fail, note
 
 from landreeve_agent.commands.options import Output, state_of
+from landreeve_agent.config import StateFolder, load_settings
 
 Name = Annotated[str | None, typer.Argument(help="the model's name; without it, every model's plan in a line")]
 
@@ -22,7 +23,7 @@ def plans(context: typer.Context, model: Name = None, output: Output = Format.TA
 
     from landreeve_agent.tuning.report import PreflightReport
 
-    found = _reports(state_of(context).models)
+    found = _reports(state_of(context))
     if model is None:
         emit([_line(name, report) for name, report in found.items()], output, tuple(_COLUMNS))
         if not found:
@@ -41,14 +42,20 @@ def plans(context: typer.Context, model: Name = None, output: Output = Format.TA
 _COLUMNS = ("model", "plan", "p50_us", "times_faster", "metric", "value", "memory_mb", "source")
 
 
-def _reports(models: Path) -> dict[str, Any]:
+def _reports(state: StateFolder) -> dict[str, Any]:
     """The kept report of what serves, by model; read from disk, so that no agent need run."""
+    from landreeve_agent.sealing import AtRest
+    from landreeve_agent.store.database import StoreError
     from landreeve_agent.tuning.cache import read_kept
     from landreeve_agent.update.pointer import read_pointers, release_folder
 
+    try:
+        files = AtRest.opened(state, load_settings(state, os.environ, {}).values).files
+    except StoreError as error:
+        fail(Exit.AUTH, str(error))
     kept = {
-        name: read_kept(release_folder(models, name, installed.release))
-        for name, installed in read_pointers(models).items()
+        name: read_kept(release_folder(state.models, name, installed.release), files)
+        for name, installed in read_pointers(state.models).items()
     }
     return {name: each.report for name, each in kept.items() if each is not None}
 

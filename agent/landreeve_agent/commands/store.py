@@ -15,6 +15,7 @@ from landreeve.settings import write_values
 from landreeve_agent.commands.options import Output, state_of
 from landreeve_agent.config import AgentSettings, StateFolder, load_settings
 from landreeve_agent.errors import AlreadyRunningError
+from landreeve_agent.sealing import training_folder
 
 if TYPE_CHECKING:
     from landreeve.sealed.vault import Vault
@@ -61,6 +62,7 @@ def recover(context: typer.Context, key: Key, output: Output = Format.TABLE) -> 
 def _place(context: typer.Context) -> commands.Place:
     state = state_of(context)
     state.prepare()
+    settings = load_settings(state, os.environ, {}).values
 
     @contextmanager
     def only_one() -> Iterator[None]:
@@ -79,23 +81,25 @@ def _place(context: typer.Context) -> commands.Place:
         state.root,
         state.database,
         (state.blobs,),
-        load_settings(state, os.environ, {}).values.at_rest.key,
+        settings.at_rest.key,
         lambda source: write_values(state.settings_file, AgentSettings, {"at_rest.key": source}),
         only_one,
         lambda vault: _drain(state, vault),
+        state.models,
+        (training_folder(state, settings),),
     )
 
 
 def _drain(state: StateFolder, vault: "Vault") -> None:
     """Read what a killed worker left in the spool: its lines are sealed, and without the vault nobody could."""
     from landreeve_agent.intake.spool import Spool
-    from landreeve_agent.sealing import spool_unseal, store_keys
+    from landreeve_agent.sealing import spool_unseal
     from landreeve_agent.store.database import Database, StoreError
 
     if not state.database.exists():
         return
     try:
-        database = Database(state.database, keys=store_keys(vault))
+        database = Database(state.database, keys=list(vault.keys("store").values()))
     except StoreError as error:
         fail(Exit.FAILURE, str(error))
     try:

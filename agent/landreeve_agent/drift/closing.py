@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.release.manifest import BadReleaseError
 from landreeve.wire.messages import DriftReport, Event
 from landreeve_models.baseline import Baseline
@@ -47,6 +48,7 @@ class Judging:
     """Judges windows; ``models`` holds the materialised releases, whose baselines are kept in memory."""
 
     models: Path
+    files: Files = PLAIN
     _baselines: dict[str, Baseline] = field(default_factory=dict)
 
     def judge(self, definition: Definition, window: int, answered: Answered | None, before: Sequence[Closed]) -> Closed:
@@ -87,7 +89,7 @@ class Judging:
 
     def _baseline(self, model: str, release: str) -> Baseline:
         if release not in self._baselines:
-            data = (self.models / model / release[:12] / "baseline.json").read_bytes()
+            data = self.files.read(self.models / model / release[:12] / "baseline.json")
             self._baselines = {**dict(list(self._baselines.items())[-3:]), release: Baseline.from_bytes(data)}
         return self._baselines[release]
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from landreeve.blobs.files import PLAIN, Files
 from landreeve_models.definition import Definition
 from sqlite_utils import Database as SqliteDatabase
 
@@ -34,9 +35,10 @@ class Windows:
         *,
         models: Path,
         clock: Callable[[], datetime],
+        files: Files = PLAIN,
     ) -> None:
         self._database, self._outbox, self._definitions = database, outbox, definitions
-        self._models, self._clock = models, clock
+        self._models, self._clock, self._files = models, clock, files
         self._judging: Judging | None = None
 
     async def advance(self) -> int:
@@ -53,7 +55,7 @@ class Windows:
         from landreeve_agent.drift import closing, history  # with numpy: only when there is something to judge
 
         if self._judging is None:
-            self._judging = closing.Judging(self._models)
+            self._judging = closing.Judging(self._models, self._files)
         answered = await self._database.read(lambda db: closing.answered_rows(db, definition, window))
         before = await self._database.read(lambda db: history.before(db, definition.name, window))
         closed = await asyncio.to_thread(self._judging.judge, definition, window, answered, before)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import TypeVar
 
 import msgspec
+from landreeve.blobs.files import Opening
 
 CERTIFICATE, KEY = "serving.crt", "serving.key"  # of the inference server, in the state folder's keys
 MAX_FRAME_BYTES = 16 * 1024 * 1024
@@ -125,6 +126,20 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     errors: int = 0
     shadow_failures: int = 0
     capture_failures: int = 0
+
+
+class Secrets(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker of a sealed site gets through a pipe of its own: the capture spool's keys as hex, by id, and what
+    opens the files of releases."""
+
+    spool: dict[str, str] = {}
+    files: Opening = Opening()
+
+    def __repr__(self) -> str:
+        return f"Secrets({self.files!r})"  # never the keys: it may end in a log
+
+
+NO_SECRETS = Secrets()
 
 
 class Apply(msgspec.Struct, frozen=True, kw_only=True, tag="apply"):

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import msgspec
+from landreeve.blobs.files import Opening
 
 from landreeve_agent.serving.arena import Arena, Channel, ChannelClosedError, Signal
 from landreeve_agent.serving.control import Plan
@@ -23,10 +24,11 @@ from landreeve_agent.serving.session import Session, open_session
 
 
 class Open(msgspec.Struct, frozen=True):
-    """Open this graph by this plan."""
+    """Open this graph by this plan; ``opening`` reads it where it is sealed."""
 
     plan: Plan
     graph: str
+    opening: Opening = Opening()
 
 
 class OpenedBy(msgspec.Struct, frozen=True):
@@ -50,7 +52,7 @@ def opened(channel: Channel) -> Session:
     _, length = channel.receive()
     wanted = msgspec.json.decode(channel.text(length), type=Open)
     try:
-        found = open_session(wanted.plan, Path(wanted.graph).read_bytes())
+        found = open_session(wanted.plan, wanted.opening.files().read(Path(wanted.graph)))
     except (LoadFailedError, OSError) as error:
         cause = error.cause if isinstance(error, LoadFailedError) else "bad_release"
         sentence = error.sentence if isinstance(error, LoadFailedError) else str(error)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from landreeve.blobs.files import PLAIN, Files
+
 from landreeve_agent.serving.control import Residence, Route, Share, Version
 from landreeve_agent.serving.errors import LoadFailedError, UnknownError
 from landreeve_agent.serving.memory import Memory, Worth, give_back
@@ -27,12 +29,14 @@ Have = dict[tuple[Version, bool], Lane]
 
 
 class Lanes:
-    """Owned by the event loop. ``on_lost(version, cause, restarts)`` is called on it when a version's process ended."""
+    """Owned by the event loop. ``on_lost(version, cause, restarts)`` is called on it when a version's process ended;
+    ``files`` reads the versions' folders."""
 
-    def __init__(self, routes: Routes, memory: Memory, on_lost: OnLost) -> None:
+    def __init__(self, routes: Routes, memory: Memory, on_lost: OnLost, files: Files = PLAIN) -> None:
         self._routes = routes
         self._memory = memory
         self._on_lost = on_lost
+        self._files = files
         self._loop = asyncio.get_running_loop()
         self._unloaded: dict[str, Route] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,8 +102,9 @@ class Lanes:
 
     async def _load(self, version: Version, *, lenient: bool) -> LoadedModel:
         model = await asyncio.to_thread(
-            load, version, checked=lenient, memory=self._memory, asleep=lenient, on_end=self._lost(version)
-        )
+            load, version, files=self._files, checked=lenient, memory=self._memory, asleep=lenient,
+            on_end=self._lost(version),
+        )  # fmt: skip
         if model.resident is not None:
             model.resident.on_move = lambda wait: self._moved(version, wait=wait)
         return model

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.release.manifest import BadReleaseError, Column
 from landreeve_models.definition import BadDefinitionError, Definition, load_definition
 from landreeve_models.features.pipeline import Pipeline
@@ -83,6 +84,7 @@ class LoadedModel:
 def load(
     version: Version,
     *,
+    files: Files = PLAIN,
     checked: bool = False,
     memory: Memory | None = None,
     asleep: bool = False,
@@ -90,6 +92,7 @@ def load(
 ) -> LoadedModel:
     """Load and warm a version; `LoadFailedError` says why it cannot serve.
 
+    ``files`` reads the version's folder.
     ``checked`` skips the graph's policy: only for a version that a worker of this supervisor has served before.
     ``asleep`` leaves the graph to the first run. ``on_end`` hears when the version's own process ends.
     """
@@ -97,19 +100,19 @@ def load(
     plan = _available(folder, version.plan)
     graph = folder / plan.graph
     try:
-        definition = load_definition(folder)
-        pipeline = Pipeline.from_bytes((folder / "features.json").read_bytes()) if definition.tabular else None
-        graph_bytes = graph.stat().st_size
+        definition = load_definition(folder, files)
+        pipeline = Pipeline.from_bytes(files.read(folder / "features.json")) if definition.tabular else None
+        graph_bytes = files.size(graph)
         if not checked:
-            require_accepted(graph)
-        sample = _sample(folder, definition)
+            require_accepted(graph, files)
+        sample = _sample(folder, definition, files)
     except (OSError, BadReleaseError, BadDefinitionError) as error:
         raise LoadFailedError("bad_release", f"{name}: {error}") from error
     except LoadFailedError as error:
         raise LoadFailedError(error.cause, f"{name}: {error.sentence}") from error
     room = memory or Memory(UNLIMITED_BYTES)
     isolated = version.isolated or plan.backend in CHILD_BACKENDS
-    opener = _Opener(name, graph, isolated=isolated, runtimes=room.runtimes, on_end=on_end)
+    opener = _Opener(name, graph, files, isolated=isolated, runtimes=room.runtimes, on_end=on_end)
     resident = Resident(name, plan, opener.open, sample, graph_bytes=graph_bytes, memory=room, prepare=opener.prepare)
     if not asleep:
         resident.wake()
@@ -123,6 +126,7 @@ class _Opener:
 
     name: str
     graph: Path
+    files: Files
     isolated: bool
     runtimes: set[str]
     on_end: OnEnd | None
@@ -139,8 +143,8 @@ class _Opener:
         """The graph by that plan; `LoadFailedError` names the version."""
         try:
             if self.isolated:
-                return RemoteSession.open(plan, self.graph, on_end=self.on_end).opened
-            return open_session(plan, self.graph.read_bytes())
+                return RemoteSession.open(plan, self.graph, self.files, on_end=self.on_end).opened
+            return open_session(plan, self.files.read(self.graph))
         except OSError as error:
             raise LoadFailedError("bad_release", f"{self.name}: {error}") from error
         except LoadFailedError as error:
@@ -154,11 +158,11 @@ def _available(folder: Path, plan: Plan) -> Plan:
     return Plan(wanted=plan.wanted, reason=f"{plan.graph} is gone: default plan until the next preflight")
 
 
-def _sample(folder: Path, definition: Definition) -> list[Array]:
+def _sample(folder: Path, definition: Definition, files: Files) -> list[Array]:
     """One row to warm up with: a real one where the release has a calibration set, else zeros."""
     if (folder / "calibration.safetensors").exists():
         try:
-            return [np.array(x[:1]) for x in read_calibration(folder, definition)]  # copies: the whole set goes
+            return [np.array(x[:1]) for x in read_calibration(folder, definition, files)]  # copies: the whole set goes
         except BadSampleError as error:
             raise LoadFailedError("bad_release", f"calibration.safetensors: {error}") from error
     if definition.tabular:

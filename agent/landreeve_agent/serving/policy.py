@@ -1,14 +1,18 @@
 """Is this graph one that may be loaded? Asked of a child process under resource limits, before any runtime sees it.
 
 A child, because parsing hostile protobuf is native code, and because the parser's memory then leaves with it:
-the worker stays small. ``python -m landreeve_agent.serving.policy FILE`` prints nothing and exits 0, or prints the
-reason and exits 3; the graph's ends must be those of ``definition.json`` beside it.
+the worker stays small. ``python -m landreeve_agent.serving.policy FILE`` reads from stdin what opens the file where it
+is sealed (`landreeve.blobs.files.Opening`), prints nothing and exits 0, or prints the reason and exits 3; the graph's
+ends must be those of ``definition.json`` beside it.
 """
 
 import resource
 import subprocess
 import sys
 from pathlib import Path
+
+import msgspec
+from landreeve.blobs.files import PLAIN, Files, Opening
 
 from landreeve_agent.serving.errors import LoadFailedError
 
@@ -17,19 +21,19 @@ REFUSED = 3
 _MAX_ADDRESS_SPACE_BYTES = 4 * 1024**3
 
 
-def require_accepted(path: Path) -> None:
+def require_accepted(path: Path, files: Files = PLAIN) -> None:
     """Return when the policy accepts the graph; else `LoadFailedError` with its reason."""
     command = [sys.executable, "-m", "landreeve_agent.serving.policy", str(path)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=DEADLINE_S, check=False, stdin=subprocess.DEVNULL
+            command, capture_output=True, timeout=DEADLINE_S, check=False, input=msgspec.json.encode(files.opening)
         )
     except subprocess.TimeoutExpired as error:
         raise LoadFailedError("bad_graph", f"{path.name}: not checked within {DEADLINE_S:g} s") from error
     if done.returncode == REFUSED:
-        raise LoadFailedError("bad_graph", done.stdout.strip())
+        raise LoadFailedError("bad_graph", done.stdout.decode(errors="replace").strip())
     if done.returncode != 0:
-        words = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        words = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit {done.returncode}"])[-1]
         raise LoadFailedError("unchecked_graph", f"{path.name}: the check itself failed: {words[:300]}")
 
 
@@ -42,9 +46,10 @@ def main(path: str) -> int:
     from landreeve_models.onnx_policy import check
 
     graph = Path(path)
+    files = msgspec.json.decode(sys.stdin.buffer.read(), type=Opening).files()
     described = (graph.parent / "definition.json").exists()
     try:
-        check(graph.read_bytes(), signature=load_definition(graph.parent).signature() if described else None)
+        check(files.read(graph), signature=load_definition(graph.parent, files).signature() if described else None)
     except (BadReleaseError, BadDefinitionError) as error:
         sys.stdout.write(str(error))
         return REFUSED

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from landreeve.blobs.files import PLAIN, Files
 from numpy.typing import NDArray
 
 from landreeve_agent.serving.arena import Arena, Channel, ChannelClosedError, Signal, SilentError
@@ -59,7 +60,7 @@ class HostGoneError(Exception):
 class Host:
     """One generation: a process, its channels, its session. Started and ended by one thread, called by any."""
 
-    def __init__(self, plan: Plan, graph: Path, limits: HostLimits) -> None:
+    def __init__(self, plan: Plan, graph: Path, files: Files, limits: HostLimits) -> None:
         """Start the process and open the graph; `LoadFailedError` when that fails."""
         self._limits = limits
         self._channels: list[Channel] = []
@@ -70,7 +71,7 @@ class Host:
         self.gone = False
         self.process = self._spawn(max(1, plan.streams))
         try:
-            self.opened_by = self._open(Open(plan, str(graph)))
+            self.opened_by = self._open(Open(plan, str(graph), files.opening))
         except LoadFailedError:
             self.end()
             raise
@@ -178,10 +179,12 @@ class RemoteSession:
     """
 
     def __init__(
-        self, plan: Plan, graph: Path, *, limits: HostLimits | None = None, on_end: OnEnd | None = None
-    ) -> None:
+        self, plan: Plan, graph: Path, files: Files = PLAIN, *, limits: HostLimits | None = None,
+        on_end: OnEnd | None = None,
+    ) -> None:  # fmt: skip
         self._plan = plan
         self._graph = graph
+        self._files = files
         self._limits = limits or HostLimits()
         self._on_end = on_end
         self._host: Host | None = None
@@ -196,10 +199,11 @@ class RemoteSession:
 
     @classmethod
     def open(
-        cls, plan: Plan, graph: Path, *, limits: HostLimits | None = None, on_end: OnEnd | None = None
-    ) -> "RemoteSession":
+        cls, plan: Plan, graph: Path, files: Files = PLAIN, *, limits: HostLimits | None = None,
+        on_end: OnEnd | None = None,
+    ) -> "RemoteSession":  # fmt: skip
         """A session that has opened its graph once; `LoadFailedError` when it cannot."""
-        session = cls(plan, graph, limits=limits, on_end=on_end)
+        session = cls(plan, graph, files, limits=limits, on_end=on_end)
         session._keeper.start()
         with session._changed:
             session._changed.wait_for(lambda: session._host is not None or session._failed is not None)
@@ -269,7 +273,7 @@ class RemoteSession:
         plan = self._plan
         while not self._closing.is_set():
             try:
-                host = Host(plan, self._graph, self._limits)
+                host = Host(plan, self._graph, self._files, self._limits)
             except LoadFailedError as error:
                 if not self._stood():
                     self._show(None, error)

@@ -14,13 +14,14 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from landreeve_agent.serving.control import (
+    NO_SECRETS,
     Apply,
     Ask,
     BadFrameError,
@@ -30,6 +31,7 @@ from landreeve_agent.serving.control import (
     Plan,
     Refused,
     Route,
+    Secrets,
     Told,
     Version,
     WorkerStatus,
@@ -67,7 +69,7 @@ class Limits:
 class Options:
     """How the worker serves. ``memory_mb`` is for all models together, 0 a share of what is usable. With ``tls_cert``
     and ``tls_key`` (PEM files) it speaks TLS only; ``tokens`` are files with a token callers must send. ``grpc`` is the
-    address it answers gRPC on too, bound and held by the caller."""
+    address it answers gRPC on too, bound and held by the caller; ``secrets`` are those of a sealed site."""
 
     memory_mb: int = 0
     max_body_bytes: int | None = None
@@ -76,7 +78,7 @@ class Options:
     tls_key: Path | None = None
     grpc: tuple[str, int] | None = None
     grpc_max_bytes: int | None = None
-    spool_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    secrets: Secrets = NO_SECRETS
 
     def arguments(self) -> list[str]:
         """As the worker's command line takes them. Tokens go by file: an argument can be read by every program."""
@@ -341,9 +343,9 @@ class _Link:
         """Start a worker on the listening socket; ``lost`` hears of the models' own processes."""
         arguments = ["--fd", str(listening.fileno()), "--spool", str(spool_dir), "--parent", str(os.getpid())]
         arguments += options.arguments()
-        with _secret(options.spool_keys) as secrets:
+        with _piped(options.secrets) as secrets:
             if secrets:
-                arguments += ["--spool-keys", str(secrets[0])]
+                arguments += ["--secrets", str(secrets[0])]
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -433,16 +435,16 @@ class _Link:
 
 
 @contextlib.contextmanager
-def _secret(keys: Mapping[str, bytes]) -> Iterator[tuple[int, ...]]:
-    """A pipe's end that holds the spool's keys, or none where there are none; closed here once it has been passed on,
-    or could not be. Not an argument, nor the environment: those can be read by other programs."""
-    if not keys:
+def _piped(secrets: Secrets) -> Iterator[tuple[int, ...]]:
+    """A pipe's end that holds the secrets, or none where there are none; closed here once it has been passed on, or
+    could not be. Not an argument, nor the environment: those can be read by other programs."""
+    if secrets == NO_SECRETS:
         yield ()
         return
     reading, writing = os.pipe()
     try:
         with os.fdopen(writing, "wb") as pipe:
-            pipe.write(msgspec.json.encode({name: key.hex() for name, key in keys.items()}))
+            pipe.write(msgspec.json.encode(secrets))
         yield (reading,)
     finally:
         os.close(reading)

@@ -31,6 +31,7 @@ from landreeve_agent.serving.control import (
     Hello,
     Lost,
     Refused,
+    Secrets,
     Told,
     ToWorker,
     Version,
@@ -137,14 +138,15 @@ async def _pipe(stdin: int, stdout: int) -> tuple[asyncio.StreamReader, asyncio.
 async def _serve(options: argparse.Namespace, stdin: int, stdout: int) -> None:
     reader, writer = await _pipe(stdin, stdout)
     metrics = Metrics()
-    spool = Spool(Path(options.spool), time.time_ns(), sealer=_sealer(options.spool_keys))
+    secrets = _secrets(options.secrets)
+    spool = Spool(Path(options.spool), time.time_ns(), sealer=_sealer(secrets))
     routes = Routes(spool, metrics)
     memory = Memory(budget_bytes(options.memory_mb, usable_bytes(Path("/"))))
 
     def lost(version: Version, cause: str, restarts: int) -> None:
         writer.write(frame(Lost(model=version.model, version=version.version, cause=cause, restarts=restarts)))
 
-    lanes = Lanes(routes, memory, lost)
+    lanes = Lanes(routes, memory, lost, secrets.files.files())
     repository, access = Repository(lanes, routes, metrics, memory), read_access(options.token)
     server = InferenceServer(
         routes, metrics, repository, access,
@@ -162,15 +164,21 @@ async def _serve(options: argparse.Namespace, stdin: int, stdout: int) -> None:
     spool.close()
 
 
-def _sealer(descriptor: int) -> "LineSealer | None":
-    """What seals the spool's lines, with the keys from the supervisor's pipe."""
+def _secrets(descriptor: int) -> Secrets:
+    """What the supervisor's pipe holds; nothing on a plain site."""
     if descriptor < 0:
+        return Secrets()
+    with os.fdopen(descriptor, "rb") as pipe:
+        return msgspec.json.decode(pipe.read(), type=Secrets)
+
+
+def _sealer(secrets: Secrets) -> "LineSealer | None":
+    """What seals the spool's lines."""
+    if not secrets.spool:
         return None
     from landreeve.sealed.lines import LineSealer
 
-    with os.fdopen(descriptor, "rb") as pipe:
-        keys = msgspec.json.decode(pipe.read(), type=dict[str, str])
-    return LineSealer({name: bytes.fromhex(key) for name, key in keys.items()})
+    return LineSealer({name: bytes.fromhex(key) for name, key in secrets.spool.items()})
 
 
 def _grpc(options: argparse.Namespace, routes: Routes, repository: Repository, access: Access) -> "GrpcDoor | None":
@@ -230,7 +238,7 @@ def main() -> None:
     parser.add_argument("--grpc-host", default="", help="answer gRPC on this address too")
     parser.add_argument("--grpc-port", type=int, default=0)
     parser.add_argument("--grpc-max-bytes", type=int, default=DEFAULT_BODY_BYTES)
-    parser.add_argument("--spool-keys", type=int, default=-1, help="an inherited pipe with the spool's keys")
+    parser.add_argument("--secrets", type=int, default=-1, help="an inherited pipe with the keys of a sealed site")
     options = parser.parse_args()
     die_with_parent(options.parent)
     prefer_for_oom()

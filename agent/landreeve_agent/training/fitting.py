@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.release.layout import Packed, read_folder
 from landreeve.release.manifest import BadReleaseError, Lineage
 from landreeve_models import evaluate
@@ -53,6 +54,7 @@ class Prepared:
     parts: Split
     pipeline: Pipeline
     x: NDArray[np.float32]
+    files: Files = PLAIN
 
     @property
     def label(self) -> NDArray[np.float32]:
@@ -82,15 +84,18 @@ def gather(lines: list[LabelledRow]) -> Rows:
     )
 
 
-def train(job: Job, rows: Rows, folder: Path, tell: Tell) -> tuple[Outcome, Packed | None]:
-    """The outcome, with the candidate when it passed. Bad data and configurations are outcomes, not exceptions."""
+def train(job: Job, rows: Rows, folder: Path, tell: Tell, files: Files = PLAIN) -> tuple[Outcome, Packed | None]:
+    """The outcome, with the candidate when it passed. Bad data and configurations are outcomes, not exceptions.
+
+    ``files`` says how checkpoints, and the champion's release, lie on the disk.
+    """
     if not job.definition.tabular:
         return _refused("not_trainable", "recipes train on columns: release a new version of a tensor model"), None
     if len(rows.rows) < MIN_ROWS:
         return _refused("too_few_rows", f"{len(rows.rows)} labelled rows, at least {MIN_ROWS} are needed"), None
     if len(set(rows.label.tolist())) < 2:
         return _refused("one_label", "every row has the same label: there is nothing to learn"), None
-    work = _prepare(job, rows)
+    work = _prepare(job, rows, files)
     try:
         fits = [_fit(work, name, folder, tell) for name in sorted(job.definition.recipes)]
     except BadConfigurationError as error:
@@ -107,10 +112,10 @@ def train(job: Job, rows: Rows, folder: Path, tell: Tell) -> tuple[Outcome, Pack
     return outcome, packed
 
 
-def _prepare(job: Job, rows: Rows) -> Prepared:
+def _prepare(job: Job, rows: Rows, files: Files) -> Prepared:
     parts = split(len(rows.rows))
     pipeline = Pipeline.fit([rows.rows[i] for i in parts.training], rows.label[: parts.training.stop], job.definition)
-    return Prepared(job, rows, parts, pipeline, pipeline.encode(rows.rows))
+    return Prepared(job, rows, parts, pipeline, pipeline.encode(rows.rows), files)
 
 
 def _refused(cause: str, sentence: str) -> Outcome:
@@ -123,7 +128,7 @@ def _fit(work: Prepared, name: str, folder: Path, tell: Tell) -> Fit:
     share = 0.9 / len(recipes)
     start = 0.02 + share * sorted(recipes).index(name)
     data = Data(work.x[fit], work.label[fit], work.x[validation], work.label[validation])
-    checkpoint = Checkpoint(folder / f"{name}.checkpoint.safetensors")
+    checkpoint = Checkpoint(folder / f"{name}.checkpoint.safetensors", work.files)
     told = lambda done, words: tell(start + share * done, f"{name}: {words}")  # noqa: E731
     fitted = recipe(name)(data, recipes[name], checkpoint, told)
     graph = fitted.export_onnx()
@@ -137,7 +142,7 @@ def _champion(work: Prepared) -> Champion | None:
     if not work.job.champion:
         return None
     try:
-        release = read_folder(Path(work.job.champion))
+        release = read_folder(Path(work.job.champion), work.files)
         held_out = [work.rows.rows[i] for i in work.parts.holdout]
         x = Pipeline.from_bytes(release.file("features.json")).encode(held_out)
         return Champion(predict_graph(release.file("model.onnx"), x))

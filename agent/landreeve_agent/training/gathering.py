@@ -1,17 +1,16 @@
 """A job's folder from the store: the labelled samples of a range of event time, and who must be beaten."""
 
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from landreeve.blobs.durable import write_durably
+from landreeve.blobs.files import PLAIN, Files
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.training.job import Job, LabelledRow, TrainRequest, canonical
-from landreeve_agent.training.trainer import JOB_FILE, ROWS_FILE
+from landreeve_agent.training.trainer import JOB_FILE, ROWS, rows_file
 
 # Samples whose run failed count too: the row is real, and so is its label.
 _LABELLED = (
@@ -19,6 +18,7 @@ _LABELLED = (
     "WHERE s.model = ? AND s.at >= ? AND s.at < ? ORDER BY s.at, s.id"
 )
 _BATCH = 2000
+_PART_BYTES = 8 * 1024 * 1024
 
 
 class Pointer(msgspec.Struct, frozen=True):
@@ -28,17 +28,21 @@ class Pointer(msgspec.Struct, frozen=True):
     version: str = ""
 
 
-def write_rows(db: SqliteDatabase, request: TrainRequest, folder: Path) -> int:
-    """Write ``rows.jsonl`` with every labelled row of the range, first <= at < last; how many there are."""
-    count = 0
-    beside = folder / "rows.tmp"
-    with beside.open("wb") as out:
-        for batch in _batches(db, request):
-            out.write(b"".join(canonical(line) + b"\n" for line in batch))
-            count += len(batch)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(folder / ROWS_FILE)
+def write_rows(db: SqliteDatabase, request: TrainRequest, folder: Path, files: Files = PLAIN) -> int:
+    """Write every labelled row of the range, first <= at < last, as ``rows-0000.jsonl`` and so on; how many there are.
+
+    In parts, since a sealed file is written at once; an attempt that was cut short is written over.
+    """
+    count, parts, part = 0, itertools.count(), bytearray()
+    for left in folder.glob(ROWS):
+        left.unlink()
+    for batch in _batches(db, request):
+        part += b"".join(canonical(line) + b"\n" for line in batch)
+        count += len(batch)
+        if len(part) >= _PART_BYTES:
+            files.write(folder / rows_file(next(parts)), bytes(part))
+            part.clear()
+    files.write(folder / rows_file(next(parts)), bytes(part))
     return count
 
 
@@ -52,9 +56,9 @@ def _row(text: str) -> dict[str, Any]:
     return msgspec.json.decode(text, type=dict[str, Any])
 
 
-def write_job(job: Job, folder: Path) -> None:
+def write_job(job: Job, folder: Path, files: Files = PLAIN) -> None:
     """``job.json``, written last: a folder that has it is complete and is never gathered again."""
-    write_durably(folder / JOB_FILE, msgspec.json.encode(job))
+    files.write(folder / JOB_FILE, msgspec.json.encode(job))
 
 
 def champion(models: Path, model: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import msgspec
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.blobs.store import BlobStore
 from landreeve.release.layout import read_folder
 from landreeve.release.manifest import BadReleaseError
@@ -21,7 +22,7 @@ from sqlite_utils import Database as SqliteDatabase
 from landreeve_agent.errors import OperatorError
 from landreeve_agent.intake.event_time import BadTimeError, event_time
 from landreeve_agent.link.outbox import Outbox
-from landreeve_agent.serving.control import read_frame
+from landreeve_agent.serving.control import frame, read_frame
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import stamp
 from landreeve_agent.training import gathering, runs
@@ -46,7 +47,8 @@ class Trainings:
     """Runs asked for by people, schedules and the hub.
 
     ``folder`` holds a folder for each open run, ``models`` the materialised releases, whose active one is the
-    champion; ``threads`` bounds the trainer's; ``clock`` gives the wall time as aware UTC.
+    champion; ``threads`` bounds the trainer's; ``clock`` gives the wall time as aware UTC. ``files`` says how both lie
+    on the disk; on a sealed site ``raw`` is a folder in memory for what a trainer says in its pain.
     """
 
     def __init__(
@@ -61,10 +63,13 @@ class Trainings:
         site: str,
         clock: Callable[[], datetime],
         threads: int = 1,
+        files: Files = PLAIN,
+        raw: Path | None = None,
     ) -> None:
         self._database, self._outbox, self._definitions, self._blobs = database, outbox, definitions, blobs
         self._folder, self._models, self._site = folder, models, site
         self._clock, self._threads = clock, threads
+        self._files, self._raw = files, raw
         self._wake = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self.progress: dict[str, Progress] = {}
@@ -121,7 +126,7 @@ class Trainings:
         try:
             if not (folder / JOB_FILE).is_file():
                 await self._prepare(run, folder)
-            outcome = await self._train(run, folder) or read_outcome(folder)
+            outcome = await self._train(run, folder) or read_outcome(folder, self._files)
         except OSError as error:
             await self._fail(run, "disk", f"{error.strerror}: {error.filename}; free some space and ask again")
             return
@@ -132,7 +137,7 @@ class Trainings:
 
     async def _prepare(self, run: Run, folder: Path) -> None:
         await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-        rows = await self._database.read(lambda db: gathering.write_rows(db, run.request, folder))
+        rows = await self._database.read(lambda db: gathering.write_rows(db, run.request, folder, self._files))
         logger.info("training %s: %d labelled rows of %s", run.id, rows, run.model)
         champion, release = gathering.champion(self._models, run.model)
         job = Job(
@@ -146,11 +151,11 @@ class Trainings:
             created=stamp(self._clock()),
             threads=self._threads,
         )
-        await asyncio.to_thread(gathering.write_job, job, folder)
+        await asyncio.to_thread(gathering.write_job, job, folder, self._files)
 
     async def _train(self, run: Run, folder: Path) -> Outcome | None:
         """Start the trainer and listen until it ends; its outcome, or None when it died before."""
-        with (folder / "trainer.log").open("ab") as log:
+        with self._log(run).open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "landreeve_agent.training.trainer", str(folder)),
                 stdin=asyncio.subprocess.PIPE,
@@ -161,6 +166,8 @@ class Trainings:
         outcome = None
         try:
             assert self._process.stdout is not None  # noqa: S101 - asked for above
+            assert self._process.stdin is not None  # noqa: S101 - likewise
+            self._process.stdin.write(frame(self._files.opening))
             while (message := await read_frame(self._process.stdout, _FRAMES)) is not None:
                 if isinstance(message, Outcome):
                     outcome = message
@@ -184,7 +191,7 @@ class Trainings:
         size = 0
         if outcome.passed:
             try:
-                packed = await asyncio.to_thread(read_folder, folder / CANDIDATE)
+                packed = await asyncio.to_thread(read_folder, folder / CANDIDATE, self._files)
             except BadReleaseError as error:
                 await self._fail(run, "bad_candidate", f"the candidate on disk is damaged: {error}; ask again")
                 return
@@ -203,10 +210,15 @@ class Trainings:
     async def _tidy(self, run: Run) -> None:
         """The folder holds raw rows: it goes as soon as the result is safe."""
         await asyncio.to_thread(shutil.rmtree, self._folder / run.id, ignore_errors=True)
+        self._log(run).unlink(missing_ok=True)
+
+    def _log(self, run: Run) -> Path:
+        """Where the trainer's stderr goes; a traceback may quote a row."""
+        return self._raw / f"trainer-{run.id}.log" if self._raw else self._folder / run.id / "trainer.log"
 
     def _last_words(self, run: Run) -> str:
         try:
-            with (self._folder / run.id / "trainer.log").open("rb") as log:
+            with self._log(run).open("rb") as log:
                 log.seek(0, os.SEEK_END)
                 log.seek(max(log.tell() - _LAST_WORDS_BYTES, 0))
                 words = log.read().decode(errors="replace").strip().splitlines()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.release.manifest import Gates
 from landreeve_models.samples import Golden
 
@@ -98,6 +99,7 @@ class Attempts:
         folder: Path,
         work: Path,
         *,
+        files: Files = PLAIN,
         golden: Golden,
         gates: Gates,
         watch: Stopwatch,
@@ -106,6 +108,7 @@ class Attempts:
     ) -> None:
         self.folder = folder
         self.work = work
+        self.files = files
         self.golden = golden
         self.gates = gates
         self.watch = watch
@@ -150,7 +153,7 @@ class Attempts:
             attempt.refuse("opened", why)
             return attempt
         try:
-            opened = open_session(plan, self.path(plan).read_bytes())
+            opened = open_session(plan, self.files.read(self.path(plan)))
             if opened.plan != plan:
                 attempt.refuse("opened", opened.reason)
             else:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+from landreeve.blobs.files import PLAIN, Files
 
 from landreeve_agent.serving.control import Plan
 from landreeve_agent.tuning.report import PreflightReport, Task
@@ -27,37 +28,34 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     answers: tuple[bytes, ...]
 
 
-def read_kept(folder: Path) -> Kept | None:
+def read_kept(folder: Path, files: Files = PLAIN) -> Kept | None:
     """What is kept in a release's folder; None when there is nothing or it cannot be read."""
     path = folder / FILE
     try:
-        if path.stat().st_size > _MOST_BYTES:
+        if files.size(path) > _MOST_BYTES:
             return None
-        return msgspec.json.decode(path.read_bytes(), type=Kept)
+        return msgspec.json.decode(files.read(path), type=Kept)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def write_kept(folder: Path, kept: Kept) -> None:
+def write_kept(folder: Path, kept: Kept, files: Files = PLAIN) -> None:
     """Keep it, whole or not at all."""
-    made = folder / f".{FILE}"
-    made.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1))
-    made.replace(folder / FILE)
+    files.write(folder / FILE, msgspec.json.format(msgspec.json.encode(kept), indent=1))
 
 
-def fingerprint(folder: Path, box_class: str, task: Task) -> str:
+def fingerprint(folder: Path, box_class: str, task: Task, files: Files = PLAIN) -> str:
     """16 hex digits of everything a choice depends on: the release's files, the box class, what was asked for."""
     parts = [box_class, task.wanted, task.objective, msgspec.json.encode(task.limits).decode(), str(task.exhaustive)]
     names = ("model.onnx", "config.json", "golden.safetensors", "calibration.safetensors")
-    parts += [digest(folder / name) for name in names]
+    parts += [digest(folder / name, files) for name in names]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def digest(path: Path) -> str:
-    """The sha256 of a file; the empty text when there is none."""
+def digest(path: Path, files: Files = PLAIN) -> str:
+    """The sha256 of a file's plain bytes; the empty text when there is none."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(files.read(path)).hexdigest()
     except OSError:
         return ""
 

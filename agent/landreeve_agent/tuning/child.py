@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 
 import msgspec
 
@@ -45,6 +46,9 @@ def main() -> None:
     length = int.from_bytes(sys.stdin.buffer.read(4), "big")
     task = msgspec.json.decode(sys.stdin.buffer.read(length), type=Task)
     _limit(task)
+    if task.raw:
+        tempfile.tempdir = task.raw  # quantisers write graphs and samples to temporary files
+        os.environ["TMPDIR"] = task.raw
 
     def tell(message: FromChild) -> None:
         out.write(frame(message))

@@ -126,7 +126,7 @@ class Exclusion:
         """The relative error at the first output with only what the recipe does not keep quantised."""
         try:
             graph = self._kitchen.make(recipe)
-            session = open_session(_by(plan, recipe), graph.read_bytes()).session
+            session = open_session(_by(plan, recipe), self._attempts.files.read(graph)).session
             outputs = session.run(self._probe.inputs)
             graph.unlink()
         except (NotQuantisedError, LoadFailedError, RunFailedError, OSError):

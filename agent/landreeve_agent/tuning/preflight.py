@@ -10,11 +10,13 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+from landreeve.blobs.files import PLAIN, Files
 
 from landreeve_agent.serving.control import BadFrameError, Plan, frame, let_go, read_frame, read_lines
 from landreeve_agent.tuning.report import WORK, FromChild, Limits, PreflightFailed, PreflightReport, Task, Trying
@@ -28,7 +30,8 @@ class Preflight:
     """Runs preflights. ``budget_s`` is the time given to timing plans; ``wanted`` the device that is asked for
     (``auto``, ``npu``, ``gpu``, ``cpu``); ``objective`` what a plan is chosen for and ``limits`` what it may cost
     besides; ``exhaustive`` tries what facts of graph and box speak against, too; ``fresh`` takes no earlier result;
-    ``command`` starts the child."""
+    ``command`` starts the child. ``files`` reads the releases' folders; on a sealed site ``raw`` is a folder in memory
+    for what libraries write."""
 
     def __init__(
         self,
@@ -40,6 +43,8 @@ class Preflight:
         limits: Limits = Limits(),  # noqa: B008 - it is frozen
         exhaustive: bool = False,
         fresh: bool = False,
+        files: Files = PLAIN,
+        raw: Path | None = None,
     ) -> None:
         self._budget_s = budget_s
         self._wanted = wanted
@@ -47,6 +52,8 @@ class Preflight:
         self._limits = limits
         self._exhaustive = exhaustive
         self._fresh = fresh
+        self._files = files
+        self._raw = raw
         self._command = tuple(command)
 
     async def run(
@@ -64,28 +71,40 @@ class Preflight:
         ``current`` is the release that serves now, if any; ``wanted`` overrides the device asked for; ``hints`` are
         plans that won on boxes of this class.
         """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + deadline_s
-        skip: dict[str, str] = {}
+        until = asyncio.get_running_loop().time() + deadline_s
         # Children of one preflight share the graphs they make; those of one that was killed may be of other quantisers.
         await asyncio.to_thread(shutil.rmtree, folder / WORK, ignore_errors=True)
+        try:
+            raw = await asyncio.to_thread(tempfile.mkdtemp, dir=self._raw) if self._raw else ""
+        except OSError as error:
+            return PreflightFailed(cause="preflight_broken", sentence=f"{self._raw}: {error.strerror}")
+        task = Task(
+            folder=str(folder),
+            current=str(current) if current else None,
+            threads=threads,
+            budget_s=min(self._budget_s, deadline_s / 3),
+            wanted=wanted or self._wanted,
+            hints=hints,
+            objective=self._objective,
+            limits=self._limits,
+            exhaustive=self._exhaustive,
+            fresh=self._fresh,
+            opening=self._files.opening,
+            raw=raw,
+        )
+        try:
+            return await self._prove(task, until, deadline_s)
+        finally:
+            if raw:
+                await asyncio.to_thread(shutil.rmtree, raw, ignore_errors=True)
+
+    async def _prove(self, task: Task, until: float, deadline_s: float) -> PreflightReport | PreflightFailed:
+        """Children one after the other, each without what the ones before it died of."""
+        loop, skip = asyncio.get_running_loop(), dict[str, str]()
         for _ in range(_MAX_CHILDREN):
-            task = Task(
-                folder=str(folder),
-                current=str(current) if current else None,
-                threads=threads,
-                budget_s=min(self._budget_s, deadline_s / 3),
-                wanted=wanted or self._wanted,
-                skip=skip,
-                hints=hints,
-                time_s=max(1.0, (until - loop.time()) * _OWN_SHARE),
-                objective=self._objective,
-                limits=self._limits,
-                exhaustive=self._exhaustive,
-                fresh=self._fresh,
-            )
+            time_s = max(1.0, (until - loop.time()) * _OWN_SHARE)
             child = _Child(self._command, step_s=deadline_s / 2)
-            ended = await child.run(task, until - loop.time())
+            ended = await child.run(msgspec.structs.replace(task, skip=skip, time_s=time_s), until - loop.time())
             if ended is not None:
                 return ended
             if child.step.vital:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from landreeve_models.definition import BadDefinitionError, load_definition
 from landreeve_models.samples import BadSampleError, Golden, read_calibration
+from safetensors.numpy import save
 
 from landreeve_agent.hardware.cpu import read_cpu
 from landreeve_agent.serving.control import Plan, Version
@@ -44,23 +45,25 @@ class Proving:
         self._clock = Clock(task.time_s)
         self._folder = Path(task.folder)
         self._work = self._folder / WORK
+        self._files = task.opening.files()
         tell(Trying(what="read the release", vital=True))
-        self._definition, self._gates, self._golden = read_release(self._folder)
+        self._definition, self._gates, self._golden = read_release(self._folder, self._files)
         watch = Stopwatch(self._golden.inputs, task.objective)
         self._attempts = Attempts(
-            self._folder, self._work, golden=self._golden, gates=self._gates, watch=watch, skip=task.skip, tell=tell
-        )
+            self._folder, self._work, files=self._files,
+            golden=self._golden, gates=self._gates, watch=watch, skip=task.skip, tell=tell,
+        )  # fmt: skip
         cpu = read_cpu(Path("/"))
         self._isa = effective_isa(cpu.flags, environ)
         self._devices = self._openvino_devices()
         self._class = box_class(Path("/"), task.threads, self._devices, environ)
-        self._fingerprint = cache.fingerprint(self._folder, self._class, task)
+        self._fingerprint = cache.fingerprint(self._folder, self._class, task, self._files)
         self._proven_difference = 0.0
         self._metric = float("nan")
 
     def run(self) -> PreflightReport:
         """Prove the release and choose its plan; raises `RefusedError`."""
-        kept = None if self._task.fresh else cache.read_kept(self._folder)
+        kept = None if self._task.fresh else cache.read_kept(self._folder, self._files)
         self._open_default()
         if kept is not None and kept.report.fingerprint == self._fingerprint and self._holds(kept):
             return self._again(kept)
@@ -78,8 +81,9 @@ class Proving:
         plan = default_plan(self._task.wanted)
         self._tell(Trying(what=plan.name, vital=True))
         try:
-            require_accepted(self._folder / plan.graph)
-            loaded = load(Version("release", "candidate", "", self._task.folder, plan), checked=True)
+            require_accepted(self._folder / plan.graph, self._files)
+            version = Version("release", "candidate", "", self._task.folder, plan)
+            loaded = load(version, files=self._files, checked=True)
             default = self._attempts.add(plan)
             default.session = loaded.opened.session
             default.look_us = self._attempts.watch.look(loaded.opened.session)
@@ -119,12 +123,15 @@ class Proving:
 
     def _kitchen(self) -> Kitchen:
         try:
-            sample = read_calibration(self._folder, self._definition)
+            sample = read_calibration(self._folder, self._definition, self._files)
         except BadSampleError as error:
             raise RefusedError("bad_release", str(error)) from error
         spare = max(1, self._task.threads - 1)  # calibration is long: what serves keeps a core
         source, signature = self._folder / default_plan().graph, self._definition.signature()
-        return Kitchen(source, self._work, sample, isa=self._isa, threads=spare, signature=signature)
+        return Kitchen(
+            source, self._work, sample, isa=self._isa, threads=spare, signature=signature,
+            files=self._files, raw=Path(self._task.raw) if self._task.raw else None,
+        )  # fmt: skip
 
     def _box(self) -> Box:
         return Box(
@@ -185,8 +192,14 @@ class Proving:
             return Weight(problem=why)
         tabular = self._definition.tabular
         names = ("x",) if tabular else tuple(f"input.{spec.name}" for spec in self._definition.tensors)
-        row = str(self._folder / "golden.safetensors")
-        load_ = Load(plan=plan, graph=str(self._attempts.path(plan)), row=row, inputs=names)
+        row = self._work / "row.safetensors"
+        if not row.exists():
+            first = {
+                name: np.ascontiguousarray(array[:1]) for name, array in zip(names, self._golden.inputs, strict=True)
+            }
+            self._files.write(row, save(first))
+        graph, opening = str(self._attempts.path(plan)), self._files.opening
+        load_ = Load(plan=plan, graph=graph, row=str(row), inputs=names, opening=opening)
         return weigh(load_, min(_WEIGH_S, max(5.0, self._clock.left_s)))
 
     def _require_fast(self, winner: Timed) -> None:
@@ -200,14 +213,14 @@ class Proving:
     def _holds(self, kept: cache.Kept) -> bool:
         """Whether the kept plan still answers as it did and is no slower than the default."""
         plan = kept.report.plan
-        if cache.digest(self._folder / plan.graph) != kept.graph or self._attempts.begin("the kept plan"):
+        if cache.digest(self._folder / plan.graph, self._files) != kept.graph or self._attempts.begin("the kept plan"):
             return False
         default = self._attempts.default
         probe = _first(self._golden, cache.PROBE_ROWS)
         try:
             if default.session is None or not _reproduces(default.session, probe, self._gates.max_output_difference):
                 return False
-            opened = open_session(plan, (self._folder / plan.graph).read_bytes())
+            opened = open_session(plan, self._files.read(self._folder / plan.graph))
             answers = opened.session.run(probe.inputs)
         except (OSError, LoadFailedError, RunFailedError):
             return False
@@ -239,14 +252,14 @@ class Proving:
     def _keep(self, report: PreflightReport, attempt: Attempt) -> None:
         plan = report.plan
         if plan.recipe:
-            self._attempts.path(plan).replace(self._folder / plan.graph)
+            self._files.move(self._attempts.path(plan), self._folder / plan.graph)
         cache.clear(self._folder, plan, KINDS)
         if attempt.session is None:
             return
         answers = attempt.session.run(_first(self._golden, cache.PROBE_ROWS).inputs)
         raw = tuple(np.ascontiguousarray(answer, np.float32).tobytes() for answer in answers)
-        graph = cache.digest(self._folder / plan.graph)
-        cache.write_kept(self._folder, cache.Kept(report=report, graph=graph, answers=raw))
+        graph = cache.digest(self._folder / plan.graph, self._files)
+        cache.write_kept(self._folder, cache.Kept(report=report, graph=graph, answers=raw), self._files)
 
     # --- the report
 
@@ -276,8 +289,8 @@ class Proving:
         folder, plan = Path(self._task.current), default_plan(self._task.wanted)
         told = Trial(what="serving now", plan=plan, accepted=False, why="", stage="compared")
         try:
-            session = open_session(plan, (folder / plan.graph).read_bytes()).session
-            sample = [x[:32] for x in read_calibration(folder, load_definition(folder))]
+            session = open_session(plan, self._files.read(folder / plan.graph)).session
+            sample = [x[:32] for x in read_calibration(folder, load_definition(folder, self._files), self._files)]
             (p50_us,) = time_batches(session, sample, (1,), self._task.budget_s / 10)
         except (OSError, BadDefinitionError, BadSampleError, LoadFailedError, RunFailedError) as error:
             return [msgspec.structs.replace(told, why=f"not timed: {error}")]

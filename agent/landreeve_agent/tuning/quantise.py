@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.release.manifest import Signature
 from landreeve_models.onnx_policy import check
 from numpy.typing import NDArray
@@ -47,7 +48,8 @@ def nncf_missing() -> str:
 
 
 class Kitchen:
-    """Follows recipes for one release: its graph in ``source``, the made ones in ``folder``.
+    """Follows recipes for one release: its graph in ``source``, the made ones in ``folder``, both read by ``files``;
+    what libraries write lies in ``raw`` for a moment, by default beside.
 
     ``sample`` is the calibration sample, an array for each input; ``threads`` what calibration may use; ``signature``
     the release's, whose ends each made graph must keep.
@@ -62,8 +64,13 @@ class Kitchen:
         isa: frozenset[str],
         threads: int,
         signature: Signature | None = None,
+        files: Files = PLAIN,
+        raw: Path | None = None,
     ) -> None:
         self._source = source
+        self._files = files
+        self._raw = raw or folder
+        self._nowhere = raw is None and files is not PLAIN
         self._folder = folder
         self._sample = sample
         self._reduced = not isa & _VNNI
@@ -74,13 +81,13 @@ class Kitchen:
     @cached_property
     def model(self) -> Any:
         """The release's graph as an ONNX model, every node named."""
-        return _named(_read(self._source))
+        return _named(self._read())
 
     @cached_property
     def folded(self) -> Any:
         """The same with constants folded and batch norms merged into convolutions: what static int8 needs. OpenVINO
         does that itself, and was slower on a graph that others had folded."""
-        return _named(_folded(_read(self._source), self._folder))
+        return _named(_folded(self._read(), self._raw))
 
     @cached_property
     def facts(self) -> GraphFacts:
@@ -96,6 +103,8 @@ class Kitchen:
 
     def make(self, recipe: Recipe) -> Path:
         """The file of the graph, made unless it is there already; `NotQuantisedError` when it cannot be."""
+        if self._nowhere:
+            raise NotQuantisedError("this site is sealed, and quantisers write plain files: set at_rest.scratch")
         target = self._folder / recipe.graph
         if target.exists():
             return target
@@ -108,21 +117,27 @@ class Kitchen:
             "stock-qdq": self._stock_static,
             "stock-dynamic": self._stock_dynamic,
         }
-        made = target.with_name(f".{target.name}")
+        made = self._raw / f".{target.name}"
         try:
             with _on_cores(self._threads):
                 following[recipe.kind](recipe, made)
             if recipe.kind in _WRITTEN_BY_LIBRARY:
-                _save(_parsed(made), made)
-            check(made.read_bytes(), signature=self._signature)  # the worker would refuse it, and only then
-            made.replace(target)
+                _save(_parsed(made.read_bytes()), made)
+            graph = made.read_bytes()
+            check(graph, signature=self._signature)  # the worker would refuse it, and only then
+            self._files.write(target, graph)
         except NotQuantisedError:
             raise
         except ImportError as error:
             raise NotQuantisedError(f"the quantiser needs the package {error.name or error}") from error
         except Exception as error:  # the quantisers raise whatever their many passes raise
             raise NotQuantisedError(f"{type(error).__name__}: {error}"[:300]) from error
+        finally:
+            made.unlink(missing_ok=True)
         return target
+
+    def _read(self) -> Any:
+        return _modern(_parsed(self._files.read(self._source)))
 
     def _kept(self, recipe: Recipe) -> list[str]:
         units = self.units(recipe.kind)
@@ -158,7 +173,7 @@ class Kitchen:
         if not recipe.keep:
             _save(_by_nncf(_copy(self.model), self._sample, transformer=not self.facts.convolutions), target)
             return
-        whole = _parsed(self.make(Recipe("nncf")))
+        whole = _parsed(self._files.read(self.make(Recipe("nncf"))))
         restore(whole, self.model, self._kept(recipe))
         _save(whole, target)
 
@@ -219,16 +234,16 @@ def _on_cores(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _parsed(path: Path) -> Any:
+def _parsed(graph: bytes) -> Any:
     import onnx
 
-    return onnx.load_model_from_string(path.read_bytes())
+    return onnx.load_model_from_string(graph)
 
 
-def _read(source: Path) -> Any:
+def _modern(model: Any) -> Any:
+    """The model with operators new enough to be quantised by channel, where it can be converted."""
     import onnx
 
-    model = _parsed(source)
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), _OPSET)
     if opset < _MIN_OPSET:
         with contextlib.suppress(Exception):  # the converter lacks some operators: then as it is, perhaps refused later
@@ -248,9 +263,10 @@ def _folded(model: Any, folder: Path) -> Any:
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    model = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(folded.read_bytes()))
-    folded.unlink()
-    return model
+    try:
+        return onnx.shape_inference.infer_shapes(_parsed(folded.read_bytes()))
+    finally:
+        folded.unlink(missing_ok=True)
 
 
 def _named(model: Any) -> Any:

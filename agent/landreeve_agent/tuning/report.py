@@ -6,6 +6,7 @@ These types cross the pipe between `preflight` (supervisor) and `child`; neither
 from typing import Any, Literal
 
 import msgspec
+from landreeve.blobs.files import Opening
 
 from landreeve_agent.serving.control import Plan
 
@@ -105,7 +106,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What the child is to do. ``skip`` maps a candidate's name to why it is not tried again.
 
     ``budget_s`` is the time given to measuring, ``time_s`` to everything. ``exhaustive`` tries what facts of graph and
-    box speak against, too. ``fresh`` takes no earlier result.
+    box speak against, too. ``fresh`` takes no earlier result. ``opening`` reads the folders of a sealed site; libraries
+    may then write plain bytes nowhere but in ``raw``, a folder in memory, and without one no graph is made.
     """
 
     folder: str
@@ -120,6 +122,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     exhaustive: bool = False
     fresh: bool = False
+    opening: Opening = Opening()
+    raw: str = ""
 
 
 FromChild = Trying | PreflightReport | PreflightFailed

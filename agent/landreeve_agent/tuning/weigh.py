@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from landreeve.blobs.files import Opening
 
 from landreeve_agent.hardware.files import read_text
 from landreeve_agent.serving.control import Plan
@@ -24,12 +25,14 @@ _COMMAND = (sys.executable, "-m", "landreeve_agent.tuning.weigh")
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """The plan to weigh, its graph, and the file whose first row is run (see `landreeve_models.samples`)."""
+    """The plan to weigh, its graph, and a file with one row, a tensor for each of ``inputs``; ``opening`` reads both
+    where they are sealed."""
 
     plan: Plan
     graph: str
     row: str
     inputs: tuple[str, ...]
+    opening: Opening = Opening()
 
 
 class Weight(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,14 +73,15 @@ def peak_mb() -> float:
 
 
 def _weigh(load: Load) -> Weight:
-    from safetensors import safe_open
+    from safetensors.numpy import load as parsed
 
-    with safe_open(load.row, framework="numpy") as tensors:
-        row = [np.ascontiguousarray(tensors.get_slice(name)[0:1]) for name in load.inputs]
+    files = load.opening.files()
+    tensors = parsed(files.read(Path(load.row)))
+    row = [np.ascontiguousarray(tensors[name]) for name in load.inputs]
     began = time.perf_counter()
     from landreeve_agent.serving.session import open_session
 
-    opened = open_session(load.plan, Path(load.graph).read_bytes())
+    opened = open_session(load.plan, files.read(Path(load.graph)))
     if opened.plan.name != load.plan.name:
         return Weight(problem=opened.reason)
     opened.session.run(row)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from landreeve.blobs.errors import BlobError, MissingBlobError
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.release.layout import MANIFEST_FILE
 from landreeve.release.manifest import BadReleaseError, parse_manifest
 from sqlite_utils import Database as SqliteDatabase
@@ -44,7 +45,7 @@ class DoubtError(Exception):
     """What is needed cannot be told: nothing is removed."""
 
 
-def parts_of(releases: Mapping[str, Path | None], blobs: Blobs) -> frozenset[str]:
+def parts_of(releases: Mapping[str, Path | None], blobs: Blobs, files: Files = PLAIN) -> frozenset[str]:
     """Every blob of those releases as far as they are here. ``releases`` maps them to their folders, if they have one.
 
     `DoubtError` when the manifest of one is here and cannot be read.
@@ -52,7 +53,7 @@ def parts_of(releases: Mapping[str, Path | None], blobs: Blobs) -> frozenset[str
     found: set[str] = set()
     for release, folder in releases.items():
         found.add(release)
-        data = _manifest(release, folder, blobs)
+        data = _manifest(release, folder, blobs, files)
         if data is None:
             continue  # it has not begun to arrive
         try:
@@ -62,7 +63,7 @@ def parts_of(releases: Mapping[str, Path | None], blobs: Blobs) -> frozenset[str
     return frozenset(found)
 
 
-def _manifest(release: str, folder: Path | None, blobs: Blobs) -> bytes | None:
+def _manifest(release: str, folder: Path | None, blobs: Blobs, files: Files) -> bytes | None:
     try:
         return blobs.read(release)
     except MissingBlobError:
@@ -70,7 +71,7 @@ def _manifest(release: str, folder: Path | None, blobs: Blobs) -> bytes | None:
     except BlobError as error:
         raise DoubtError(str(error)) from error
     file = folder / MANIFEST_FILE if folder is not None else None
-    return file.read_bytes() if file is not None and file.is_file() else None
+    return files.read(file) if file is not None and file.is_file() else None
 
 
 @dataclass
@@ -126,4 +127,4 @@ class Garbage:
         for model, pointer in read_pointers(self.models).items():
             releases[pointer.release] = release_folder(self.models, model, pointer.release)
         here = self.blobs.digests() | self.blobs.partials()
-        return here - parts_of(releases, self.blobs)
+        return here - parts_of(releases, self.blobs, self.installers[0].files if self.installers else PLAIN)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from landreeve.blobs.errors import BlobError
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.release.layout import MANIFEST_FILE, materialise, read_config, sweep
 from landreeve.release.manifest import (
     MAX_MANIFEST_BYTES,
@@ -29,11 +30,14 @@ RESERVE_BYTES = 64 * 1024 * 1024
 class Installer:
     """Brings releases onto this box and removes those that are no longer needed."""
 
-    def __init__(self, fetcher: Fetcher, blobs: Blobs, models_dir: Path, agent_version: str) -> None:
+    def __init__(
+        self, fetcher: Fetcher, blobs: Blobs, models_dir: Path, agent_version: str, files: Files = PLAIN
+    ) -> None:
         self._fetcher = fetcher
         self._blobs = blobs
         self._models_dir = models_dir
         self._agent_version = agent_version
+        self.files = files
         # Who removes blobs takes the turn and leaves when anything is busy: a blob that is here must not go between
         # the look for it and its use.
         self.turn = asyncio.Lock()
@@ -66,7 +70,7 @@ class Installer:
     def claimed_loss(self, model: str, release: str) -> float | None:
         """The log loss the release claims on its golden set, if it does."""
         try:
-            config = read_config(self.folder(model, release))
+            config = read_config(self.folder(model, release), self.files)
         except BadReleaseError:
             return None
         return config.gates.metrics.get("log_loss")
@@ -95,7 +99,7 @@ class Installer:
             blocks, bases = config.blocks.get(layer.sha256), bases_for(layer, known)
             await self._fetcher.fetch(layer.sha256, layer.size, blocks, report, bases=bases, say=say)
             here += layer.size
-        await asyncio.to_thread(materialise, manifest_bytes, self._blobs, folder)
+        await asyncio.to_thread(materialise, manifest_bytes, self._blobs, folder, self.files)
         return folder
 
     def _to_fetch(self, manifest: Manifest) -> int:

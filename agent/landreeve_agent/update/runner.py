@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import assert_never
 
 import msgspec
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.trust.verdict import Cause, Rejected
 from landreeve.wire.messages import Audit, Desired, DesiredModel, PlanReport, SignedDesired
 from landreeve.wire.messages import Event as EventFact
@@ -108,6 +109,7 @@ class Runner:
         box: Callable[[], Awaitable[BoxFacts]] = _unknown_box,
         look: Look = unseen,
         kinds: Mapping[str, Effects] | None = None,
+        files: Files = PLAIN,
     ) -> None:
         self.generation = 0
         self._aside: SignedDesired | None = None
@@ -116,7 +118,7 @@ class Runner:
         self._verifier = verifier
         self._models_dir = models_dir
         self._traffic = Traffic(worker, models_dir)
-        installer = self.installer = Installer(fetcher, blobs, models_dir, agent_version)
+        installer = self.installer = Installer(fetcher, blobs, models_dir, agent_version, files)
         watch = Watch(probation_source, Vitals(look), installer.claimed_loss, clock)
         models = ModelEffects(
             installer, preflight, self._traffic, watch, clock, box,

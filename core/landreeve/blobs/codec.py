@@ -4,9 +4,12 @@ The address of a blob is always the sha256 of its plain bytes. Every place that 
 a codec, by position and in pieces, so a store costs the same memory whatever the blob's size.
 """
 
+import io
 import os
 from pathlib import Path
 from typing import Protocol
+
+from landreeve.wire.codec import BLOCK_BYTES
 
 
 class BlobReader(Protocol):
@@ -143,3 +146,19 @@ def write_all(handle: int, offset: int, data: bytes) -> None:
     while view:
         written = os.pwrite(handle, view, offset)
         view, offset = view[written:], offset + written
+
+
+def read_whole(reader: BlobReader) -> bytes:
+    """All plain bytes of a reader, held once: a model of 100 MB must not take 300 while it is opened.
+
+    `io.BytesIO` gives out the buffer it was filled in; joining pieces would hold everything twice.
+    """
+    whole = io.BytesIO()
+    if reader.size:
+        whole.seek(reader.size - 1)
+        whole.write(b"\0")  # the room at once
+        whole.seek(0)
+    for offset in range(0, reader.size, BLOCK_BYTES):
+        whole.write(reader.read_at(offset, BLOCK_BYTES))
+    whole.truncate()
+    return whole.getvalue()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from landreeve.blobs.codec import BlobReader, Codec, PlainCodec
+from landreeve.blobs.codec import BlobReader, Codec, PlainCodec, read_whole
 from landreeve.blobs.durable import sync_folder, write_durably
 from landreeve.blobs.errors import CorruptBlobError, FullDiskError, MissingBlobError
 from landreeve.blobs.partial import Partial
@@ -72,7 +72,7 @@ class BlobStore:
     def read(self, digest: str) -> bytes:
         """The blob, verified again: flash forgets. `MissingBlobError`, `CorruptBlobError`."""
         with closing(self.open(digest)) as reader:
-            data = reader.read_at(0, reader.size)
+            data = read_whole(reader)
         if hashlib.sha256(data).hexdigest() != digest:
             raise CorruptBlobError(
                 f"blob {self.path(digest)} no longer has its digest: the disk changed it; remove and refetch it"

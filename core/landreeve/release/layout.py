@@ -4,6 +4,7 @@ A folder holds ``manifest.json``, ``config.json`` and each file by its layer pat
 folder is only ever seen whole: it is written beside its place, flushed, and renamed.
 """
 
+import errno
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ from typing import Protocol
 
 import msgspec
 
+from landreeve.blobs.files import PLAIN, Files
 from landreeve.release.contents import check_contents
 from landreeve.release.manifest import (
     ALLOWED_SUFFIXES,
@@ -115,44 +117,45 @@ def _plain(path: str) -> str:
     return path
 
 
-def write_folder(packed: Packed, folder: Path) -> None:
+def write_folder(packed: Packed, folder: Path, files: Files = PLAIN) -> None:
     """Write the release into ``folder``: all of it or nothing. A folder that holds this release already is kept; any
     other content is replaced."""
-    materialise(packed.manifest_bytes, _Blobs(packed.blobs), folder)
+    materialise(packed.manifest_bytes, _Blobs(packed.blobs), folder, files)
 
 
-def read_folder(folder: Path) -> Packed:
+def read_folder(folder: Path, files: Files = PLAIN) -> Packed:
     """The release in a folder, every digest and length checked; `BadReleaseError` names what does not match."""
-    manifest_bytes = _read(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
+    manifest_bytes = _read(files, folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
     manifest = parse_manifest(manifest_bytes)
-    blobs = {manifest.config.sha256: check_blob(manifest.config, _read(folder, CONFIG_FILE, MAX_SETTINGS_BYTES))}
+    config = _read(files, folder, CONFIG_FILE, MAX_SETTINGS_BYTES)
+    blobs = {manifest.config.sha256: check_blob(manifest.config, config)}
     for layer in manifest.layers:
-        blobs[layer.sha256] = check_blob(layer, _read(folder, _plain(layer.path), layer.size))
+        blobs[layer.sha256] = check_blob(layer, _read(files, folder, _plain(layer.path), layer.size))
     return Packed(manifest_bytes, digest_of(manifest_bytes), blobs)
 
 
-def read_config(folder: Path) -> ReleaseConfig:
+def read_config(folder: Path, files: Files = PLAIN) -> ReleaseConfig:
     """What a release in a folder says of itself, its other files unread; `BadReleaseError` when that cannot be had."""
     name = SETTINGS_FILE if (folder / SETTINGS_FILE).exists() else CONFIG_FILE
     try:
-        return parse_config(_read(folder, name, MAX_SETTINGS_BYTES))
+        return parse_config(_read(files, folder, name, MAX_SETTINGS_BYTES))
     except BadReleaseError as error:
         raise BadReleaseError(f"{name}: {error}") from error
 
 
-def materialise(manifest_bytes: bytes, store: BlobSource, folder: Path) -> None:
-    """Lay a release out as files from a blob store.
+def materialise(manifest_bytes: bytes, store: BlobSource, folder: Path, files: Files = PLAIN) -> None:
+    """Lay a release out as files from a blob store; ``files`` says how these lie on the disk.
 
     Everything is written to a folder beside, flushed, then renamed, so a power cut leaves the old state or the new
     one. `BadReleaseError` when a blob is not what the manifest says, or a file not what its name says
     (`landreeve.release.contents`).
     """
-    if _holds(folder, manifest_bytes):
+    if _holds(folder, manifest_bytes, files):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=_beside(folder), dir=folder.parent))
     try:
-        _fill(beside, manifest_bytes, store)
+        _fill(_Target(beside, folder, files), manifest_bytes, store)
         if folder.exists():
             shutil.rmtree(folder)
         beside.rename(folder)
@@ -172,44 +175,53 @@ def _beside(folder: Path) -> str:
     return f".{folder.name}."
 
 
-def _holds(folder: Path, manifest_bytes: bytes) -> bool:
+def _holds(folder: Path, manifest_bytes: bytes, files: Files) -> bool:
     if not (folder / MANIFEST_FILE).is_file():
         return False
     try:
-        return read_folder(folder).manifest_bytes == manifest_bytes
+        return read_folder(folder, files).manifest_bytes == manifest_bytes
     except BadReleaseError:
         return False  # a damaged folder is laid out anew
 
 
-def _fill(folder: Path, manifest_bytes: bytes, store: BlobSource) -> None:
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The folder a release is laid out in, and the name it gets when all of it is there."""
+
+    beside: Path
+    folder: Path
+    files: Files
+
+    def write(self, path: str, data: bytes) -> None:
+        file = self.beside / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():  # a file system may take two names for one
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(file))
+        self.files.write(file, data, at=self.folder / path)
+
+
+def _fill(target: _Target, manifest_bytes: bytes, store: BlobSource) -> None:
     manifest = parse_manifest(manifest_bytes)
-    _write(folder / MANIFEST_FILE, manifest_bytes)
-    _write(folder / CONFIG_FILE, check_blob(manifest.config, store.read(manifest.config.sha256)))
+    target.write(MANIFEST_FILE, manifest_bytes)
+    target.write(CONFIG_FILE, check_blob(manifest.config, store.read(manifest.config.sha256)))
     for layer in manifest.layers:
         data = check_blob(layer, store.read(layer.sha256))
         check_contents(_plain(layer.path), data)
-        _write(folder / layer.path, data)
-    for inner in [path for path in folder.rglob("*") if path.is_dir()]:
+        target.write(layer.path, data)
+    for inner in [path for path in target.beside.rglob("*") if path.is_dir()]:
         _flush_folder(inner)
-    _flush_folder(folder)
+    _flush_folder(target.beside)
 
 
-def _read(folder: Path, path: str, limit: int) -> bytes:
+def _read(files: Files, folder: Path, path: str, limit: int) -> bytes:
     file = folder / path
     try:
-        if file.stat().st_size > limit:
-            raise BadReleaseError(f"{file}: {file.stat().st_size} bytes, at most {limit} are expected")
-        return file.read_bytes()
+        size = files.size(file)
+        if size > limit:
+            raise BadReleaseError(f"{file}: {size} bytes, at most {limit} are expected")
+        return files.read(file)
     except OSError as error:
         raise BadReleaseError(f"release folder {folder}: {path} cannot be read: {error.strerror}") from error
-
-
-def _write(file: Path, data: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("xb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -82,6 +82,12 @@ class SealedCodec:
         with path.open("rb") as file:
             return self._is_ours(path, path.name, file.read(HEAD_BYTES))
 
+    def knows(self, path: Path) -> bool:
+        """Whether the file is sealed with one of the keys."""
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        return _is_sealed(head) and _HEAD.unpack(head)[1].hex() in self._keys
+
     def is_current(self, path: Path) -> bool:
         """Whether the file is sealed with the newest key."""
         with path.open("rb") as file:

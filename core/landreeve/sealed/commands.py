@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Place:
     """A state folder as the commands see it: its root, database and blob stores, where its key is said to be, how that
     is changed in its settings, and the lock that keeps the program from running meanwhile. ``read_out`` reads what only
-    the vault opens and a conversion leaves as it is, before the vault goes."""
+    the vault opens and a conversion leaves as it is, before the vault goes; ``models`` and ``passing`` are those of
+    `landreeve.sealed.state.Parts`."""
 
     root: Path
     database: Path
@@ -28,12 +29,14 @@ class Place:
     set_source: Callable[[str], None]
     only_one: Callable[[], AbstractContextManager[object]]
     read_out: Callable[["Vault"], None] = lambda _: None
+    models: Path | None = None
+    passing: tuple[Path, ...] = ()
 
     @property
     def parts(self) -> Any:
         from landreeve.sealed.state import Parts
 
-        return Parts(self.root, self.database, self.blobs)
+        return Parts(self.root, self.database, self.blobs, self.models, self.passing)
 
 
 def status(place: Place, output: Format) -> None:
@@ -47,7 +50,7 @@ def status(place: Place, output: Format) -> None:
     with _told():
         tally = state.status(place.parts, Vault.open(place.parts.vault, place.source, place.root))
     emit({"sealed": True, "key": place.source, **_row(tally)}, output)
-    if tally.plain or tally.older or tally.database not in ("sealed", "none"):
+    if not tally.whole:
         note("not everything is sealed with the newest key: store encrypt goes on where it was")
         raise SystemExit(int(Exit.PROBLEMS))
 
@@ -125,6 +128,9 @@ def _row(tally: Any) -> dict[str, Any]:
         "blobs_sealed": tally.current,
         "blobs_older_key": tally.older,
         "blobs_plain": tally.plain,
+        "files_sealed": tally.files,
+        "files_older_key": tally.files_older,
+        "files_plain": tally.files_plain,
         "converted": tally.converted,
     }
 

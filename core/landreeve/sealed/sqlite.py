@@ -3,6 +3,7 @@ works. `sqlcipher3` is the extra ``sealed``; a plain file needs none of it."""
 
 import contextlib
 import os
+import platform
 import sqlite3
 import stat
 from collections.abc import Iterable
@@ -26,7 +27,12 @@ def module() -> ModuleType:
     try:
         from sqlcipher3 import dbapi2
     except ImportError as error:
-        raise KeyMissingError("a sealed store needs SQLCipher: pip install 'landreeve[sealed]'") from error
+        here = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+        raise KeyMissingError(
+            f"a sealed store needs SQLCipher, and the package sqlcipher3 cannot be used here ({here}: {error}): "
+            "pip install 'landreeve[sealed]'. It comes built for Python 3.11 to 3.14 on Linux x86-64 and arm64; "
+            "elsewhere encrypt the file system instead (docs/at-rest.md)"
+        ) from error
     return dbapi2  # type: ignore[no-any-return]
 
 

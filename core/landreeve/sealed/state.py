@@ -5,6 +5,7 @@ simply begun again.
 """
 
 import contextlib
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,17 +16,21 @@ from landreeve.blobs.codec import Codec, PlainCodec
 from landreeve.blobs.durable import sync_folder, write_durably
 from landreeve.sealed import sqlite
 from landreeve.sealed.blobs import SealedCodec
+from landreeve.sealed.files import SealedFiles, released, unfinished
 from landreeve.sealed.vault import Vault
 from landreeve.wire.codec import BLOCK_BYTES
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What of a state folder is sealed: its database, and the roots of its blob stores."""
+    """What of a state folder is sealed: its database, the roots of its blob stores, and the files of releases in
+    ``models``. Folders of ``passing`` hold what is made anew when it is gone: a conversion empties them."""
 
     root: Path
     database: Path
     blobs: tuple[Path, ...] = ()
+    models: Path | None = None
+    passing: tuple[Path, ...] = ()
 
     @property
     def vault(self) -> Path:
@@ -42,6 +47,15 @@ class Tally:
     older: int = 0
     plain: int = 0
     converted: int = field(default=0)
+    files: int = 0
+    files_older: int = 0
+    files_plain: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything is sealed with the newest key."""
+        left = self.plain + self.older + self.files_plain + self.files_older
+        return left == 0 and self.database in ("sealed", "none")
 
 
 def seal(parts: Parts, vault: Vault) -> Tally:
@@ -53,10 +67,23 @@ def seal(parts: Parts, vault: Vault) -> Tally:
             sqlite.convert(parts.database, found, keys[-1])
     codec = SealedCodec(vault.keys("blobs"))
     done = sum(_convert(path, codec, codec) for path in _blobs(parts) if not codec.is_current(path))
-    _drop_partials(parts)
+    done += seal_files(parts, vault)
+    _drop_passing(parts)
     tally = status(parts, vault)
     tally.converted = done
     return tally
+
+
+def seal_files(parts: Parts, vault: Vault) -> int:
+    """Seal the files of releases that are not sealed with the newest key, one at a time; how many there were."""
+    if parts.models is None:
+        return 0
+    _drop_unfinished(parts.models)
+    files = SealedFiles(parts.root, vault.keys("blobs"))
+    found = [path for path in released(parts.models) if not files.is_current(path)]
+    for path in found:
+        files.seal(path)
+    return len(found)
 
 
 def unseal(parts: Parts, vault: Vault) -> Tally:
@@ -67,10 +94,22 @@ def unseal(parts: Parts, vault: Vault) -> Tally:
             sqlite.convert(parts.database, found, None)
     codec = SealedCodec(vault.keys("blobs"))
     done = sum(_convert(path, codec, PlainCodec()) for path in _blobs(parts) if codec.is_sealed(path))
-    _drop_partials(parts)
+    done += _unseal_files(parts, vault)
+    _drop_passing(parts)
     tally = status(parts, vault)
     tally.converted = done
     return tally
+
+
+def _unseal_files(parts: Parts, vault: Vault) -> int:
+    if parts.models is None:
+        return 0
+    _drop_unfinished(parts.models)
+    files = SealedFiles(parts.root, vault.keys("blobs"))
+    found = [path for path in released(parts.models) if files.is_sealed(path)]
+    for path in found:
+        files.unseal(path)
+    return len(found)
 
 
 def status(parts: Parts, vault: Vault) -> Tally:
@@ -88,6 +127,14 @@ def status(parts: Parts, vault: Vault) -> Tally:
             tally.current += 1
         else:
             tally.older += 1
+    files = SealedFiles(parts.root, vault.keys("blobs"))
+    for path in released(parts.models) if parts.models else ():
+        if files.is_current(path):
+            tally.files += 1
+        elif files.is_sealed(path):
+            tally.files_older += 1
+        else:
+            tally.files_plain += 1
     return tally
 
 
@@ -120,8 +167,20 @@ def _convert(path: Path, source: Codec, target: Codec) -> int:
     return 1
 
 
-def _drop_partials(parts: Parts) -> None:
-    """What has half arrived is fetched again: it would have to be sealed block by block."""
+def _drop_unfinished(models: Path) -> None:
+    for path in sorted(unfinished(models)):  # a folder before what is in it
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _drop_passing(parts: Parts) -> None:
+    """What has half arrived is fetched again: it would have to be sealed block by block. What is being made is begun
+    anew."""
+    for folder in parts.passing:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for root in parts.blobs:
         for folder, pattern in ((root / "partial", "*"), (root / "sha256", ".*")):
             for path in folder.glob(pattern) if folder.is_dir() else ():

@@ -1,7 +1,6 @@
 """What every recipe offers: fit, predict, export; and the checkpoint that survives a power cut."""
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 import safetensors.numpy
+from landreeve.blobs.files import PLAIN, Files
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
@@ -49,33 +49,22 @@ class Checkpoint:
     """One file of named arrays, replaced atomically: after kill -9 it is the old one or the new one."""
 
     path: Path
+    files: Files = PLAIN
 
     def load(self, fingerprint: str) -> dict[str, NDArray[Any]] | None:
         """The arrays last saved for this fingerprint, or None when there are none (or of another fit)."""
         try:
-            arrays = safetensors.numpy.load(self.path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except SafetensorError:
-            return None  # the disk damaged it: starting over gives the same weights, only later
+            arrays = safetensors.numpy.load(self.files.read(self.path))
+        except (OSError, SafetensorError):
+            return None  # there is none, or the disk damaged it: starting over gives the same weights, only later
         kept = arrays.pop("fingerprint", None)
         return arrays if kept is not None and kept.tobytes() == bytes.fromhex(fingerprint) else None
 
     def save(self, fingerprint: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write beside, flush, rename, flush the folder."""
+        """Keep these arrays instead."""
         named = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
         named["fingerprint"] = np.frombuffer(bytes.fromhex(fingerprint), dtype=np.uint8)
-        beside = self.path.with_suffix(".tmp")
-        with beside.open("wb") as out:
-            out.write(safetensors.numpy.save(named))
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        self.files.write(self.path, safetensors.numpy.save(named))
 
 
 def fingerprint_of(data: Data, config: Mapping[str, Any]) -> str:
