@@ -8,6 +8,8 @@ import fake_plans
 import fake_records
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from landreeve_hub.api import rollout_views
+from landreeve_hub.fleet import overview
 
 COOKIE = "hub_session"
 CODE = "ABCD-1234"
@@ -46,7 +48,7 @@ class FakeHub:
         async def read(path: str, request: Request) -> JSONResponse:
             if refusal := refuse(request):
                 return refusal
-            found = self._answer(path)
+            found = self._answer(path, dict(request.query_params))
             if found is None:
                 return JSONResponse({"title": "Not found", "status": 404, "detail": f"There is no {path}."}, 404)
             return JSONResponse(found)
@@ -67,15 +69,20 @@ class FakeHub:
 
         return app
 
-    def _answer(self, path: str) -> Any:
+    def _answer(self, path: str, query: dict[str, str]) -> Any:
+        devices = self.fleet["devices"]
         fixed = {
             "me": {"user": "mona", "role": "admin", "permissions": self.permissions},
             "fleet": self.fleet,
-            "incidents": {"items": self.incidents},
+            "fleet/summary": summary(self.fleet),
+            "fleet/devices": overview.page(
+                devices, query.get("filter", ""), query.get("after", ""), int(query.get("limit", "100"))
+            ),
+            "incidents": [row for row in self.incidents if query.get("state") in {None, row["state"]}],
             "enrolments": self.waiting,
             "models": {"items": [{"name": "flight-delay", "definition": {"purpose": PURPOSE}}]},
             "releases": {"items": self.releases},
-            "rollouts": {"items": [*self.fleet["rollouts"], ended()]},
+            "rollouts": [ended()] if query.get("ended") else [*self.fleet["rollouts"], ended()],
             "delivery": [
                 {"device": "d-000000000000", "facts": 18211, "gaps": 0, "duplicates_suppressed": 41, "rejected": 0}
             ],
@@ -124,6 +131,14 @@ def fleet(sites: int) -> dict[str, Any]:
         "rollouts": [running(devices)],
         "hub": {"version": "0.1.0", "time": at(0)},
     }
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    devices = found["devices"]
+    cells = overview.cells(devices)
+    going = [rollout_views.brief(row) for row in found["rollouts"]]
+    counted = {"counts": overview.counts(devices), "cells": cells, "cells_left_out": len(devices) - len(cells)}
+    return {**counted, "running": overview.running(devices), "rollouts": going, "waiting": [], "hub": found["hub"]}
 
 
 def device(site: str, state: str, n: int) -> dict[str, Any]:

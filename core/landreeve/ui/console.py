@@ -9,6 +9,7 @@ import asyncio
 import functools
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Loader = Callable[[Api, Mapping[str, str], Mapping[str, str]], Awaitable[Mapping[str, Any]]]
 FOREVER = ("cache-control", "public, max-age=31536000, immutable")
 THEMES = ("auto", "light", "dark")
+REST = 10
+"""A page that takes long to look at is looked at less often: it rests so many times as long as it took."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +199,10 @@ class Console:
         base = self._environment(request).get_template("base.html")
         blocks = {k: v for k, v in (base.blocks | template.blocks).items() if k.startswith("live_")}
         sent: dict[str, str] = {}
+        period_s = self._period_s if page.period_s is None else page.period_s
         yield b"retry: 2000\n\n"
         while not (self._closing.is_set() or gone.done()):
+            began = time.monotonic()
             try:
                 values = await self._values(request, page, names)
             except ApiError as error:
@@ -208,7 +213,7 @@ class Console:
             changed = {name: html for name, html in drawn.items() if sent.get(name) != html}
             sent |= changed
             yield _event("patch", changed) if changed else b": nothing new\n\n"
-            await self._pause(gone, self._period_s if page.period_s is None else page.period_s)
+            await self._pause(gone, max(period_s, (time.monotonic() - began) * REST))
 
     async def _pause(self, gone: asyncio.Task[None], period_s: float) -> None:
         closing = asyncio.create_task(self._closing.wait())

@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from sqlalchemy import Connection, select
 
 from landreeve_hub.access.identity import Person
@@ -26,8 +26,13 @@ def router(services: Services) -> APIRouter:
     routes, store = APIRouter(), services.store
 
     @routes.get("/incidents")
-    async def listed(_: Annotated[Person, may(Permission.VIEW)], state: str = "") -> list[dict[str, Any]]:
-        return await store.read(lambda c: incidents.listed(c, state))
+    async def listed(
+        _: Annotated[Person, may(Permission.VIEW)],
+        state: str = "",
+        limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+    ) -> list[dict[str, Any]]:
+        """Incidents, newest first; all of them without a limit."""
+        return await store.read(lambda c: incidents.listed(c, state, limit))
 
     @routes.get("/incidents/{incident}")
     async def shown(incident: str, _: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:

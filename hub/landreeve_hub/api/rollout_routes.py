@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, Query, Request
 from landreeve.audit import ledger
 from sqlalchemy import Connection, select
 
@@ -78,8 +78,17 @@ def _look(routes: APIRouter, services: Services) -> None:
     store = services.store
 
     @routes.get("/rollouts")
-    async def rollouts(_: Annotated[Person, may(Permission.VIEW)], model: str = "") -> list[dict[str, Any]]:
-        """Rollouts, newest first."""
+    async def rollouts(
+        _: Annotated[Person, may(Permission.VIEW)],
+        model: str = "",
+        *,
+        ended: bool = False,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    ) -> list[dict[str, Any]]:
+        """Rollouts, newest first. ``ended`` answers with at most ``limit`` of those that are over, in brief: all their
+        waves as one, no gates, devices or log."""
+        if ended:
+            return await store.read(lambda c: rollout_views.ended(c, limit, model))
         now, pools = services.clock(), services.runner.pools()
         return await store.read(lambda c: rollout_views.rows(c, now, model, pools))
 

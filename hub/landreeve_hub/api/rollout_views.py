@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
 from landreeve_hub.rollout import book
 from landreeve_hub.rollout.drifting import Pool
@@ -19,6 +19,7 @@ from landreeve_hub.rollout.roster import Back, Member, Outcome
 from landreeve_hub.rollout.sight import see
 from landreeve_hub.rollout.state import FINAL, Fleet, Rollout
 from landreeve_hub.rollout.waiting import words
+from landreeve_hub.store import tables
 
 _NOT_BEGUN = frozenset({Outcome.WAITING, Outcome.SKIPPED})
 NOBODY: Fleet = {}
@@ -26,10 +27,10 @@ NO_POOLS: Mapping[str, Pool] = {}
 COLUMNS = 3
 
 
-def active_rows(connection: Connection, now: datetime) -> list[dict[str, Any]]:
+def active_rows(connection: Connection, now: datetime, pools: Mapping[str, Pool] = NO_POOLS) -> list[dict[str, Any]]:
     """A `RolloutRow` for each rollout that has not ended."""
     going = book.listed(connection, active=True)
-    return [_row(connection, kept, now, [other.rollout for other in going]) for kept in going]
+    return [_row(connection, kept, now, [other.rollout for other in going], pools) for kept in going]
 
 
 def rows(
@@ -186,6 +187,45 @@ def _from_version(rollout: Rollout, sight: Fleet) -> str:
     )
     versions.pop("", None)
     return versions.most_common(1)[0][0] if versions else ""
+
+
+def ended(connection: Connection, limit: int, model: str = "") -> list[dict[str, Any]]:
+    """Rollouts that are over, newest first, without reading their members: all waves as one."""
+    table = tables.rollouts
+    query = select(table).where(table.c.state.in_([state.value for state in FINAL])).order_by(table.c.id.desc())
+    found = connection.execute((query.where(table.c.model == model) if model else query).limit(limit)).all()
+    counts = _outcomes(connection, [row.id for row in found])
+    return [_ended(connection, row, counts.get(row.id, Counter())) for row in found]
+
+
+def _outcomes(connection: Connection, ids: list[str]) -> dict[str, Counter[str]]:
+    """How many members of each rollout came to which outcome; one that went back counts as that."""
+    m = tables.rollout_members.c
+    query = select(m.rollout, m.outcome, m.back, func.count()).where(m.rollout.in_(ids))
+    found: dict[str, Counter[str]] = {}
+    for rollout, outcome, back, number in connection.execute(query.group_by(m.rollout, m.outcome, m.back)):
+        found.setdefault(rollout, Counter())[outcome if back == Back.NO.value else back] += number
+    return found
+
+
+def _ended(connection: Connection, row: Any, counts: Counter[str]) -> dict[str, Any]:
+    m = tables.rollout_members.c
+    some = connection.execute(select(m.doc).where(m.rollout == row.id).limit(20)).scalars()
+    versions = Counter(str(doc.get("prior_version") or "") for doc in some)
+    versions.pop("", None)
+    told = {name: str(row.doc.get(name) or "") for name in ("of", "cause", "sentence", "why", "risk")}
+    wave = {"name": "", "total": counts.total(), "in_flight": 0}
+    wave |= {name: counts[name] for name in ("committed", "failed", "silent", "excluded")}
+    about = {name: getattr(row, name) for name in ("id", "kind", "model", "version", "state")}
+    by = {name: getattr(row, name) for name in ("created", "created_by", "approved_by")}
+    version = versions.most_common(1)[0][0] if versions else ""
+    return {**about, **told, **by, "release": row.digest, "from_version": version, "waves": [wave]}
+
+
+def brief(shown: Mapping[str, Any]) -> dict[str, Any]:
+    """A `RolloutRow` without its devices and its log, which are as long as the fleet is large."""
+    waves = [{name: value for name, value in wave.items() if name != "devices"} for wave in shown["waves"]]
+    return {**{name: value for name, value in shown.items() if name != "log"}, "waves": waves}
 
 
 def waiting_by_device(connection: Connection, now: datetime) -> dict[str, str]:

@@ -3,15 +3,14 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, select
 
-from landreeve_hub.api.rollout_views import active_rows, waiting_by_device
+from landreeve_hub.api import device_views
+from landreeve_hub.api.rollout_views import active_rows
 from landreeve_hub.fleet import health
-from landreeve_hub.incidents.incidents import CLOSED
 from landreeve_hub.ingest.minutes import decode_minute
 from landreeve_hub.learning import known_plans
 from landreeve_hub.store import tables
-from landreeve_hub.store.moment import parse_rfc3339
 
 
 def fleet(connection: Connection, now: datetime, version: str) -> dict[str, Any]:
@@ -31,10 +30,7 @@ def fleet(connection: Connection, now: datetime, version: str) -> dict[str, Any]
 
 def devices(connection: Connection, now: datetime) -> list[dict[str, Any]]:
     """A `DeviceRow` for each device of the fleet, by site."""
-    table = tables.devices
-    waiting = waiting_by_device(connection, now)
-    found = connection.execute(select(table).where(~table.c.revoked).order_by(table.c.site)).all()
-    return [_device(connection, row, waiting.get(row.id, ""), now) for row in found]
+    return device_views.rows(connection, now)
 
 
 def device(connection: Connection, name: str, now: datetime) -> dict[str, Any] | None:
@@ -43,9 +39,8 @@ def device(connection: Connection, name: str, now: datetime) -> dict[str, Any] |
     row = connection.execute(select(table).where((table.c.id == name) | (table.c.site == name))).first()
     if row is None:
         return None
-    waiting = waiting_by_device(connection, now)
     return {
-        **_device(connection, row, waiting.get(row.id, ""), now),
+        **device_views.rows(connection, now, [row.id])[0],
         "enrolled": row.enrolled,
         "incarnation": row.incarnation,
         "replaces": row.replaces,
@@ -61,90 +56,6 @@ def device(connection: Connection, name: str, now: datetime) -> dict[str, Any] |
         "events": events(connection, device=row.id, limit=50),
         "metrics": metrics(connection, row.id, 60),
     }
-
-
-def _device(connection: Connection, row: Row[Any], waiting: str, now: datetime) -> dict[str, Any]:
-    latest = latest_metrics(connection, row.id)
-    windows = _newest_windows(connection, row.id)
-    models = list(row.doc.get("models") or ())
-    verdict = _health(connection, row, windows, now)
-    expires = _certificate_expires(connection, row)
-    days = (parse_rfc3339(expires) - now).total_seconds() / 86_400 if expires else None
-    return {
-        "id": row.id,
-        "site": row.site,
-        "state": verdict.level.value,
-        "sentence": verdict.sentence,
-        "online": row.online,
-        "last_seen": row.last_seen,
-        "agent": row.agent,
-        "hardware": _hardware(row.hardware),
-        "models": models,
-        "p95_ms": latest.get("p95_ms"),
-        "psi": max((s for w in windows for s in _scores(w)), default=None),
-        "waiting": waiting,
-        "certificate_days": days,
-        "metadata_days": row.doc.get("metadata_days"),
-        "clock_ahead_s": row.doc.get("clock_ahead_s"),
-        "predictions": latest.get("predictions"),
-        "generation": row.generation,
-        "labels": row.labels,
-    }
-
-
-def _certificate_expires(connection: Connection, row: Row[Any]) -> str:
-    """When the certificate ends that the device itself says it uses; what was last issued, where it says nothing."""
-    used = str(row.doc.get("certificate_serial") or "")
-    if not used or used == row.certificate_serial:
-        return str(row.certificate_expires)
-    table = tables.certificates
-    query = select(table.c.expires).where(table.c.serial == used, table.c.device == row.id)
-    return connection.execute(query).scalar_one_or_none() or str(row.certificate_expires)
-
-
-def _health(connection: Connection, row: Row[Any], windows: list[Row[Any]], now: datetime) -> health.Verdict:
-    """The judgement of `landreeve_hub.fleet.health` on what the tables hold."""
-    newest = {(w.model, w.release): w.report for w in windows}
-    models = []
-    for model in row.doc.get("models") or ():
-        report = newest.get((model.get("model"), model.get("release")), {})
-        named = {name: str(model.get(name, "")) for name in ("model", "version", "state", "reason")}
-        said = {"window": str(report.get("verdict", "")), "window_sentence": str(report.get("sentence", ""))}
-        models.append(health.Serving(**named, **said))
-    last_seen = parse_rfc3339(row.last_seen) if row.last_seen else None
-    return health.judge(health.Signs(row.online, last_seen, tuple(models), _open_error(connection, row.id)), now)
-
-
-def _open_error(connection: Connection, device: str) -> str:
-    """The sentence of an open incident of severity error about the device; empty without one."""
-    incidents = tables.incidents
-    query = select(incidents.c.subject, incidents.c.sentence)
-    found = connection.execute(query.where(incidents.c.state != CLOSED, incidents.c.severity == "error"))
-    return next((row.sentence for row in found if row.subject.get("device") == device), "")
-
-
-def _hardware(hardware: dict[str, Any]) -> dict[str, str]:
-    """The box in a word and in a line, from whatever the agent's inventory holds."""
-    kind = str(hardware.get("kind") or "CPU")
-    cpu = hardware.get("cpu")
-    model = cpu.get("model", "") if isinstance(cpu, dict) else cpu or hardware.get("cpu_model", "")
-    return {"kind": kind, "text": str(hardware.get("text") or model or "unknown")}
-
-
-def _scores(window: Row[Any]) -> list[float]:
-    return [float(score) for score in (window.report.get("scores") or {}).values()]
-
-
-def _newest_windows(connection: Connection, device: str) -> list[Row[Any]]:
-    windows = tables.windows
-    newest = (
-        select(windows.c.model, func.max(windows.c.window).label("window"))
-        .where(windows.c.device == device)
-        .group_by(windows.c.model)
-        .subquery()
-    )
-    on = (windows.c.model == newest.c.model) & (windows.c.window == newest.c.window) & (windows.c.device == device)
-    return list(connection.execute(select(windows).join(newest, on)).all())
 
 
 def _windows(connection: Connection, device: str) -> list[dict[str, Any]]:

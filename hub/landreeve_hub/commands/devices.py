@@ -1,12 +1,12 @@
 """``device``."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from landreeve.cli import Exit, Format, emit, fail, note
 
-from landreeve_hub.commands.client import connect
+from landreeve_hub.commands.client import Hub, connect
 from landreeve_hub.commands.options import Output, State, Token, Url
 
 COLUMNS = ("site", "id", "state", "online", "model", "p95_ms", "psi", "predictions", "waiting")
@@ -17,9 +17,17 @@ def group() -> typer.Typer:
     group = typer.Typer(help="The boxes of the fleet.", no_args_is_help=True)
 
     @group.command("list")
-    def listed(*, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE) -> None:
-        """Every box: state, model, figures, what it waits for."""
-        rows = connect(url, token, state).get("devices")
+    def listed(
+        *,
+        matching: Annotated[str, typer.Option("--filter", help="Such as 'is:offline hw:npu model:x@4 -tag:lab'.")] = "",
+        url: Url = "",
+        token: Token = "",
+        state: State = None,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """Every box, or those that match: state, model, figures, what it waits for."""
+        hub = connect(url, token, state)
+        rows = _matching(hub, matching) if matching else hub.get("devices")
         if output is Format.TABLE:
             rows = [{**row, "model": _models(row)} for row in rows]
         emit(rows, output, COLUMNS)
@@ -182,6 +190,17 @@ def _label(text: str) -> tuple[str, str]:
     if not equals:
         fail(Exit.USAGE, f"--label {text!r}: write it as name=value")
     return name, value
+
+
+def _matching(hub: Hub, text: str) -> list[dict[str, Any]]:
+    """The worst first, page by page."""
+    rows, after = list[dict[str, Any]](), ""
+    while True:
+        page = hub.get("fleet/devices", filter=text, after=after, limit="500")
+        rows += page["items"]
+        if not page["next"]:
+            return rows
+        after = page["next"]
 
 
 def _models(row: dict[str, list[dict[str, str]]]) -> str:

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import FastAPI
 from landreeve.ui.console import Console, Entry, Page
-from landreeve.ui.inside import Api
+from landreeve.ui.inside import Api, ApiError
 
-from landreeve_hub.console import drift, records, releases, wizard
+from landreeve_hub.console import drift, records, releases, rollouts, wizard
 from landreeve_hub.console.answers import listed
-from landreeve_hub.fleet.filter import select
 
 NAVIGATION = (
     Entry("fleet", "/", "Fleet", "fleet"),
@@ -20,8 +20,8 @@ NAVIGATION = (
     Entry("audit", "/audit", "Audit", "audit"),
     Entry("keys", "/keys", "Keys", "keys"),
 )
-SHOWN_DEVICES = 200
-WORST_FIRST = ("failing", "drift", "offline", "healthy")
+SHOWN_DEVICES = 100
+SHOWN_INCIDENTS = 200
 
 
 def install(app: FastAPI) -> Console:
@@ -39,9 +39,9 @@ def install(app: FastAPI) -> Console:
             Page("/devices/{id}", "device.html", _device, "fleet"),
             Page("/models", "models.html", releases.models, "models"),
             Page("/models/{name}", "model.html", releases.model, "models"),
-            Page("/rollouts", "rollouts.html", _rollouts, "rollouts"),
+            Page("/rollouts", "rollouts.html", rollouts.every, "rollouts"),
             Page("/rollouts/new", "wizard.html", wizard.load, "rollouts"),
-            Page("/rollouts/{id}", "rollout.html", _rollout, "rollouts"),
+            Page("/rollouts/{id}", "rollout.html", rollouts.one, "rollouts"),
             Page("/drift", "drift.html", drift.load, "drift"),
             Page("/incidents", "incidents.html", _incidents, "incidents"),
             Page("/audit", "audit.html", records.audit, "audit", period_s=0),
@@ -57,20 +57,35 @@ def install(app: FastAPI) -> Console:
 
 async def _frame(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
     me = await api.get("me")
-    incidents = listed(await api.find("incidents"))
-    badges = {"incidents": sum(row.get("state") == "open" for row in incidents), "models": 0, "rollouts": 0}
+    incidents = listed(await api.find("incidents", query={"state": "open"}))
+    badges = {"incidents": len(incidents), "models": 0, "rollouts": 0}
     return {"me": me, "place": "hub", "badges": badges, "open_incidents": incidents}
 
 
 async def _fleet(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
-    fleet = await api.get("fleet")
-    rank = {state: number for number, state in enumerate(WORST_FIRST)}
-    devices = sorted(fleet["devices"], key=lambda row: (rank.get(row["state"], 9), row["site"]))
-    matching = select(devices, query.get("filter", ""))
-    cells = sorted(fleet["devices"], key=lambda row: str(row["site"]))
-    waiting = listed(await api.find("enrolments"))
-    shown = {"devices": matching[:SHOWN_DEVICES], "matching": len(matching)}
-    return {"fleet": fleet, "cells": cells, "waiting": waiting, **shown}
+    fleet = await api.get("fleet", "summary")
+    asked = {"filter": query.get("filter", ""), "after": query.get("after", ""), "limit": str(SHOWN_DEVICES)}
+    try:
+        page = await api.get("fleet", "devices", query=asked)
+    except ApiError as error:
+        if error.status != 422:
+            raise
+        page = await api.get("fleet", "devices", query={**asked, "after": ""})  # a cursor somebody made up
+    return {
+        "fleet": fleet,
+        "cells": fleet["cells"],
+        "left_out": fleet["cells_left_out"],
+        "waiting": listed(await api.find("enrolments")),
+        "devices": page["items"],
+        "matching": page["matching"],
+        "first": _listing(asked["filter"], "") if asked["after"] else "",
+        "further": _listing(asked["filter"], page["next"]) if page["next"] else "",
+    }
+
+
+def _listing(text: str, after: str) -> str:
+    """The address of a page of the device table."""
+    return f"/?{urlencode({'filter': text, 'after': after})}#devices-title"
 
 
 async def _device(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
@@ -81,18 +96,10 @@ async def _device(api: Api, names: Mapping[str, str], query: Mapping[str, str]) 
     return {"device": device, "delivery": own, "why": why}
 
 
-async def _rollouts(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
-    return {"rollouts": listed(await api.get("rollouts"))}
-
-
-async def _rollout(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
-    return {"rollout": await api.get("rollouts", names["id"])}
-
-
 async def _incidents(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
     wanted = query.get("state", "")
-    rows = listed(await api.get("incidents"))
-    return {"incidents": [row for row in rows if not wanted or row.get("state") == wanted], "wanted": wanted}
+    asked = {"limit": str(SHOWN_INCIDENTS), **({"state": wanted} if wanted else {})}
+    return {"incidents": listed(await api.get("incidents", query=asked)), "wanted": wanted, "most": SHOWN_INCIDENTS}
 
 
 async def _login(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:

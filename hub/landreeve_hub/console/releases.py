@@ -14,11 +14,11 @@ async def models(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -
     """Every model with its releases, newest first, and how many sites run each."""
     known = listed(await api.get("models"))
     releases = listed(await api.find("releases"))
-    fleet = await api.get("fleet")
+    running = (await api.get("fleet", "summary"))["running"]
     found = {row["name"] for row in known} | {row["model"] for row in releases}
     purposes = {row["name"]: (row.get("definition") or row).get("purpose", "") for row in known}
     rows = [
-        {"name": name, "purpose": purposes.get(name, ""), "releases": _of(name, releases, fleet["devices"])}
+        {"name": name, "purpose": purposes.get(name, ""), "releases": _of(name, releases, running)}
         for name in sorted(found)
     ]
     return {"models": rows}
@@ -37,24 +37,16 @@ async def model(api: Api, names: Mapping[str, str], query: Mapping[str, str]) ->
     return {"model": row, "chosen": chosen, "plans": plans}
 
 
-def _of(name: str, releases: Sequence[Row], devices: Sequence[Row]) -> list[Row]:
+def _of(name: str, releases: Sequence[Row], running: Sequence[Row]) -> list[Row]:
     own = [row for row in releases if row["model"] == name]
     own.sort(key=lambda row: (order_of(row.get("version")), str(row.get("created", ""))), reverse=True)
-    return [{**row, **_origin(row), "sites": _sites(row["digest"], devices)} for row in own]
+    return [{**row, **_origin(row), **_sites(row["digest"].removeprefix("sha256:"), running)} for row in own]
 
 
-def _sites(digest: str, devices: Sequence[Row]) -> list[Row]:
-    short = digest.removeprefix("sha256:")
-    return [
-        {"id": device["id"], "site": device["site"]}
-        for device in devices
-        if any(_same(str(entry.get("release", "")), short) for entry in device.get("models") or ())
-    ]
-
-
-def _same(served: str, digest: str) -> bool:
-    served = served.removeprefix("sha256:")
-    return len(served) >= 12 and digest.startswith(served)
+def _sites(digest: str, running: Sequence[Row]) -> Row:
+    """On how many sites a release runs, and the first of them; devices name it by the beginning of its digest."""
+    same = [row for row in running if len(row["release"]) >= 12 and digest.startswith(row["release"])]
+    return {"sites": sum(row["sites"] for row in same), "first_sites": [one for row in same for one in row["first"]]}
 
 
 def _origin(row: Row) -> Row:

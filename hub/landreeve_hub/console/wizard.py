@@ -15,13 +15,14 @@ from landreeve_hub.rollout.resolve import resolve
 
 SHARES = ("0", "0.1", "0.25", "0.5")
 RISKS = ("low", "medium", "high")
+MOST_DEVICES = "10000"
 MOST = {"max_failures": "0", "max_in_flight": "20", "watch_days": "0"}
 
 
 async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
     """The form's choices from the query, and the preview of the plan they make."""
     approved = [row for row in listed(await api.find("releases")) if row.get("state") == "approved"]
-    devices = listed((await api.get("fleet"))["devices"])
+    devices = listed((await api.get("fleet", "devices", query={"slim": "true", "limit": MOST_DEVICES}))["items"])
     models = sorted({row["model"] for row in approved})
     model = _one_of(models, query.get("model"))
     versions = sorted((str(row["version"]) for row in approved if row["model"] == model), key=order_of, reverse=True)

@@ -91,9 +91,9 @@ def _log(connection: Connection, incident: str, now: datetime, by: tuple[str, st
     connection.execute(insert(tables.incident_log).values(row))
 
 
-def listed(connection: Connection, state: str = "") -> list[dict[str, Any]]:
-    """Incidents, newest first."""
-    query = select(tables.incidents).order_by(tables.incidents.c.id.desc())
+def listed(connection: Connection, state: str = "", limit: int | None = None) -> list[dict[str, Any]]:
+    """Incidents, newest first; at most ``limit``."""
+    query = select(tables.incidents).order_by(tables.incidents.c.id.desc()).limit(limit)
     if state:
         query = query.where(tables.incidents.c.state == state)
     return [dict(row) for row in connection.execute(query).mappings()]
