@@ -227,3 +227,31 @@ def test_tokens_and_sessions_are_private_files(tmp_path: Path) -> None:
     assert Sessions(tmp_path / "sessions.json", lambda: 59.0, 60).holds(secret)
     assert not Sessions(tmp_path / "sessions.json", lambda: 61.0, 60).holds(secret)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+
+
+async def test_split_traffic_is_told_by_api_and_page_with_the_outcome_of_each_version(house: House) -> None:
+    rows = [
+        {"model": "m", "id": f"{arm}{n}", "at": "", "row": "{}", "p": 0.5, "captured": "2026-01-01T00:00:00.000Z",
+         "version": version, "release": version * 64, "unit": f"{n:016x}", "arm": arm,
+         "against": other * 64, "share": 0.5}
+        for arm, version, other in (("new", "2", "1"), ("good", "1", "2")) for n in range(8)
+    ]  # fmt: skip
+    labels = [
+        {"model": "m", "id": row["id"], "label": float(row["arm"] == "new"), "at": "", "received": ""} for row in rows
+    ]
+
+    def write(tables: Any) -> None:
+        tables["samples"].insert_all(rows)
+        tables["labels"].insert_all(labels[:-1])
+
+    await house.api.database.write(write)
+    (split,) = (await house.client.get("/api/v1/models/m/splits", headers=house.token)).json()["items"]
+    assert [(arm["version"], arm["keys"], arm["labelled_keys"], arm["outcome"]) for arm in split["arms"]] == [
+        ("2", 8, 8, 1.0), ("1", 8, 7, 0.0),
+    ]  # fmt: skip
+    assert split["difference"] == 1.0
+    await house.client.post("/api/v1/sessions", json={"code": house.api.codes.fresh()})
+    page = await house.client.get("/models/m")
+    assert page.status_code == 200
+    assert "Two versions side by side" in page.text
+    assert "+1" in page.text

@@ -19,6 +19,7 @@ from landreeve_agent.serving.metrics import Metrics
 from landreeve_agent.serving.model import LoadedModel, load
 from landreeve_agent.serving.routes import Answered, Routes, Serving
 from landreeve_agent.serving.session import Array, OnnxRuntime, Opened, Session
+from landreeve_agent.serving.split import point_of, unit_of
 from landreeve_models.features.pipeline import Pipeline
 
 from tests.agent.onnx_models import COLUMNS, answers, body, graph, pipeline, version, write_release
@@ -251,12 +252,12 @@ def test_a_graph_outside_the_policy_is_refused_before_any_runtime_sees_it(tmp_pa
         load(version(folder))
 
 
-def split(stand: Stand, active: LoadedModel, *others: tuple[LoadedModel, float]) -> None:
+def split(stand: Stand, active: LoadedModel, *others: tuple[LoadedModel, float], key: str = "") -> None:
     """Serve the active version, and shares of the others."""
     shares = tuple(Share(model.version, share) for model, share in others)
     lane = stand.routes.make_lane
     serving = Serving(
-        Route("delay", active.version, None, shares),
+        Route("delay", active.version, None, shares, key),
         lane(active),
         None,
         None,
@@ -280,6 +281,41 @@ async def test_a_share_answers_its_part_and_the_same_key_always_meets_the_same_v
         "1.0.0": pytest.approx(expected(), abs=1e-6),
         "2.0.0": pytest.approx(expected(2.0), abs=1e-6),
     }
+
+
+async def test_how_the_split_chose_is_kept_with_each_row_and_the_key_itself_is_not(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    """What was kept gives the same assignment again, whichever way the request named its key."""
+    split(stand, model(), (model("2.0.0", bias=2.0), 0.4), key="carrier")
+    for i in range(60):
+        stand.ask(body(id=f"key-{i}", parameters={"key": f"ann.{i}@example.com"}))
+    stand.ask(body(id="column-0"))
+    stand.ask(body(id="asked-0"), name="2.0.0")
+    lines = {line.id: line for line in stand.lines()}
+    good, new = (lane.model.version.release for lane in stand.routes.table["delay"].lanes())
+    for line in lines.values():
+        if line.id == "asked-0":  # its caller chose, and not the split
+            assert (line.unit, line.by, line.arm, line.against, line.share) == (None,) * 5
+            continue
+        key = f"ann.{line.id[4:]}@example.com" if line.by == "key" else "UA"
+        assert line.unit == unit_of("delay", key)
+        assert line.arm == ("new" if point_of(line.unit) < line.share else "good")
+        assert (line.release, line.against) == ((new, good) if line.arm == "new" else (good, new))
+    assert {line.by for line in lines.values()} == {"key", "column", None}
+    assert {line.arm for line in lines.values()} == {"new", "good", None}
+    spooled = b"".join(path.read_bytes() for path in (stand.folder / "spool").iterdir())
+    assert b"example.com" not in spooled
+
+
+async def test_nothing_is_called_assigned_where_nothing_is_split(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    split(stand, model(), (model("2.0.0", bias=2.0), 0.0))  # it stands by
+    stand.ask(body(id="a", parameters={"key": "customer-1"}))
+    stand.serve(model(), model("2.0.0", bias=2.0))
+    stand.ask(body(id="b", parameters={"key": "customer-1"}))
+    assert [(line.unit, line.arm, line.version) for line in stand.lines()] == [(None, None, "1.0.0")] * 2
 
 
 async def test_a_share_encodes_rows_by_its_own_pipeline(

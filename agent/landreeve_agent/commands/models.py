@@ -1,7 +1,7 @@
 """The models of this box."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
@@ -20,6 +20,7 @@ def install(app: typer.Typer) -> None:
     model.command("list")(list_models)
     model.command("add")(add)
     model.command("show")(show)
+    model.command("splits")(splits)
     model.command("rollback")(rollback)
     app.add_typer(model, name="model")
 
@@ -59,6 +60,32 @@ def add(
 def show(context: typer.Context, model: Name, output: Output = Format.TABLE) -> None:
     """One model with its definition and the history of its updates."""
     emit(connected(state_of(context)).get(f"/models/{quote(model, safe='')}"), output)
+
+
+def splits(context: typer.Context, model: Name, output: Output = Format.TABLE) -> None:
+    """What came of each arm when two versions shared the traffic (canary, ab), from labels as they came."""
+    found = connected(state_of(context)).get(f"/models/{quote(model, safe='')}/splits")["items"]
+    if output is not Format.TABLE:
+        emit(found, output)
+        return
+    columns = ("last", "arm", "version", "share", "keys", "rows", "errors", "labelled_keys", "outcome", "log_loss")
+    emit([{**one, **arm} for one in found for arm in one["arms"]], output, columns)
+    for one in found:
+        note(_said_of(one))
+
+
+def _said_of(split: dict[str, Any]) -> str:
+    """What the two arms of a split say together."""
+    new, good = (arm["version"] or arm["release"][:12] for arm in split["arms"])
+    if split["mismatch"]:
+        return (
+            f"{new} and {good}: the arms hold keys in another proportion than was asked for; do not trust the figures"
+        )
+    if split["difference"] is None:
+        return f"{new} against {good}: no outcome yet, labels are missing"
+    low, high = split["difference_low"], split["difference_high"]
+    bounds = f" ({low:+.4g} to {high:+.4g})" if low is not None else ""
+    return f"{new} against {good}: outcome {split['difference']:+.4g}{bounds}, 95 %, for one look at the end"
 
 
 def rollback(context: typer.Context, model: Name, output: Output = Format.TABLE) -> None:

@@ -23,6 +23,7 @@ from landreeve_agent.intake.event_time import BadTimeError, event_time
 from landreeve_agent.intake.intake import Accepted, Intake, Refused, UnknownModel
 from landreeve_agent.intake.rows import LabelBatch, SampleBatch
 from landreeve_agent.store.database import Database
+from landreeve_agent.update import arms
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 T = TypeVar("T")
@@ -134,6 +135,7 @@ class LocalApi:
             (Rule.FULL, "GET", "/models", self.list_models, "The models of this box"),
             (Rule.FULL, "POST", "/models", self.add_model, "Add or change a model's definition"),
             (Rule.FULL, "GET", "/models/{model}", self.show_model, "One model with its definition and history"),
+            (Rule.FULL, "GET", "/models/{model}/splits", self.show_splits, "What came of each arm of a split traffic"),
             (Rule.FULL, "POST", "/models/{model}/rollback", self.roll_back_model, "Return to the last good version"),
             (Rule.INTAKE, "POST", "/models/{model}/samples", self.add_samples, "Bring in samples"),
             (Rule.INTAKE, "POST", "/models/{model}/labels", self.add_labels, "Bring in labels"),
@@ -205,6 +207,10 @@ class LocalApi:
                 "plan": await self.database.read(lambda tables: reading.plan(tables, model, view.release)),
             }
         )
+
+    async def show_splits(self, model: str) -> Response:
+        await self._view(model)
+        return _json({"items": await self.database.read(lambda tables: arms.splits(tables, model))})
 
     async def roll_back_model(self, model: str, request: Request) -> Response:
         await self._view(model)

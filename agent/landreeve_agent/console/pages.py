@@ -83,6 +83,7 @@ async def _model(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -
         "transitions": _listed(detail.get("history")),
         "report": detail.get("plan"),
         "stages": await _stages(api, name) if known["version"] else [],
+        "splits": _listed(await api.find("models", name, "splits")),
         "show_model": False,
     }
 

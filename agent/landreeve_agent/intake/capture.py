@@ -21,11 +21,14 @@ REPEATS = "intake.repeats"
 BAD_LINES = "intake.bad_lines"
 
 _INSERT = """
-INSERT INTO samples (model, id, at, version, release, row, p, shadow, shadow_release, us, err, captured)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO samples (model, id, at, version, release, row, p, shadow, shadow_release, us, err, captured,
+  unit, unit_by, arm, against, share)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (model, id) DO UPDATE SET
   version = excluded.version, release = excluded.release, p = excluded.p, shadow = excluded.shadow,
-  shadow_release = excluded.shadow_release, us = excluded.us, err = excluded.err, captured = excluded.captured
+  shadow_release = excluded.shadow_release, us = excluded.us, err = excluded.err, captured = excluded.captured,
+  unit = excluded.unit, unit_by = excluded.unit_by, arm = excluded.arm, against = excluded.against,
+  share = excluded.share
 WHERE samples.p IS NULL AND (excluded.p IS NOT NULL OR samples.version = '')
 """
 _COUNT = """
@@ -104,7 +107,7 @@ def _values(line: Line) -> tuple[object, ...]:
     return (
         line.model, line.id, _at(line, captured), line.version, line.release,
         msgspec.json.encode(line.row).decode(), _number(line.p), _number(line.shadow), line.shadow_release,
-        round(line.us), line.err, captured,
+        round(line.us), line.err, captured, line.unit, line.by, line.arm, line.against, line.share,
     )  # fmt: skip
 
 

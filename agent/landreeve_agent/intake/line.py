@@ -8,7 +8,8 @@ import msgspec
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
     """A captured row. ``us`` is the request's service time in µs, ``t`` unix seconds of the capture; ``p`` is
-    null in a failed run, whose ``err`` says why."""
+    null in a failed run, whose ``err`` says why. ``unit`` and what follows are how a split chose who answered; lines of
+    before have none."""
 
     id: str
     at: str | None = None
@@ -22,6 +23,11 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     us: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0
     t: Annotated[float, msgspec.Meta(ge=0, le=1e11)]
     err: str | None = None
+    unit: str | None = None
+    by: str | None = None
+    arm: str | None = None
+    against: str | None = None
+    share: float | None = None
 
 
 class Chunk(msgspec.Struct, frozen=True):

@@ -20,7 +20,8 @@ SUFFIX = ".jsonl"
 
 class Line(msgspec.Struct, omit_defaults=True):
     """One answered row. ``p`` is null when the run failed, with the reason in ``err``; ``us`` is the service time
-    of its request in microseconds, ``t`` the wall clock in unix seconds, ``at`` the row's own event time."""
+    of its request in microseconds, ``t`` the wall clock in unix seconds, ``at`` the row's own event time. ``unit`` and
+    what follows say how a split of the traffic chose who answered (`landreeve_agent.serving.split.Assigned`)."""
 
     id: str
     at: str | None
@@ -34,6 +35,11 @@ class Line(msgspec.Struct, omit_defaults=True):
     shadow: float | None = None
     shadow_release: str | None = None
     err: str | None = None
+    unit: str | None = None
+    by: str | None = None
+    arm: str | None = None
+    against: str | None = None
+    share: float | None = None
 
 
 class Sealer(Protocol):

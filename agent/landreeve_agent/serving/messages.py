@@ -89,6 +89,15 @@ class Infer(msgspec.Struct, eq=False):
             return ""
         return str(float(found)) if isinstance(found, int | float) else str(found)
 
+    def assigned_by(self, column: str) -> tuple[str, str]:
+        """What a split assigns it by, and what that is: its own ``key``, the value of a ``column``, or the ``request``
+        alone."""
+        if self.key:
+            return self.key, "key"
+        if value := self.value(column):
+            return value, "column"
+        return self.id, "request"
+
     def captured(self) -> list[Any]:
         """Each row's columns, as the capture writes them."""
         if self.records is not None:

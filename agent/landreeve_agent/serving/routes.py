@@ -32,7 +32,7 @@ from landreeve_agent.serving.messages import Infer
 from landreeve_agent.serving.metrics import Metrics
 from landreeve_agent.serving.model import LoadedModel
 from landreeve_agent.serving.session import Array
-from landreeve_agent.serving.split import pick, point
+from landreeve_agent.serving.split import GOOD, NEW, Assigned, pick, point_of, unit_of
 
 SHADOW_EXTRA_S = 0.05  # how much longer than the active model a slow shadow may hold an answer back
 
@@ -64,9 +64,12 @@ Respond = Callable[[Answered | ServingError], None]
 class Ask(Job):
     """A request on its way."""
 
-    __slots__ = ("answer", "began_ns", "lane", "request", "respond", "serving", "shadow")
+    __slots__ = ("answer", "assigned", "began_ns", "lane", "request", "respond", "serving", "shadow")
 
-    def __init__(self, request: Infer, serving: "Serving", lane: "Lane", respond: Respond, began_ns: int) -> None:
+    def __init__(  # noqa: PLR0917  what a request on its way is made of
+        self, request: Infer, serving: "Serving", lane: "Lane", respond: Respond, began_ns: int,
+        assigned: Assigned | None = None,
+    ) -> None:  # fmt: skip
         # Its base's fields too, set here: one call less for each request.
         self.rows = request.rows
         self.priority = request.priority
@@ -80,6 +83,7 @@ class Ask(Job):
         self.began_ns = began_ns
         self.answer: Answered | ServingError | None = None
         self.shadow: list[float] | None = None
+        self.assigned = assigned
 
     def leave(self) -> None:
         """The caller has gone: a run that has not begun is not begun."""
@@ -159,11 +163,25 @@ class Serving:
             raise NotReadyError(f"model {self.route.model!r} is not ready: {self._why()}")
         if version is not None:
             return self.named(version)
-        if not self.shares:
-            return active
-        at = point(self.route.model, request.key or request.value(self.route.key) or request.id)
-        chosen = pick([share.share for share in self.route.shares], at)
-        return active if chosen < 0 else self.shares[chosen]
+        return self._assign(active, request)[0] if self.shares else active
+
+    def choose(self, version: str | None, request: Infer) -> tuple[Lane, Assigned | None]:
+        """The same, and how it was chosen where versions share the traffic and the request asks for none."""
+        if version is not None or self.active is None or not self.shares:
+            return self.lane(version, request), None
+        return self._assign(self.active, request)
+
+    def _assign(self, active: Lane, request: Infer) -> tuple[Lane, Assigned | None]:
+        route = self.route
+        key, by = request.assigned_by(route.key)
+        unit = unit_of(route.model, key)
+        chosen = pick([share.share for share in route.shares], point_of(unit))
+        new = route.shares[max(chosen, 0)]
+        if not new.share:  # it stands by: nothing is split
+            return active, None
+        if chosen < 0:
+            return active, Assigned(unit, by, GOOD, new.version.release, new.share)
+        return self.shares[chosen], Assigned(unit, by, NEW, route.active.release, new.share)
 
     def named(self, version: str) -> Lane:
         """The lane of an answering version; `UnknownError` lists what there is."""
@@ -251,10 +269,10 @@ class Routes:
         plain = self._plain.get(model) if version is None else None
         if plain is None:
             serving = self.serving(model)
-            lane = serving.lane(version, request)
+            lane, assigned = serving.choose(version, request)
         else:
-            serving, lane = plain
-        ask = Ask(request, serving, lane, respond, began_ns or time.perf_counter_ns())
+            (serving, lane), assigned = plain, None
+        ask = Ask(request, serving, lane, respond, began_ns or time.perf_counter_ns(), assigned)
         try:
             lane.batcher.submit(ask)
         except BusyError:
@@ -335,7 +353,13 @@ class Routes:
         """Add a line for each row of a request."""
         request, version = ask.request, ask.lane.model.version
         answer = ask.answer
-        if ask.rows == 1 and type(answer) is Answered and answer.values and ask.serving.shadow is None:
+        if (
+            ask.rows == 1
+            and type(answer) is Answered
+            and answer.values
+            and ask.serving.shadow is None
+            and ask.assigned is None
+        ):
             model, of_model, release = version.model, version.version, version.release
             row = request.captured()[0]
             line = Line(answer.ids[0], request.ats[0], model, of_model, release, row, answer.values[0], us, now)
@@ -346,6 +370,8 @@ class Routes:
         values = [None] * ask.rows if not isinstance(answer, Answered) else _numbers(ask.lane.model, answer)
         shadow = ask.serving.shadow.model.version.release if ask.serving.shadow else None
         records = _records(ask.lane.model, request)
+        chose = ask.assigned
+        split = (chose.unit, chose.by, chose.arm, chose.against, chose.share) if chose is not None else ()
         for i, name in enumerate(request.ids or _row_ids(request)):
             line = Line(
                 name,
@@ -360,6 +386,7 @@ class Routes:
                 ask.shadow[i] if ask.shadow else None,
                 shadow,
                 str(answer) if failed else None,
+                *split,
             )
             self._encoder.encode_into(line, buffer, -1)
             buffer += b"\n"

@@ -174,3 +174,18 @@ def audit(db: SqliteDatabase) -> None:
     """The site's own audit log, and the hub's as it was witnessed."""
     for statement in _AUDIT:
         db.conn.execute(statement)
+
+
+_ARMS = (
+    # How a split of the traffic chose who answered: by the hash of a key, never the key.
+    *(f"ALTER TABLE samples ADD COLUMN {name}" for name in ("unit TEXT", "unit_by TEXT", "arm TEXT", "against TEXT")),
+    "ALTER TABLE samples ADD COLUMN share REAL",
+    "CREATE INDEX samples_arms ON samples (model, captured) WHERE unit IS NOT NULL",
+)
+
+
+@migrations()
+def arms(db: SqliteDatabase) -> None:
+    """The assignment of each row that a split gave to one of two versions."""
+    for statement in _ARMS:
+        db.conn.execute(statement)

@@ -251,20 +251,20 @@ def surroundings(
 def firsts(
     connection: Connection, rollout: Rollout, others: Collection[Rollout], ended: dict[str, Rollout]
 ) -> Iterable[First]:
-    """The rollouts of each component that comes first: those under way, else the newest. ``ended`` keeps what was read
-    of one that is over, which no look at it changes."""
+    """The rollouts of each component that comes first: those under way, the newest where there is none, and that of its
+    latecomers. ``ended`` keeps what was read of one that is over, which no look at it changes."""
+    known = {other.id: other for other in others if other.kind != "return"}
     for component in rollout.plan.after:
-        going = [other for other in others if other.model == component and other.kind == "update"]
-        if not any(other.state not in FINAL for other in going):
+        found = {o.id: o for o in known.values() if o.model == component and o.state not in FINAL}
+        if all(other.kind == "late" for other in found.values()):
             newest = _newest_of(connection, component)
-            if newest and all(other.id != newest for other in going):
-                going = [ended[newest] if newest in ended else _read(connection, newest, ended)]
-            else:
-                going = [other for other in going if other.id == newest]
-        for other in going:
+            for name in (newest, f"{newest}-late") if newest else ():
+                one = known.get(name) or _ended(connection, name, ended)
+                found |= {name: one} if one is not None else {}
+        for other in found.values():
             if other.state not in FINAL:
                 ended.pop(other.id, None)
-            yield First(component, other.id, other.state, other.members)
+            yield First(component, other.id, other.state, other.members, late=other.kind == "late")
 
 
 def _newest_of(connection: Connection, component: str) -> str:
@@ -273,8 +273,12 @@ def _newest_of(connection: Connection, component: str) -> str:
     return connection.execute(query).scalar() or ""
 
 
-def _read(connection: Connection, rollout: str, ended: dict[str, Rollout]) -> Rollout:
-    ended[rollout] = book.load(connection, rollout).rollout
+def _ended(connection: Connection, rollout: str, ended: dict[str, Rollout]) -> Rollout | None:
+    if rollout not in ended:
+        kept = book.find(connection, rollout)
+        if kept is None:
+            return None
+        ended[rollout] = kept.rollout
     return ended[rollout]
 
 

@@ -62,7 +62,7 @@ def before(rollout: Rollout, member: Member, fact: DeviceFact, around: Around) -
 
 
 def _is_fallen(rollout: Rollout, first: First) -> bool:
-    return first.state in FALLEN and (first.rollout in rollout.ahead or first.rollout > rollout.id)
+    return first.state in FALLEN and not first.late and (first.rollout in rollout.ahead or first.rollout > rollout.id)
 
 
 def _of(first: First, member: Member, fact: DeviceFact) -> Before | Never | None:

@@ -157,12 +157,13 @@ Fleet = Mapping[str, DeviceFact]
 
 @dataclass(frozen=True, slots=True)
 class First:
-    """The newest rollout of a component that comes first, and how far its members are."""
+    """The newest rollout of a component that comes first, or that of its latecomers, and how far its members are."""
 
     component: str
     rollout: str
     state: State
     members: Mapping[str, Member]
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
