@@ -1,6 +1,7 @@
 """Order among components: a rollout that says ``after`` waits, device by device, for what comes first."""
 
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from landreeve_hub.rollout import book
 from landreeve_hub.rollout.roster import Outcome
 from landreeve_hub.rollout.state import State
 from landreeve_hub.store import tables
+from landreeve_hub.store.moment import rfc3339
 from sqlalchemy import delete, insert, update
 
 from tests.hub.test_api import SITES, Hub, push
@@ -236,6 +238,25 @@ async def test_way_back_waits_for_nobody_and_of_an_agent_it_comes_to_its_end(fle
         back = {**old, "id": f"{new['id']}-back"}
         await fleet.report(device, back, "COMMITTED")
     assert (await fleet.row(new["id"]))["state"] == "ROLLED_BACK"
+
+
+async def test_latecomer_gets_the_first_before_the_second_as_everyone_did(fleet: Fleet) -> None:
+    first = await fleet.begin(AGENT, ALL)
+    second = await fleet.begin(DELAY, {**ALL, "after": [AGENT]})
+    for row in (first, second):
+        for device in SITES:
+            await fleet.report(device, row, "COMMITTED")
+    new = {"id": "d-4", "fleet": "demo", "site": "SFO", "online": True, "agent": "0.1.0"}
+    new["enrolled"] = rfc3339(fleet.hub.now + timedelta(minutes=1))
+    await fleet.hub.store.write(lambda c: c.execute(insert(tables.devices).values(new)) and None)
+    fleet.hub.now += timedelta(minutes=5)
+    await fleet.tick()
+    assert set(fleet.document("d-4")) == {AGENT}
+    late = await fleet.row(f"{second['id']}-late")
+    assert late["waiting"] == [f"SFO: {AGENT} (rollout {first['id']}-late) comes first"]
+    await fleet.report("d-4", {**first, "id": f"{first['id']}-late"}, "COMMITTED")
+    assert set(fleet.document("d-4")) == {AGENT, DELAY}
+    assert fleet.document("d-4")[DELAY].after == (AGENT,)
 
 
 async def generations(fleet: Fleet) -> dict[str, int]:
