@@ -395,7 +395,7 @@ class House:
     def _believed(self, desired: Desired) -> None:
         self.membership.limit_rate(desired.max_facts_per_s)
         self.membership.trust(desired.authorities)
-        self.gate.override(desired.line)
+        self.gate.add(desired.line)
 
     def _updates(self) -> Mapping[str, UpdateView]:
         shown = {name: view for name, view in self.runner.views.items() if view.state.phase is not Phase.IDLE}

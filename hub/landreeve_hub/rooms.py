@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from landreeve.blobs.codec import Codec
@@ -26,7 +27,7 @@ from landreeve.wire.messages import (
     UpdateReport,
     Want,
 )
-from landreeve.wire.schedule import LineRules, parse_window
+from landreeve.wire.schedule import LineRules
 from sqlalchemy import Connection
 
 from landreeve_hub.api import app as api
@@ -41,6 +42,7 @@ from landreeve_hub.broker.plan import HUB_NAME, PROBES, BrokerPlan
 from landreeve_hub.broker.probe import Door
 from landreeve_hub.broker.selftest import SelfTest
 from landreeve_hub.config import HubConfig, LineSettings
+from landreeve_hub.desired.lines import rules_of
 from landreeve_hub.desired.publish import Publisher
 from landreeve_hub.errors import OperatorError
 from landreeve_hub.fleet import register
@@ -196,6 +198,7 @@ class Builder:
             fleet=settings.fleet,
             check_broker=self_test.judge,
             facts_per_s=rate,
+            line=_line_shown(settings.line) if carry else None,
             changes=self._changes,
             hosts=frozenset({*LOOPBACK, settings.https.name, *settings.http.hosts}),
         )
@@ -316,14 +319,17 @@ async def _resigned(registry: Registry, publisher: Publisher) -> None:
 
 
 def _line_rules(line: LineSettings) -> LineRules | None:
-    """Rules that take the place of the sites' own; None without any. `OperatorError` for a window that is none."""
+    """Rules for every site without its own at the hub; None without any. `OperatorError` for a window that is none."""
     if not line.mb_per_hour and not line.windows:
         return None
     try:
-        windows = tuple(parse_window(text) for text in line.windows)
+        return rules_of(line.mb_per_hour, line.windows)
     except ValueError as error:
         raise OperatorError(f"line.windows: {error}; write it like mon-fri 22:00-06:00") from error
-    return LineRules(bytes_per_hour=int(line.mb_per_hour * 1e6), windows=windows)
+
+
+def _line_shown(line: LineSettings) -> dict[str, Any]:
+    return {"mb_per_hour": line.mb_per_hour, "windows": list(line.windows), "zone": ""}
 
 
 class _Traffic:

@@ -14,7 +14,7 @@ from landreeve.wire.messages import Event
 from landreeve.wire.schedule import LineRules, parse_window
 from landreeve.wire.transfers import LANES
 from landreeve_agent.link import gate as gates
-from landreeve_agent.link.allowance import Go, Held, Spent, allowed, charged
+from landreeve_agent.link.allowance import Go, Held, Spent, allowed, allowed_by, charged
 from landreeve_agent.link.gate import Gate, zone_of
 from landreeve_agent.link.transfer import Fetcher
 from landreeve_agent.store.database import Database
@@ -108,20 +108,34 @@ async def test_what_was_let_through_counts_after_a_kill(tmp_path: Path) -> None:
     await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_the_hub_s_rules_take_the_place_of_the_box_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_the_hub_s_rules_and_the_box_s_the_stricter_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gates, "LOOK_S", 0.05)
-    site = Site(tmp_path, LineRules(windows=(parse_window("03:00-04:00"),)))
+    site = Site(tmp_path, LineRules(bytes_per_hour=3 * MB))
     gate = site.open()
+    gate.add(LineRules(windows=(parse_window("03:00-04:00"),)))
     waiting = asyncio.create_task(gate.take(5, site.said.append))
     await asyncio.sleep(0.1)
     assert not waiting.done()
-    gate.override(LineRules(bytes_per_hour=MB))
+    gate.add(LineRules(bytes_per_hour=MB))
     async with asyncio.timeout(5):
         assert await waiting == 5
     assert gate.held == ""
-    gate.override(LineRules(windows=(parse_window("03:00-04:00"),), zone="Mars/Base"))
-    gate.override(None)
+    assert await gate.take(5 * MB, site.said.append) == MB - 5
+    gate.add(LineRules())  # a hub that sets no bound lifts none of the box's
+    assert await gate.take(5 * MB, site.said.append) == 2 * MB
+    gate.add(LineRules(windows=(parse_window("03:00-04:00"),), zone="Mars/Base"))
+    gate.add(None)
     assert gate.limited
+
+
+def test_of_two_waits_the_one_that_ends_last_is_said() -> None:
+    night, budget = LineRules(windows=(parse_window("22:00-04:00"),)), LineRules(bytes_per_hour=MB)
+    spent = charged(Spent(), MB, NOON)
+    held = allowed_by([budget, night], "Asia/Dubai", spent, 5, NOON)
+    assert isinstance(held, Held)
+    assert held.sentence.startswith("Transfers wait for the site's window")
 
 
 async def test_a_fetch_asks_for_no_more_than_the_hour_allows_and_goes_on_in_the_next(

@@ -1,5 +1,6 @@
 """What a site's line may carry of artifacts now: a budget for each hour of the clock, and windows. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -32,6 +33,20 @@ class Held:
 
 def is_limited(rules: LineRules) -> bool:
     return bool(rules.bytes_per_hour or rules.windows)
+
+
+def allowed_by(all_of: Sequence[LineRules], zone: str, spent: Spent, wanted: int, now: datetime) -> Go | Held:
+    """What every one of several rules allows: the least of them, or the wait that ends last.
+
+    >>> own, hub = LineRules(bytes_per_hour=3_000_000), LineRules(bytes_per_hour=1_000_000)
+    >>> allowed_by([own, hub], "UTC", Spent(), 5_000_000, datetime(2026, 3, 1, tzinfo=UTC))
+    Go(bytes=1000000)
+    """
+    verdicts = [allowed(rules, zone, spent, wanted, now) for rules in all_of]
+    held = [verdict for verdict in verdicts if isinstance(verdict, Held)]
+    if held:
+        return max(held, key=lambda one: one.until)
+    return Go(min((verdict.bytes for verdict in verdicts if isinstance(verdict, Go)), default=wanted))
 
 
 def allowed(rules: LineRules, zone: str, spent: Spent, wanted: int, now: datetime) -> Go | Held:

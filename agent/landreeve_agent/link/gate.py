@@ -19,7 +19,7 @@ from landreeve_agent.link.allowance import (
     Go,
     Held,
     Spent,
-    allowed,
+    allowed_by,
     charged,
     is_limited,
     soonest,
@@ -37,7 +37,8 @@ Say = Callable[[str], None]
 
 
 class Gate:
-    """One site's line. ``rules`` and ``zone`` are the box's own settings; the hub may override the rules.
+    """One site's line. ``rules`` and ``zone`` are the box's own settings; the hub may add rules, and whichever allows
+    less holds.
 
     ``held`` is why transfers wait now; empty while they do not. ``doubt`` is what is wrong with the settings.
     """
@@ -54,7 +55,8 @@ class Gate:
         self.doubt = ""
         self._database = database
         self._clock = clock
-        self._own = self._rules = rules
+        self._own = rules
+        self._rules: tuple[LineRules, ...] = (rules,)
         self._zone = zone
         self._tell = tell
         self._turn = asyncio.Lock()
@@ -67,14 +69,14 @@ class Gate:
     @property
     def limited(self) -> bool:
         """Whether anything is ever held back."""
-        return is_limited(self._rules)
+        return any(map(is_limited, self._rules))
 
-    def override(self, rules: LineRules | None) -> None:
-        """The hub's rules in place of the box's own; None gives way to them again. Rules nobody could keep are left."""
+    def add(self, rules: LineRules | None) -> None:
+        """The hub's rules beside the box's own; None for none. Rules nobody could keep are left."""
         if rules is not None and (fault := _fault(rules)):
             logger.warning("rules for the line that cannot be kept: %s", fault)
             rules = None
-        self._rules = rules if rules is not None else self._own
+        self._rules = (self._own,) if rules is None else (self._own, rules)
 
     async def take(self, wanted: int, say: Say) -> int:
         """How many of the wanted bytes may travel, once any may; they count as spent. ``say`` hears why it waits."""
@@ -93,16 +95,16 @@ class Gate:
         now = self._clock()
         ahead = spent_in(self._ahead, now).bytes
         if ahead >= min(wanted, SMALLEST_BYTES):
-            windows = LineRules(windows=self._rules.windows, zone=self._rules.zone)
-            inside = allowed(windows, self._zone, Spent(), wanted, now)
+            windows = [LineRules(windows=rules.windows, zone=rules.zone) for rules in self._rules]
+            inside = allowed_by(windows, self._zone, Spent(), wanted, now)
             if isinstance(inside, Held):
                 return inside
             granted = min(ahead, wanted)
             self._ahead = Spent(self._ahead.hour, ahead - granted)
             return Go(granted)
         spent = await self._database.read(_load)
-        verdict = allowed(self._rules, self._zone, spent, max(wanted, AHEAD_BYTES), now)
-        if isinstance(verdict, Held) or not self._rules.bytes_per_hour:
+        verdict = allowed_by(self._rules, self._zone, spent, max(wanted, AHEAD_BYTES), now)
+        if isinstance(verdict, Held) or not any(rules.bytes_per_hour for rules in self._rules):
             return Go(wanted) if isinstance(verdict, Go) else verdict
         await self._database.write(lambda db: _save(db, charged(spent, verdict.bytes, now)))
         granted = min(wanted, verdict.bytes)

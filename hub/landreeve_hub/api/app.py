@@ -18,6 +18,7 @@ from landreeve_hub.api import (
     fleet_routes,
     identity_routes,
     key_routes,
+    line_routes,
     oci_errors,
     oci_routes,
     overview_routes,
@@ -86,7 +87,8 @@ def build(services: Services) -> FastAPI:
     app.state.console = None
     problems.install(app)
     oci_errors.install(app)
-    asked = (people, overview_routes, fleet_routes, identity_routes, rate_routes, broker_routes, key_routes)
+    steering = (rate_routes, line_routes, broker_routes, key_routes)
+    asked = (people, overview_routes, fleet_routes, identity_routes, *steering)
     for room in (*asked, release_routes, rollout_routes, record_routes, audit_routes):
         app.include_router(room.router(services), prefix=PREFIX)
     app.include_router(people.token_router(services), prefix=PREFIX)

@@ -18,6 +18,7 @@ from landreeve_hub.api.guard import may
 from landreeve_hub.api.problems import Problem
 from landreeve_hub.api.services import Services
 from landreeve_hub.audit.entry import Act
+from landreeve_hub.desired import lines
 from landreeve_hub.desired.rates import rate_of
 from landreeve_hub.learning.retrain import Train
 from landreeve_hub.learning.runner import why
@@ -69,7 +70,8 @@ def _fleet(routes: APIRouter, services: Services) -> None:
         if found is None:
             raise Problem(404, f"There is no device or site {text_of(device)}.")
         rate = await store.read(lambda c: rate_of(c, found["id"], services.facts_per_s))
-        return {**found, "facts_per_s": rate}
+        line = await store.read(lambda c: lines.shown_of(c, found["id"])) or services.line
+        return {**found, "facts_per_s": rate, "line": line}
 
 
 def _orders(routes: APIRouter, services: Services) -> None:

@@ -79,6 +79,8 @@ class Services:
     """Tries the broker in use and puts on record what is wrong with it; None where there is none."""
     facts_per_s: float | None = None
     """What the settings ask of every device without a rate of its own; None sets no limit."""
+    line: dict[str, Any] | None = None
+    """What the settings let the line of every site carry that has no rules of its own; None leaves it to the sites."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     changes: Changes = field(default_factory=Changes)
     limiter: Limiter = field(default_factory=Limiter)

@@ -64,6 +64,7 @@ def group() -> typer.Typer:
     _version(group)
     _admission(group)
     _rates(group)
+    _lines(group)
     return group
 
 
@@ -171,6 +172,41 @@ def _rates(group: typer.Typer) -> None:
         if output is Format.TABLE:
             fleet = {"scope": "fleet", "name": "limits.facts_per_s", "facts_per_s": found["fleet"]}
             emit([fleet, *found["rates"]], output, ("scope", "name", "facts_per_s", "at", "by"))
+        else:
+            emit(found, output)
+
+
+def _lines(group: typer.Typer) -> None:
+    """``device line|lines``."""
+
+    @group.command("line")
+    def line(
+        site: Annotated[str, typer.Argument(help="A site: a box's own name, or the value of its label site.")],
+        *,
+        mb_per_hour: Annotated[float, typer.Option(help="Megabytes an hour; 0 sets no bound.", min=0)] = 0.0,
+        window: Annotated[
+            list[str] | None, typer.Option(help="When files may travel, such as '22:00-06:00'; may be repeated.")
+        ] = None,
+        zone: Annotated[str, typer.Option(help="Time zone of the windows; else the box's own.")] = "",
+        clear: Annotated[bool, typer.Option("--clear", help="Forget the rules: the fleet's hold again.")] = False,
+        url: Url = "",
+        token: Token = "",
+        state: State = None,
+        output: Output = Format.TABLE,
+    ) -> None:
+        """What the line of one site may carry of model files, for all of its boxes and before the fleet's rules."""
+        if clear and (mb_per_hour or window or zone):
+            fail(Exit.USAGE, "give rules, or --clear")
+        body = {"site": site, "mb_per_hour": mb_per_hour, "windows": window or [], "zone": zone, "forget": clear}
+        emit(connect(url, token, state).post("lines", body), output)
+
+    @group.command("lines")
+    def lines(*, url: Url = "", token: Token = "", state: State = None, output: Output = Format.TABLE) -> None:
+        """The rules of every site that has some, and the fleet's."""
+        found = connect(url, token, state).get("lines")
+        if output is Format.TABLE:
+            fleet = {"site": "(fleet)", **(found["fleet"] or {})}
+            emit([fleet, *found["lines"]], output, ("site", "mb_per_hour", "windows", "zone", "at", "by"))
         else:
             emit(found, output)
 

@@ -23,6 +23,7 @@ from sqlalchemy import Connection, RowMapping, select
 
 from landreeve_hub.desired.conflict import conflicted
 from landreeve_hub.desired.document import compose, content_hash
+from landreeve_hub.desired.lines import line_of
 from landreeve_hub.desired.rates import rate_of
 from landreeve_hub.errors import NotFoundError
 from landreeve_hub.fleet.sessions import is_doubled
@@ -81,7 +82,8 @@ class Publisher:
 
     ``publish(topic, payload, retain)`` hands a message to the broker's client; it may drop it while the broker
     is away, since `republish` follows. ``rate`` limits the facts per second of devices without a rate of their own
-    (`landreeve_hub.desired.rates`); ``line`` is what every site's line may carry.
+    (`landreeve_hub.desired.rates`); ``line`` is what the line of every site without rules of its own may
+    carry (`landreeve_hub.desired.lines`).
     """
 
     def __init__(  # noqa: PLR0917  wiring
@@ -148,14 +150,15 @@ class Publisher:
         orders = _orders(connection, device)
         authorities = self._authorities()
         rate = rate_of(connection, device, self._rate)
-        content = content_hash(orders, rate, authorities, self._line)
+        line = line_of(connection, device, self._line)
+        content = content_hash(orders, rate, authorities, line)
         if stored is not None and stored.content_hash == content:
             if not self._is_stale(stored, now):
                 return topic, stored, False
             document = parse_document(decode(stored.document, SignedDesired).document)
         else:
             generation = stored.generation + 1 if stored else 1
-            document = compose(device, generation, orders, rate, now, authorities, self._line)
+            document = compose(device, generation, orders, rate, now, authorities, line)
         digest = hashlib.sha256(document_text(document).encode()).hexdigest()
         fresh = _Stored(document.generation, self._sign(document, stored, now), content, rfc3339(now), digest)
         upsert(connection, desired, {"device": device, **_columns(fresh)})

@@ -9,7 +9,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Float,
     Index,
     Integer,
     LargeBinary,
@@ -21,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-from landreeve_hub.store import audit_tables
+from landreeve_hub.store import audit_tables, limit_tables
 from landreeve_hub.store.columns import EMPTY, ROW
 from landreeve_hub.store.columns import count as _count
 from landreeve_hub.store.columns import document as _document
@@ -158,16 +157,8 @@ rejections = Table(
     Column("bytes", LargeBinary, nullable=False, server_default=EMPTY),
 )
 
-# Facts a second asked of one device (`scope` device, `name` its id) or of those with a label (label, key=value).
-rates = Table(
-    "rates",
-    metadata,
-    Column("scope", Text, primary_key=True),
-    Column("name", Text, primary_key=True),
-    Column("facts_per_s", Float, nullable=False),
-    _text("at"),
-    _text("by"),
-)
+rates = limit_tables.rates(metadata)
+line_rules = limit_tables.line_rules(metadata)
 
 # What the columns of a device's metrics mean; announced at birth.
 metric_sets = Table(
