@@ -56,6 +56,7 @@ from landreeve_agent.training.manager import Trainings
 from landreeve_agent.tuning.preflight import Preflight
 from landreeve_agent.tuning.report import Limits
 from landreeve_agent.update.clock import WATCH_EVERY_S, ClockWatch
+from landreeve_agent.update.directing import kept
 from landreeve_agent.update.evidence import Evidence
 from landreeve_agent.update.garbage import Garbage
 from landreeve_agent.update.itself import Health
@@ -400,7 +401,7 @@ class House:
     def _updates(self) -> Mapping[str, UpdateView]:
         shown = {name: view for name, view in self.runner.views.items() if view.state.phase is not Phase.IDLE}
         return {
-            name: UpdateView(view.state.phase.value, view.waiting or view.state.sentence)
+            name: UpdateView(view.state.phase.value, view.waiting or view.state.sentence, kept(view.state))
             for name, view in shown.items()
         }
 

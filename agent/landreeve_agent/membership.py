@@ -317,4 +317,5 @@ def _model_state(model: ModelView) -> ModelState:
         wanted=model.wanted,
         used=model.used,
         reason=model.reason,
+        keeps=model.update.keeps if model.update else (),
     )

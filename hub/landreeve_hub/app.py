@@ -29,6 +29,7 @@ from landreeve_hub.fleet.authority import AuthorityError
 from landreeve_hub.fleet.enrolment_api import Desk, FleetFacts, router
 from landreeve_hub.incidents.rules import broken_log
 from landreeve_hub.process import Port, Ports, Tls, WebServer, only_one, show_anew, web_server
+from landreeve_hub.registry.garbage import DoubtError
 from landreeve_hub.rooms import Builder, Rooms, bracketed, make_keys, reachable
 from landreeve_hub.signing import alarms, roots
 from landreeve_hub.signing.errors import SigningError
@@ -235,6 +236,12 @@ class Hub:
             keep = self._settings.keep
             await forget(rooms.store, Keep(keep.facts_days, keep.metrics_days, keep.log_days), now)
 
+        async def collect(now: datetime) -> None:
+            try:
+                await rooms.services.garbage.look(now)
+            except DoubtError as error:
+                log.warning("%s", error)
+
         jobs = [
             self._try_broker(rooms),
             self._every(pace.rollout_s, rooms.runner.tick, self._wake),
@@ -243,6 +250,7 @@ class Hub:
             self._every(HOUR_S, watch_keys),
             self._every(pace.checkpoint_s, seal),
             self._every(HOUR_S, tidy),
+            self._every(HOUR_S, collect),
             self._every(GUESTS_S, admit),
             self._every(HOUR_S, relist),
             self._every(WATCH_S, rooms.identities.watch),

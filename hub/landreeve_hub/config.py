@@ -99,6 +99,12 @@ class KeepSettings(msgspec.Struct, frozen=True):
     facts_days: Annotated[float, Meta(ge=0, description="days the text of facts is kept; 0 keeps for ever")] = 90.0
     metrics_days: Annotated[float, Meta(ge=0, description="days of metrics kept; 0 keeps for ever")] = 90.0
     log_days: Annotated[float, Meta(ge=0, description="days of the sites' log lines kept; 0 keeps for ever")] = 30.0
+    withdrawn_days: Annotated[
+        float, Meta(ge=0, description="days the files of withdrawn releases that nothing needs are kept; 0 for ever")
+    ] = 30.0
+    orphan_hours: Annotated[
+        float, Meta(ge=1, description="hours files that belong to no release are kept: of a push or upload cut short")
+    ] = 24.0
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -64,6 +64,10 @@ from landreeve_hub.learning.runner import Learning
 from landreeve_hub.process import Port, Ports
 from landreeve_hub.registry.blocks import BlockServer
 from landreeve_hub.registry.deltas import DeltaCache, Workshop
+from landreeve_hub.registry.garbage import Collector
+from landreeve_hub.registry.needless import DAY_S, HOUR_S
+from landreeve_hub.registry.needless import Keep as KeepBlobs
+from landreeve_hub.registry.quota import Quota
 from landreeve_hub.registry.releases import Registry
 from landreeve_hub.registry.uploads import Challengers, Uploads
 from landreeve_hub.rollout.runner import RolloutRunner
@@ -165,7 +169,7 @@ class Builder:
         rules = Rules(wanted.approval, wanted.certificate_days, wanted.recover_days)
         identities = Identities(store, authority, warden, publisher, audit, self._clock, say, rules)
         runner = RolloutRunner(store, publisher, incidents, audit, say, registry.baseline)
-        uploads = Uploads(blobs, speech.publish, settings.fleet, quota_bytes=int(settings.transfer.quota_mb * 1e6))
+        uploads = self._uploads(store, blobs, speech.publish)
         blocks = self._block_server(store, blobs, line, codec)
         commands = Commands(store, settings.fleet, speech.publish)
         learning = Learning(store, commands, Challengers(uploads, blobs, registry), self._clock, say)
@@ -182,6 +186,7 @@ class Builder:
         services = Services(
             store=store,
             releases=registry,
+            garbage=Collector(store, blobs, registry, audit, self._keep_blobs(), uploads.wanted, blocks.deltas),
             runner=runner,
             incidents=incidents,
             audit=audit,
@@ -204,6 +209,14 @@ class Builder:
         )
         kept = (store, authority, broker, address, line, receiver, blocks, publisher, runner, self_test)
         return Rooms(*kept, learning, audit, identities, services, api.build(services))
+
+    def _uploads(self, store: Store, blobs: BlobStore, publish: Callable[[str, bytes, bool], None]) -> Uploads:
+        quota = Quota(store, int(self._settings.transfer.quota_mb * 1e6), self._clock)
+        return Uploads(blobs, publish, self._settings.fleet, quota=quota)
+
+    def _keep_blobs(self) -> KeepBlobs:
+        keep = self._settings.keep
+        return KeepBlobs(keep.withdrawn_days * DAY_S or None, keep.orphan_hours * HOUR_S)
 
     def _block_server(self, store: Store, blobs: BlobStore, line: Line, codec: Codec | None) -> BlockServer:
         transfer = self._settings.transfer

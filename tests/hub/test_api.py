@@ -32,6 +32,8 @@ from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.ingest.line import Address
 from landreeve_hub.learning import known_plans
 from landreeve_hub.learning.commands import Commands
+from landreeve_hub.registry.garbage import Collector
+from landreeve_hub.registry.needless import HOUR_S, Keep
 from landreeve_hub.registry.releases import Registry
 from landreeve_hub.rollout.live import Baselines, no_baseline
 from landreeve_hub.rollout.runner import RolloutRunner
@@ -46,6 +48,7 @@ from landreeve_hub.store.moment import rfc3339
 from securesystemslib.signer import CryptoSigner
 from sqlalchemy import delete, insert, update
 
+KEEP = Keep(withdrawn_s=3 * HOUR_S, orphans_s=HOUR_S)
 URL = "http://127.0.0.1"
 SITES = {"d-1": "EWR", "d-2": "JFK", "d-3": "LGA"}
 
@@ -62,10 +65,12 @@ class Hub:
         publisher = Publisher(self.store, Director(state), targets, self.send, self.clock)
         self.audit = AuditLog(self.store, state / "keys")
         self.runner = RolloutRunner(self.store, publisher, Incidents(), self.audit, baselines=baselines)
-        self.registry = Registry(self.store, BlobStore(state / "blobs"), targets)
+        self.blobs = BlobStore(state / "blobs")
+        self.registry = Registry(self.store, self.blobs, targets)
         self.services = Services(
             store=self.store,
             releases=self.registry,
+            garbage=Collector(self.store, self.blobs, self.registry, self.audit, KEEP, frozenset),
             runner=self.runner,
             incidents=Incidents(),
             audit=self.audit,
@@ -605,3 +610,15 @@ async def test_box_that_has_just_joined_tells_what_it_is_before_its_first_order(
     hub.now += timedelta(minutes=3)  # a box whose hardware cannot be probed must not wait for ever
     await hub.runner.tick(hub.now)
     assert ordered("silent") == [[]]
+
+
+async def test_files_that_no_release_needs_are_shown_to_all_and_removed_by_few(hub: Hub) -> None:
+    orphan = hub.blobs.put(b"of a push that was cut short")
+    viewer, operator = await hub.person("vera", Role.VIEWER), await hub.person("otto", Role.OPERATOR)
+    shown = (await viewer.get("/api/v1/blobs/garbage")).json()
+    assert [(blob["digest"], blob["age_s"], blob["after_s"]) for blob in shown["blobs"]] == [(orphan, 0, 3600)]
+    assert (shown["bytes"], shown["removed"]) == (28, 0)
+    assert (await viewer.post("/api/v1/blobs/gc")).status_code == 403
+    removed = (await operator.post("/api/v1/blobs/gc")).json()
+    assert (removed["removed"], removed["blobs"][0]["removed"]) == (0, False)  # seen needless for no time yet
+    assert hub.blobs.has(orphan)

@@ -180,6 +180,8 @@ async def test_site_that_is_away_is_asked_again_later(store: Store, packed: Pack
     await say(room, store, body)
     await settled(room, NOW)
     assert [run.state for run in await runs(store) if run.id == "d-1.7"] == ["candidate"]
+    (waiting,) = [run for run in await runs(store) if run.state == "candidate"]
+    assert waiting.request["sentence"] == "The challenger could not be fetched yet: d-1 sent nothing"
     site.reachable = True
     await settled(room, NOW + timedelta(seconds=31))
     assert [run.state for run in await runs(store) if run.id == "d-1.7"] == ["registered"]

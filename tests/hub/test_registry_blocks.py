@@ -3,6 +3,7 @@
 import asyncio
 import queue
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from landreeve.wire.messages import Want
 from landreeve.wire.topics import DownTopic, DownWantTopic, SharedBlocksTopic, parse_topic
 from landreeve_hub.errors import QuotaError, TransferError
 from landreeve_hub.registry.blocks import BlockServer
+from landreeve_hub.registry.quota import Quota
 from landreeve_hub.registry.serving import Demand, Piece
 from landreeve_hub.registry.uploads import Uploads
 from landreeve_hub.store import tables
@@ -157,22 +159,24 @@ def _block(index: int) -> Block:
     return Block(DIGEST, index, DATA[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES])
 
 
-def _uploads(tmp_path: Path, device: Device, *, quota_bytes: int = 10**9) -> Uploads:
-    blobs = BlobStore(tmp_path / "blobs")
-    device.uploads = Uploads(blobs, device.heard, "f", quota_bytes=quota_bytes, repair_s=0.02, patience_s=0.1)
+def _uploads(tmp_path: Path, device: Device, store: Store, *, bytes_a_day: int = 10**9) -> Uploads:
+    quota = Quota(store, bytes_a_day, lambda: datetime(2026, 5, 1, 12, tzinfo=UTC))
+    device.uploads = Uploads(
+        BlobStore(tmp_path / "blobs"), device.heard, "f", quota=quota, repair_s=0.02, patience_s=0.1
+    )
     return device.uploads
 
 
-async def test_an_upload_is_asked_for_until_it_is_whole(tmp_path: Path) -> None:
+async def test_an_upload_is_asked_for_until_it_is_whole(tmp_path: Path, store: Store) -> None:
     """Every answer but the last loses blocks and adds damaged ones."""
     device = Device(lambda want: [_block(min(decode_missing(want.missing, 4))), Block(DIGEST, 3, b"damaged")])
-    path = await _uploads(tmp_path, device).request("d-1", DIGEST, len(DATA), BLOCKS)
+    path = await _uploads(tmp_path, device, store).request("d-1", DIGEST, len(DATA), BLOCKS)
     assert path.read_bytes() == DATA
     assert [want.missing for want in device.wants] == [encode_missing(set(range(n, 4))) for n in range(4)]
 
 
-async def test_blocks_of_another_device_or_artifact_are_left(tmp_path: Path) -> None:
-    uploads = _uploads(tmp_path, Device(lambda _want: []))
+async def test_blocks_of_another_device_or_artifact_are_left(tmp_path: Path, store: Store) -> None:
+    uploads = _uploads(tmp_path, Device(lambda _want: []), store)
     asking = asyncio.create_task(uploads.request("d-1", DIGEST, len(DATA), BLOCKS))
     await asyncio.sleep(0.03)
     for index in range(4):
@@ -181,15 +185,15 @@ async def test_blocks_of_another_device_or_artifact_are_left(tmp_path: Path) -> 
         await asking
 
 
-async def test_a_blob_that_does_not_have_its_digest_is_not_kept(tmp_path: Path) -> None:
+async def test_a_blob_that_does_not_have_its_digest_is_not_kept(tmp_path: Path, store: Store) -> None:
     device = Device(lambda _want: [Block("a" * 64, 0, b"something else")])
     with pytest.raises(TransferError, match="dropped"):
-        await _uploads(tmp_path, device).request("d-1", "a" * 64, 14)
+        await _uploads(tmp_path, device, store).request("d-1", "a" * 64, 14)
     assert not BlobStore(tmp_path / "blobs").has("a" * 64)
 
 
-async def test_a_quota_counts_an_artifact_once_however_often_it_is_tried(tmp_path: Path) -> None:
-    uploads = _uploads(tmp_path, Device(lambda _want: []), quota_bytes=len(DATA) + 10)
+async def test_a_quota_counts_an_artifact_once_however_often_it_is_tried(tmp_path: Path, store: Store) -> None:
+    uploads = _uploads(tmp_path, Device(lambda _want: []), store, bytes_a_day=len(DATA) + 10)
     for _ in range(2):
         with pytest.raises(TransferError):
             await uploads.request("d-1", DIGEST, len(DATA), BLOCKS)

@@ -28,6 +28,7 @@ from landreeve_hub.ingest.receive import Receiver
 from landreeve_hub.learning.runner import fetch_release
 from landreeve_hub.registry.blocks import BlockServer
 from landreeve_hub.registry.deltas import DeltaCache, Workshop
+from landreeve_hub.registry.quota import Quota
 from landreeve_hub.registry.releases import Registry
 from landreeve_hub.registry.uploads import Challengers, Uploads
 from landreeve_hub.signing import keys
@@ -146,7 +147,7 @@ def _hub(folder: Path, address: Address) -> Hub:
     registry = Registry(store, blobs, TargetsRepository(folder))
     workshop = Workshop(blobs, DeltaCache(folder / "deltas", 10**8))
     server = BlockServer(store, blobs, line, FLEET, bytes_per_s=50e6, workshop=workshop)
-    uploads = Uploads(blobs, line.publish, FLEET, quota_bytes=10**9, repair_s=0.3)
+    uploads = Uploads(blobs, line.publish, FLEET, quota=Quota(store, 10**9, _now), repair_s=0.3)
     receiver = Receiver(store, FLEET, {}, line.publish, _now, blocks=Traffic(server, uploads))
     line.on_message = receiver.take
     receiver.start()

@@ -60,10 +60,11 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UpdateView(msgspec.Struct, frozen=True):
-    """The latest transition of a model's update and its plain sentence."""
+    """The latest transition of a model's update and its plain sentence; releases whose files stay."""
 
     state: str
     sentence: str
+    keeps: tuple[str, ...] = ()
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):

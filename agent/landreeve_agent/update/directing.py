@@ -122,6 +122,11 @@ def pinned(state: State) -> frozenset[str]:
     return frozenset(item.release for item in (*kept, *orders) if item is not None)
 
 
+def kept(state: State) -> tuple[str, ...]:
+    """The same in order, as the hub is told."""
+    return tuple(sorted(pinned(state)))
+
+
 def _on_probation(state: State) -> Serving:
     new, good = state.candidate, state.good
     if good is None:

@@ -111,6 +111,13 @@ class BlobStore:
         except FileNotFoundError:
             return 0
 
+    def disk_bytes(self, digest: str) -> int:
+        """What the blob takes of the disk, whole or begun; 0 when there is nothing of it."""
+        try:
+            return self.path(digest).stat().st_size + self.taken_bytes(digest)
+        except FileNotFoundError:
+            return self.taken_bytes(digest)
+
     def reserve(self, size: int) -> None:
         """`FullDiskError` unless ``size`` bytes and the margin are free: asked for a whole release at once,
         before its first blob."""

@@ -256,7 +256,8 @@ class Witness(Wire, frozen=True, kw_only=True):
 
 
 class ModelState(msgspec.Struct, frozen=True, kw_only=True):
-    """What one model does on the device now."""
+    """What one model does on the device now. ``keeps`` are the releases whose files it keeps to return to: serving,
+    last good, first good, ordered; empty from agents that do not tell."""
 
     model: str
     version: str
@@ -265,6 +266,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     wanted: str
     used: str
     reason: str = ""
+    keeps: tuple[str, ...] = ()
 
 
 class DeviceState(Wire, frozen=True, kw_only=True):

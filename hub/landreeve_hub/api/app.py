@@ -14,6 +14,7 @@ from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Permission
 from landreeve_hub.api import (
     audit_routes,
+    blob_routes,
     broker_routes,
     fleet_routes,
     identity_routes,
@@ -87,7 +88,7 @@ def build(services: Services) -> FastAPI:
     app.state.console = None
     problems.install(app)
     oci_errors.install(app)
-    steering = (rate_routes, line_routes, broker_routes, key_routes)
+    steering = (rate_routes, line_routes, broker_routes, key_routes, blob_routes)
     asked = (people, overview_routes, fleet_routes, identity_routes, *steering)
     for room in (*asked, release_routes, rollout_routes, record_routes, audit_routes):
         app.include_router(room.router(services), prefix=PREFIX)

@@ -14,6 +14,7 @@ from landreeve_hub.access.passwords import BadPasswordError
 from landreeve_hub.access.users import UserExistsError
 from landreeve_hub.errors import NotFoundError
 from landreeve_hub.incidents.incidents import IncidentStateError, UnknownIncidentError
+from landreeve_hub.registry.garbage import DoubtError
 from landreeve_hub.registry.releases import WrongStateError
 from landreeve_hub.rollout.book import UnknownRolloutError
 from landreeve_hub.rollout.conflicts import NoConflictError
@@ -31,6 +32,7 @@ _STATUS: dict[type[Exception], int] = {
     BadPasswordError: 422,
     UserExistsError: 409,
     WrongStateError: 409,
+    DoubtError: 409,
     RolloutRefusedError: 409,
     IncidentStateError: 409,
     NoConflictError: 409,

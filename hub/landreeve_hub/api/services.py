@@ -17,6 +17,7 @@ from landreeve_hub.broker.advice import Finding
 from landreeve_hub.fleet.identities import Identities
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.learning.commands import Commands
+from landreeve_hub.registry.garbage import Collector
 from landreeve_hub.registry.releases import Registered
 from landreeve_hub.registry.shelf import Shelf
 from landreeve_hub.rollout.runner import RolloutRunner
@@ -59,6 +60,7 @@ class Services:
 
     store: Store
     releases: Releases
+    garbage: Collector
     runner: RolloutRunner
     incidents: Incidents
     audit: AuditLog

@@ -116,6 +116,8 @@ class Learning:
             await self._store.write(lambda c: runs.close(c, run["id"], "rejected", sentence))
         except (PeerError, OSError, LookupError) as error:
             self._not_before[run["id"]] = now + RETRY
+            sentence = f"The challenger could not be fetched yet: {error}"
+            await self._store.write(lambda c: runs.note(c, run["id"], sentence))
             _LOG.warning("challenger %s of %s could not be fetched, trying again: %s", run["id"], run["device"], error)
         else:
             sentence = f"{run['model']} {version} waits for approval."

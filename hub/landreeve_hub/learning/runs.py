@@ -81,6 +81,14 @@ def close(connection: Connection, run: str, state: str, sentence: str, digest: s
     connection.execute(update(tables.runs).where(tables.runs.c.id == run).values(values))
 
 
+def note(connection: Connection, run: str, sentence: str) -> None:
+    """Why it does not go on for now."""
+    held = _held(connection, run)
+    if held is not None and held.request.get("sentence") != sentence:
+        request = {**held.request, "sentence": sentence}
+        connection.execute(update(tables.runs).where(tables.runs.c.id == run).values(request=request))
+
+
 def settle_commands(connection: Connection, now: datetime) -> bool:
     """Requests whose command was refused or ran out of time are closed, so that learning may go on."""
     commands, changed = tables.commands, False

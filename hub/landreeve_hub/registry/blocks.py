@@ -18,7 +18,7 @@ from landreeve.wire.topics import Down, DownLaneTopic, DownOfferTopic, DownTopic
 from landreeve.wire.transfers import DELTAS, LANES, Lane, Offer
 
 from landreeve_hub.registry.allowed import Allowed
-from landreeve_hub.registry.deltas import Workshop
+from landreeve_hub.registry.deltas import DeltaCache, Workshop
 from landreeve_hub.registry.pacing import REPORT_S
 from landreeve_hub.registry.serving import Demand, Piece
 from landreeve_hub.store.database import Store
@@ -68,6 +68,11 @@ class BlockServer:
         self._lock = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="blocks", daemon=True)
+
+    @property
+    def deltas(self) -> DeltaCache | None:
+        """The deltas that are kept; None where none are made."""
+        return self._workshop.cache if self._workshop is not None else None
 
     def start(self) -> None:
         self._thread.start()

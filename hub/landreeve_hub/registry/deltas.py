@@ -11,7 +11,7 @@ import os
 import queue
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -89,6 +89,14 @@ class DeltaCache:
             self._entries[entry.target, entry.base] = entry
             write_durably(self._file(entry), msgspec.json.encode(entry))
             self._make_room()
+
+    def leave(self, has: Callable[[str], bool]) -> int:
+        """Forget the deltas to or from blobs that the hub no longer has; how many those were."""
+        with self._lock:
+            gone = [key for key in self._entries if not has(key[0]) or (key[1] != NO_BASE and not has(key[1]))]
+            for key in gone:
+                self._forget(key, self._entries[key])
+        return len(gone)
 
     def _file(self, entry: Entry) -> Path:
         return self._index / f"{entry.target}-{entry.base}.json"

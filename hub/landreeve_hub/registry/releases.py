@@ -68,6 +68,8 @@ class Registry:
         self._blobs = blobs
         self._targets = targets
         self.shelf = Shelf(store, blobs)
+        # Whoever makes a release of blobs that are here, or removes blobs, holds it.
+        self.turn = asyncio.Lock()
 
     async def register(self, packed: Packed, by: str, now: datetime) -> Registered:
         """Take a release in as a draft; the same release again answers its first version.
@@ -75,21 +77,41 @@ class Registry:
         `landreeve.release.manifest.BadReleaseError` when it must not be used.
         """
         found = await examine(packed.manifest_bytes, packed.blobs.__getitem__)
-        await asyncio.to_thread(self._keep, packed)
-        return await self._store.write(lambda c: _add(c, found, {"created_by": by, "created": rfc3339(now)}))
+        async with self.turn:
+            await asyncio.to_thread(self._keep, packed)
+            return await self._store.write(lambda c: _add(c, found, {"created_by": by, "created": rfc3339(now)}))
 
     async def register_stored(self, digest: str, *, by: str, device: str, run: str, now: datetime) -> str:
         """Make the release whose blobs have arrived a draft; its version. Errors as `register`."""
         found = await examine(self._read(digest), self._read)
         source = {"created_by": by, "created": rfc3339(now), "source_device": device, "source_run": run}
-        return (await self._store.write(lambda c: _add(c, found, source))).version
+        async with self.turn:
+            parts = (digest, *(blob.sha256 for blob in parse_manifest(found.manifest_bytes).blobs()))
+            if any(not self._blobs.has(part) for part in parts):
+                raise NoSuchReleaseError(
+                    f"release {digest[:12]}: a part of it went while it was judged; fetch it again"
+                )
+            return (await self._store.write(lambda c: _add(c, found, source))).version
 
     async def approve(self, digest: str, by: str, now: datetime) -> None:
         """Sign a draft (or a withdrawn release, anew) so that devices may install it; write its bill of materials.
         Where keys are needed that are kept elsewhere, it is *awaiting* until their signatures came (`settle`)."""
+        async with self.turn:
+            await self._approve(digest, by, now)
+
+    def signed(self) -> frozenset[str]:
+        """Releases that are signed now, whatever the tables say."""
+        return frozenset(self._targets.releases())
+
+    async def _approve(self, digest: str, by: str, now: datetime) -> None:
         row = await self._row(digest)
         if row.state not in {DRAFT, WITHDRAWN, APPROVED, AWAITING}:
             raise WrongStateError(f"{row.model} {row.version} is {row.state}: only a draft can be approved")
+        if row.purged:
+            raise WrongStateError(
+                f"{row.model} {row.version}: its files were removed on {row.purged[:10]}, long after it was "
+                f"{row.state}; push the release again first"
+            )
         # First, so that nothing is signed whose papers cannot be written.
         paper = await asyncio.to_thread(self._bill, row, Decision(row.created_by, by, rfc3339(now)))
         sign = self._targets.add_release
@@ -203,6 +225,7 @@ def _add(connection: Connection, found: Examined, source: Mapping[str, str]) -> 
     table, model = tables.releases, found.config.model
     known = connection.execute(select(table.c.version).where(table.c.digest == found.digest)).scalar()
     if known is not None:
+        connection.execute(update(table).where(table.c.digest == found.digest).values(purged=""))  # it is here again
         return Registered(found.digest, known)
     count = connection.execute(select(func.count()).select_from(table).where(table.c.model == model)).scalar() or 0
     row = {"digest": found.digest, "model": model, "version": f"v{count + 1}", "state": DRAFT}

@@ -15,13 +15,15 @@ from landreeve.wire.codec import Block, encode, encode_missing
 from landreeve.wire.messages import Want
 from landreeve.wire.topics import DownWantTopic, format_topic
 
-from landreeve_hub.errors import QuotaError, TransferError
+from landreeve_hub.errors import TransferError
+from landreeve_hub.registry.quota import Quota
 from landreeve_hub.registry.releases import NoSuchReleaseError, Registry
 
 log = logging.getLogger(__name__)
 REPAIR_S = 2.0
 PATIENCE_S = 60.0
-DAY_S = 86_400.0
+# What was asked for so lately may become part of a release any moment.
+LATELY_S = 86_400.0
 
 
 class _Upload:
@@ -47,7 +49,7 @@ class _Upload:
 class Uploads:
     """Fetches artifacts from devices.
 
-    ``publish`` sends the wants. A device may have ``quota_bytes`` a day asked of it; one that sends nothing for
+    ``publish`` sends the wants, ``quota`` bounds what is asked of a device in a day; one that sends nothing for
     ``patience_s`` ends the attempt, and what has arrived stays for the next.
     """
 
@@ -57,18 +59,18 @@ class Uploads:
         publish: Callable[[str, bytes, bool], None],
         fleet: str,
         *,
-        quota_bytes: int,
+        quota: Quota,
         repair_s: float = REPAIR_S,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._blobs = blobs
         self._publish = publish
         self._fleet = fleet
-        self._quota_bytes = quota_bytes
+        self._quota = quota
         self._repair_s = repair_s
         self._patience_s = patience_s
         self._under_way: dict[tuple[str, str], _Upload] = {}
-        self._asked: dict[str, dict[str, tuple[float, int]]] = {}
+        self._asked_at: dict[str, float] = {}
 
     async def request(self, device: str, digest: str, size: int, blocks: Sequence[str] | None = None) -> Path:
         """The artifact's file once all of it is here and verified.
@@ -77,9 +79,10 @@ class Uploads:
         `QuotaError`, `TransferError` (nothing came for a while, damaged, no room here) and `ValueError` for a
         size or block list that cannot be.
         """
+        self._asked_at[digest] = time.monotonic()
         if self._blobs.has(digest):
             return self._blobs.path(digest)
-        self._charge(device, digest, size)
+        await self._quota.charge(device, digest, size)
         try:
             partial = await asyncio.to_thread(self._blobs.begin, digest, size, blocks)
             upload = _Upload(partial, asyncio.get_running_loop())
@@ -90,6 +93,12 @@ class Uploads:
             raise TransferError(f"artifact {digest[:12]} of {device}: {error}") from error
         finally:
             self._under_way.pop((device, digest), None)
+
+    def wanted(self) -> frozenset[str]:
+        """Blobs that were asked for lately: they are arriving, or a release will be made of them."""
+        since = time.monotonic() - LATELY_S
+        self._asked_at = {digest: at for digest, at in self._asked_at.items() if at > since}
+        return frozenset(self._asked_at)
 
     def on_block(self, device: str, block: Block) -> None:
         """A block that came up; what was not asked of this very device is left."""
@@ -128,19 +137,6 @@ class Uploads:
                     await upload.moved.wait()
             except TimeoutError:
                 return
-
-    def _charge(self, device: str, digest: str, size: int) -> None:
-        """Count an artifact against the day's quota, once however often it is tried."""
-        now = time.monotonic()
-        asked = {d: entry for d, entry in self._asked.get(device, {}).items() if now - entry[0] <= DAY_S}
-        self._asked[device] = asked
-        used = sum(count for other, (_, count) in asked.items() if other != digest)
-        if used + size > self._quota_bytes:
-            raise QuotaError(
-                f"{device} offers {size:,} bytes on top of {used:,} within a day; its quota is "
-                f"{self._quota_bytes:,} (transfer.quota_mb)"
-            )
-        asked[digest] = (now, size)
 
 
 class Challengers:

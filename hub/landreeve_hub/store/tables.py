@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-from landreeve_hub.store import audit_tables, limit_tables
+from landreeve_hub.store import audit_tables, blob_tables, limit_tables
 from landreeve_hub.store.columns import EMPTY, ROW
 from landreeve_hub.store.columns import count as _count
 from landreeve_hub.store.columns import document as _document
@@ -201,6 +201,8 @@ releases = Table(
     _text("approved_by"),
     _text("source_device"),
     _text("source_run"),
+    # When its files were removed, since nothing needed them any more.
+    _text("purged"),
     UniqueConstraint("model", "version", name="releases_model_version"),
 )
 
@@ -449,6 +451,7 @@ audit = Table(
 )
 
 audit_tables.declare(metadata)
+needless_blobs, upload_charges = blob_tables.declare(metadata)
 
 commands = Table(
     "commands",
