@@ -41,7 +41,7 @@ from landreeve_hub.broker.place import broker_place
 from landreeve_hub.broker.plan import HUB_NAME, PROBES, BrokerPlan
 from landreeve_hub.broker.probe import Door
 from landreeve_hub.broker.selftest import SelfTest
-from landreeve_hub.config import HubConfig, LineSettings
+from landreeve_hub.config import EnrolmentSettings, HubConfig, LineSettings
 from landreeve_hub.desired.lines import rules_of
 from landreeve_hub.desired.publish import Publisher
 from landreeve_hub.errors import OperatorError
@@ -165,8 +165,7 @@ class Builder:
         audit, incidents = AuditLog(store, folder.keys, f"landreeve-hub/{settings.fleet}"), Incidents()
         witnesses = Witnesses(store, audit, incidents, settings.fleet, speech.publish, clock=self._clock)
         warden = Warden(store, authority, broker, address, settings.fleet, line.publish, self._clock)
-        wanted = settings.enrolment
-        rules = Rules(wanted.approval, wanted.certificate_days, wanted.recover_days)
+        rules = _enrolment_rules(settings.enrolment)
         identities = Identities(store, authority, warden, publisher, audit, self._clock, say, rules)
         runner = RolloutRunner(store, publisher, incidents, audit, say, registry.baseline)
         uploads = self._uploads(store, blobs, speech.publish)
@@ -307,6 +306,10 @@ class Builder:
             )
 
         return made
+
+
+def _enrolment_rules(wanted: EnrolmentSettings) -> Rules:
+    return Rules(wanted.approval, wanted.certificate_days, wanted.recover_days)
 
 
 def _authorities(authority: Authority) -> tuple[str, ...]:
