@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from landreeve_hub.access import setup, tokens
 from landreeve_hub.api.changes import Changes
 from landreeve_hub.broker.plan import HUB_NAME
+from landreeve_hub.broker.takeovers import Takeovers
 from landreeve_hub.config import HubConfig, HubFolder, HubSettings, load_config
 from landreeve_hub.errors import AlreadyRunningError, HubError, OperatorError
 from landreeve_hub.fleet.authority import AuthorityError
@@ -257,7 +258,8 @@ class Hub:
             self._every(HOUR_S, rooms.identities.watch_certificates),
         ]
         if rooms.broker is not None:
-            jobs.append(rooms.broker.watch())
+            takeovers = Takeovers(rooms.broker, rooms.store, rooms.services.incidents)
+            jobs += [rooms.broker.watch(), self._every(WATCH_S, takeovers.look)]
         return [asyncio.create_task(job) for job in jobs]
 
     async def _try_broker(self, rooms: Rooms) -> None:

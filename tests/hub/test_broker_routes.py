@@ -31,6 +31,7 @@ async def test_each_known_broker_gets_its_files_with_the_devices_of_the_fleet(ad
     for kind, names in (("mosquitto", {"landreeve.conf", "landreeve.acl"}), ("nats", {"landreeve.conf"})):
         files = (await admin.get(f"/api/v1/broker/config/{kind}")).json()["files"]
         assert set(files) == names
+    assert (await admin.get("/api/v1/broker/config/emqx")).json()["proven"] is False
     assert "CN=d-2" in files["landreeve.conf"]
     unknown = await admin.get("/api/v1/broker/config/rabbit")
     assert unknown.status_code == 404

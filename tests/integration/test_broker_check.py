@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import os
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -183,11 +185,24 @@ async def test_what_we_write_for_other_peoples_brokers_makes_them_do_all_they_mu
 
 def test_what_we_write_for_emqx_names_every_rule() -> None:
     files = configuration(External.EMQX, "north.sea", Guests(frozenset({"d-1"}), frozenset({"d-2"})))
-    acl = files["acl.conf"].splitlines()
+    acl = [line for line in files["acl.conf"].splitlines() if not line.startswith("%%")]
     assert acl[0] == '{deny, {user, "d-2"}, all, ["#"]}.'
     assert '{allow, all, publish, ["lr/1/north.sea/up/${username}/#"]}.' in acl
     assert acl[-1] == "{deny, all}."
     assert "fail_if_no_peer_cert = true" in files["base.hocon"]
+    assert all("NEVER RUN BY US" in text.splitlines()[0] for text in files.values())
+    assert [kind for kind in External if not kind.proven] == [External.EMQX]
+
+
+def test_what_we_write_for_emqx_can_be_read_by_erlang(tmp_path: Path) -> None:
+    if (erlang := shutil.which("erl")) is None:
+        pytest.skip("no erl on this machine (Debian: apt-get install erlang-base)")
+    file = tmp_path / "acl.conf"
+    guests = Guests(frozenset({"d-1"}), frozenset({"d-2", "d.3"}))
+    file.write_text(configuration(External.EMQX, "north.sea", guests)["acl.conf"])
+    say = f'{{ok, Terms}} = file:consult("{file}"), io:format("~w ~w", [length(Terms), lists:last(Terms)]), halt().'
+    done = subprocess.run([erlang, "-noshell", "-eval", say], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "8 {deny,all}"), done.stderr
 
 
 @pytest.mark.slow

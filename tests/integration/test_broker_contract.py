@@ -27,7 +27,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from landreeve_hub.broker.child import Broker, Kind, find_program
 from landreeve_hub.broker.plan import BrokerPlan, Guests
+from landreeve_hub.broker.takeovers import Takeover, Takeovers
 from landreeve_hub.errors import BrokerError
+from landreeve_hub.incidents.incidents import Incidents, listed
+from landreeve_hub.store.database import Store
 
 from tests.fakes.mqtt_client import part
 
@@ -308,6 +311,51 @@ def test_nobody_evicts_a_client_whose_id_cannot_be_guessed(yard: Yard) -> None:
         yard.inside("d-two", client_id=guess)
     hub.publish(f"{DOWN}/d-one/desired", b"secret")
     assert victim.next() == (f"{DOWN}/d-one/desired", b"secret")
+
+
+def patiently(yard: Yard, name: str, client_id: str) -> Client:
+    """In under that client id; NATS keeps one out for a second who follows another under the same."""
+    for _ in range(5):
+        if (client := yard.client(name, client_id=client_id)).connect():
+            client.subscribe(f"{DOWN}/{name}/#")
+            return client
+    pytest.fail(f"{name} does not get in: {client.refused}")
+
+
+async def test_who_takes_a_session_whose_id_leaked_is_held_off_or_named(yard: Yard, tmp_path: Path) -> None:
+    store = Store(tmp_path / "hub.db")
+    try:
+        watch = Takeovers(yard.broker, store, Incidents())
+        await asyncio.to_thread(_take_over, yard, watch, "d-one-00112233445566ff")
+        await watch.look(datetime.now(UTC))
+        found = await store.read(listed)
+    finally:
+        store.close()
+    if yard.broker.kind is Kind.MOSQUITTO:
+        assert found == []
+        return
+    (incident,) = found
+    assert (incident["kind"], incident["key"]) == ("session_taken", "session:d-two:d-one")
+    assert "landreeve-hub device revoke d-two" in incident["sentence"]
+
+
+def _take_over(yard: Yard, watch: Takeovers, leaked: str) -> None:
+    hub = yard.inside("hub")
+    victim = yard.inside("d-one", f"{DOWN}/d-one/#", client_id=leaked)
+    again = yard.inside("d-one", f"{DOWN}/d-one/#", client_id=leaked)  # the same box over a new line: no theft
+    assert watch.found() == []
+    thief = patiently(yard, "d-two", leaked)
+    hub.publish(f"{DOWN}/d-one/desired", b"secret")
+    hub.publish(f"{DOWN}/d-two/command", b"marker")
+    assert thief.next() == (f"{DOWN}/d-two/command", b"marker")
+    assert thief.got.empty()
+    assert not victim.connected()
+    if yard.broker.kind is Kind.MOSQUITTO:  # it binds ids to certificates, so nobody was thrown out
+        assert again.next() == (f"{DOWN}/d-one/desired", b"secret")
+        return
+    assert watch.found() == [Takeover("d-one", "d-two")]
+    assert watch.found() == []  # told once
+    patiently(yard, "d-one", leaked)  # and the owner takes it back, which ends the thief's connection
 
 
 async def test_a_new_device_gets_in_and_a_revoked_one_is_mute_and_deaf(yard: Yard) -> None:

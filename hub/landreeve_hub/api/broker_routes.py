@@ -34,10 +34,12 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/broker/config/{kind}")
     async def config(kind: str, _: Annotated[Person, may(Permission.ENROL)]) -> dict[str, Any]:
-        """The files of such a broker's configuration, by name."""
+        """The files of such a broker's configuration, by name; ``proven`` when our own tests run such a broker with
+        them."""
         if kind not in set(External):
             raise Problem(404, f"No broker is called {text_of(kind)}: {', '.join(External)} are known.")
         known = await services.store.read(guests)
-        return {"kind": kind, "files": configuration(External(kind), services.fleet, known)}
+        asked = External(kind)
+        return {"kind": kind, "proven": asked.proven, "files": configuration(asked, services.fleet, known)}
 
     return routes

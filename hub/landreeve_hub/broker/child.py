@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -82,9 +83,21 @@ class Broker:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
+    @property
+    def monitor(self) -> str:
+        """The base URL at which a running NATS tells of its connections; empty when there is none."""
+        if self.kind is not Kind.NATS or self._process is None:
+            return ""
+        for path in self._plan.folder.glob(f"*_{self._process.pid}.ports"):
+            found: dict[str, list[str]] = json.loads(path.read_bytes())
+            return next(iter(found.get("monitoring", ())), "")
+        return ""
+
     async def start(self) -> None:
         """Configure and run it; `BrokerError` with the end of its log when it does not come up."""
         self._plan.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for left in self._plan.folder.glob("*.ports"):  # of one that was killed
+            left.unlink(missing_ok=True)
         configuration = self._configure()
         self._process = await self._spawn(configuration)
         try:

@@ -21,11 +21,21 @@ from landreeve_hub.broker.plan import (
 
 
 class External(StrEnum):
-    """Brokers whose configuration we can write."""
+    """Brokers whose configuration we can write. ``proven`` ones are run with it, and checked, by our tests."""
 
     MOSQUITTO = "mosquitto"
     NATS = "nats"
     EMQX = "emqx"
+
+    @property
+    def proven(self) -> bool:
+        return self is not External.EMQX
+
+
+_UNPROVEN = (
+    "NEVER RUN BY US: this text follows the documentation of EMQX 5.8; no EMQX has read it here.",
+    "Before a hub or a box uses this broker, `landreeve-hub broker check mqtts://HOST:8883` must find nothing wrong.",
+)
 
 
 def configuration(kind: External, fleet: str, guests: Guests) -> Mapping[str, str]:
@@ -85,7 +95,8 @@ authorization {{
 
 
 def _emqx() -> str:
-    return f"""# etc/base.hocon (EMQX 5.8 and later; before: etc/emqx.conf)
+    heading = "".join(f"# {line}\n" for line in _UNPROVEN)
+    return f"""{heading}# etc/base.hocon (EMQX 5.8 and later; before: etc/emqx.conf)
 listeners.ssl.default {{
   bind = "0.0.0.0:8883"
   ssl_options {{
@@ -123,6 +134,7 @@ def _emqx_acl(fleet: str, guests: Guests) -> str:
     base = f"{ROOT}/{check_id(fleet)}"
     revoked = [f'{{deny, {{user, "{check_id(name)}"}}, all, ["#"]}}.' for name in sorted(guests.revoked)]
     lines = [
+        *(f"%% {line}" for line in _UNPROVEN),
         *revoked,
         f'{{allow, {{user, "{HUB_NAME}"}}, publish, ["{base}/dn/#", "{base}/art/#"]}}.',
         f'{{allow, {{user, "{HUB_NAME}"}}, subscribe, ["{base}/up/#"]}}.',

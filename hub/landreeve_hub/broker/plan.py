@@ -111,11 +111,14 @@ def nats_configuration(plan: BrokerPlan, guests: Guests) -> str:
     """``nats-server.conf`` for the plan; NATS knows no patterns, so every device is listed.
 
     MQTT topics become subjects: ``/`` is ``.`` and ``.`` is ``//``. ``$MQTT.sub.>`` carries a client's own
-    QoS 1 deliveries; NATS refuses MQTT subscriptions to it.
+    QoS 1 deliveries; NATS refuses MQTT subscriptions to it. The monitor tells the hub who took another's client id
+    (`landreeve_hub.broker.takeovers`): on the loopback alone, on a port that NATS writes into a file here.
     """
     listed = ",\n    ".join(nats_users(plan.fleet, guests))
     return f"""server_name: landreeve
 listen: "127.0.0.1:-1"
+http: "127.0.0.1:-1"
+ports_file_dir: "{plan.folder}"
 max_payload: {MAX_PACKET_BYTES}
 log_file: "{plan.log}"
 pid_file: "{plan.folder / "nats.pid"}"

@@ -54,6 +54,8 @@ def group() -> typer.Typer:
             return
         for name, text in answer["files"].items():
             sys.stdout.write(f"# ---- {name}\n{text}\n")
+        if not answer["proven"]:
+            note(f"nobody here has run {kind} with this: use it only when `landreeve-hub broker check` finds it good")
 
     @group.command("certificate")
     def certificate(

@@ -105,6 +105,17 @@ def broken_log(sentence: str) -> Raise:
     return Raise("audit:own", "audit_log_broken", "error", "tampered", text)
 
 
+def taken_session(victim: tuple[str, str], thief: tuple[str, str]) -> Raise:
+    """The incident of a session that another identity has taken over; both as device and site."""
+    text = (
+        f"{thief[1]} connected to the broker under the client id of {victim[1]} and ended its connection. It reads "
+        "nothing of it, and nothing is lost; but it knows an id that nobody can guess: look at both boxes, and throw "
+        f"{thief[1]} out if that was not you (landreeve-hub device revoke {thief[0]})."
+    )
+    subject = {"device": thief[0], "site": thief[1], "victim": victim[0]}
+    return Raise(f"session:{thief[0]}:{victim[0]}", "session_taken", "error", "client_id", text, subject)
+
+
 CRASHES = 5
 CRASHES_WITHIN_S = 600.0
 
