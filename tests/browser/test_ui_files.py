@@ -98,11 +98,47 @@ def test_arabic_counts_in_six_forms(n: int, words: str) -> None:
     assert language.load("ar").count("one site", "{n} sites", n) == words
 
 
+LOSS = "Log loss is +0.6057 against the last good version on the same 667 labelled rows (at most +0.0050)"
+SERVES = "It keeps serving; the hub decides whether to train a challenger."
+STOPPED = "JFK and LGA never got it. The rollout was stopped and the release quarantined."
+BETTER = "better: 0.58 against 0.59 nats of the model in use; gain +0.01 ± 0.00 on 7570 held-out rows"
+LOST = (
+    "Predictions are worse than the model believes for 2 windows in a row: log loss 0.594, it promised 0.452 "
+    "(2077 labels, mean label 0.30, predicted 0.23)."
+)
+SENTENCES = (
+    f"m v7 predicts worse at JFK than it promised: {LOST} {SERVES}",
+    f"v5 of m failed on EWR: {LOSS}; version v3 serves again. {STOPPED}",
+    f"v7 of delay failed on LGA: {LOSS}. The rollout goes on: it accepts 2 failures. LGA serves its last good version.",
+    "EWR runs v8, as rollout r-000008 ordered: EWR was ordered to take v8.",
+    f"delay: {LOST}",
+    f"delay, 2013-12-19 to 2013-12-26: {LOST}",
+    "Version v8 is on probation: it answers all requests.",
+    f"Training m has a challenger: {BETTER}.",
+    "rollout r-000008, wave 1: probation",
+)
+
+
 def test_composed_sentences_are_translated_or_marked_as_english() -> None:
     arabic = language.load("ar")
     assert "<bdi>EWR</bdi>" in arabic.said("EWR is offline")
     assert arabic.said("Something nobody foresaw.") == '<span lang="en" dir="ltr">Something nobody foresaw.</span>'
     assert arabic.said("<b>") == '<span lang="en" dir="ltr">&lt;b&gt;</span>'
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_what_agent_and_hub_say_every_day_is_said_in_arabic_to_its_end(sentence: str) -> None:
+    said = language.load("ar").said(sentence)
+    assert 'lang="en"' not in said
+    assert re.findall(r"[A-Za-z]{4,}", re.sub(r"<bdi>[^<]*</bdi>|</?bdi>", "", said)) == []
+    assert max(map(len, re.findall(r"<bdi>([^<]*)</bdi>", said)), default=0) < 24
+
+
+def test_a_made_up_sentence_of_any_length_is_shown_as_it_is() -> None:
+    text = "v1 of m failed on s: " * 500
+    assert language.load("ar").said(text) == f'<span lang="en" dir="ltr">{text}</span>'
+    half = "Nobody said this before. Wave 2 began."
+    assert str(language.load("ar").said(half)).startswith('<span lang="en" dir="ltr">Nobody said this before.</span> ')
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,20 @@ causes) may match a pattern of the catalogue; what matches none is shown as it w
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Final
 
 from markupsafe import Markup, escape
 
 LANGUAGES: Final = {"en": "English", "ar": "العربية"}
+LONGEST: Final = 800
+MOST_HEARD: Final = 2000
+_WORDS: Final = frozenset({"site", "model", "run", "who", "rows", "us", "base"})
+"""Placeholders for one word; so are those of one letter."""
+_NAMES: Final = r"[\w.-]+(?:(?:, | and )[\w.-]+)*(?: more)?"
+NESTED: Final = "why"
+"""The placeholder of patterns that stands for a sentence."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Language:
     code: str
     texts: Mapping[str, str | Mapping[str, str]]
     patterns: tuple[tuple[re.Pattern[str], str], ...] = ()
+    _heard: dict[str, Markup] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def direction(self) -> str:
@@ -52,17 +60,45 @@ class Language:
         return template.format(n=f"{n:,}", **values)
 
     def said(self, sentence: str) -> Markup:
-        """A sentence composed by agent or hub, translated where a text or pattern is known."""
-        if self.code == "en":
+        """What agent or hub composed, translated where a text or pattern is known: the whole, else sentence by
+        sentence."""
+        if self.code == "en" or not sentence:
             return escape(sentence)
+        if len(sentence) > LONGEST:  # nothing of ours, and patterns take long over what a device made up
+            return _in_english(sentence)
+        if len(self._heard) >= MOST_HEARD:
+            self._heard.clear()
+        if sentence not in self._heard:
+            self._heard[sentence] = self._said(sentence)
+        return self._heard[sentence]
+
+    def _said(self, sentence: str) -> Markup:
+        whole = self._known(sentence)
+        if whole is not None:
+            return whole
+        parts = re.split(r"(?<=[.:]) (?=[A-Z])", sentence)
+        known = [self._known(part) for part in parts]
+        if not any(known):
+            return _in_english(sentence)
+        return Markup(" ").join(k or _in_english(part) for k, part in zip(known, parts, strict=True))
+
+    def _known(self, sentence: str) -> Markup | None:
         known = self.texts.get(sentence)
         if isinstance(known, str):
             return escape(known)
         for pattern, template in self.patterns:
             if found := pattern.fullmatch(sentence):
-                values = {name: Markup("<bdi>{}</bdi>").format(value) for name, value in found.groupdict().items()}
+                values = {name: self._value(name, value) for name, value in found.groupdict().items()}
                 return escape(template).format(**values)
-        return Markup('<span lang="en" dir="ltr">{}</span>').format(sentence)
+        return None
+
+    def _value(self, name: str, value: str) -> Markup:
+        """A captured value as it is; one that is itself a sentence is translated in turn."""
+        return self.said(value) if name == NESTED else Markup("<bdi>{}</bdi>").format(value)
+
+
+def _in_english(sentence: str) -> Markup:
+    return Markup('<span lang="en" dir="ltr">{}</span>').format(sentence)
 
 
 def arabic_plural(n: int) -> str:
@@ -88,8 +124,17 @@ def load(code: str) -> Language:
 
 def _pattern(source: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", source)
-    named = [re.escape(part) if i % 2 == 0 else f"(?P<{part}>.+?)" for i, part in enumerate(parts)]
-    return re.compile("".join(named), re.DOTALL)
+    named = [re.escape(part) if i % 2 == 0 else f"(?P<{part}>{_shape(part)})" for i, part in enumerate(parts)]
+    whole = "".join(named)
+    # A sentence within another one has lost its full stop.
+    return re.compile(re.sub(r"\\\.$", r"\\.?", whole), re.DOTALL)
+
+
+def _shape(name: str) -> str:
+    """What a placeholder may stand for: without this, one would swallow half of another sentence."""
+    if name in {"sites", "others"}:
+        return _NAMES
+    return r"\S+?" if len(name) == 1 or name in _WORDS else ".+?"
 
 
 def negotiate(cookie: str | None, accept: str) -> str:

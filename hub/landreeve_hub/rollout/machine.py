@@ -263,7 +263,7 @@ def _asks_for_windows(rollout: Rollout) -> bool:
 def _finish(rollout: Rollout, now: datetime) -> Decision:
     """Everyone has come to an outcome. Who failed within what was accepted keeps its last good release for good."""
     count = rollout.members.count(Outcome.COMMITTED)
-    version = rollout.version if rollout.kind != "return" else "its last good version"
+    version = f"Version {rollout.version}" if rollout.kind != "return" else "Its last good version"
     text = f"{version} runs on {count} of {len(rollout.members)} sites."
     orders: list[Order] = []
     corrected: list[Member] = []
@@ -275,7 +275,7 @@ def _finish(rollout: Rollout, now: datetime) -> Decision:
         rollout,
         state=State.FINISHED,
         cause="finished",
-        sentence=text[0].upper() + text[1:],
+        sentence=text,
         finished=now,
         members=rollout.members.put(corrected),
     )
