@@ -93,11 +93,11 @@ async def test_rows_that_no_split_chose_count_for_no_arm(database: Database, tmp
 
 async def test_two_splits_with_one_version_in_common_are_told_apart(database: Database, tmp_path: Path) -> None:
     first = [assigned(f"a{n}", f"k{n}", B, A, 0.5) for n in range(20)]
-    second = [assigned(f"b{n}", f"k{n}", C, B, 0.5, t=1_796_000_000.0) for n in range(20)]
+    second = [assigned(f"b{n}", f"k{n}", B, C, 0.5, t=1_796_000_000.0) for n in range(20)]
     await drained(database, tmp_path / "spool", *first, *second)
     newest, older = await read(database)
-    assert {arm.release for arm in newest.arms} == {C, B}
-    assert {arm.release for arm in older.arms} == {B, A}
+    assert [arm.release for arm in newest.arms] == [B, C]
+    assert [arm.release for arm in older.arms] == [B, A]
     assert sum(arm.rows for arm in newest.arms) == sum(arm.rows for arm in older.arms) == 20
 
 

@@ -103,6 +103,13 @@ class Fleet:
         )
         await self.tick()
 
+    async def joins(self, device: str, site: str) -> None:
+        new = {"id": device, "fleet": "demo", "site": site, "online": True, "agent": "0.1.0"}
+        new["enrolled"] = rfc3339(self.hub.now + timedelta(minutes=1))
+        await self.hub.store.write(lambda c: c.execute(insert(tables.devices).values(new)) and None)
+        self.hub.now += timedelta(minutes=5)
+        await self.tick()
+
     def document(self, device: str) -> dict[str, DesiredModel]:
         """The newest document of the device, by component."""
         mine = [body for topic, body, _ in self.hub.published if f"/dn/{device}/desired" in topic]
@@ -246,17 +253,17 @@ async def test_latecomer_gets_the_first_before_the_second_as_everyone_did(fleet:
     for row in (first, second):
         for device in SITES:
             await fleet.report(device, row, "COMMITTED")
-    new = {"id": "d-4", "fleet": "demo", "site": "SFO", "online": True, "agent": "0.1.0"}
-    new["enrolled"] = rfc3339(fleet.hub.now + timedelta(minutes=1))
-    await fleet.hub.store.write(lambda c: c.execute(insert(tables.devices).values(new)) and None)
-    fleet.hub.now += timedelta(minutes=5)
-    await fleet.tick()
+    await fleet.joins("d-4", "SFO")
     assert set(fleet.document("d-4")) == {AGENT}
     late = await fleet.row(f"{second['id']}-late")
     assert late["waiting"] == [f"SFO: {AGENT} (rollout {first['id']}-late) comes first"]
     await fleet.report("d-4", {**first, "id": f"{first['id']}-late"}, "COMMITTED")
     assert set(fleet.document("d-4")) == {AGENT, DELAY}
     assert fleet.document("d-4")[DELAY].after == (AGENT,)
+    await fleet.joins("d-5", "BOS")
+    await fleet.report("d-5", {**first, "id": f"{first['id']}-late"}, "ROLLED_BACK")
+    assert (await fleet.outcomes(f"{second['id']}-late"))["d-5"] is Outcome.EXCLUDED
+    assert DELAY not in fleet.document("d-5")
 
 
 async def generations(fleet: Fleet) -> dict[str, int]:
