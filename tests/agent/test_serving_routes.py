@@ -252,6 +252,18 @@ def test_a_graph_outside_the_policy_is_refused_before_any_runtime_sees_it(tmp_pa
         load(version(folder))
 
 
+async def test_version_that_serves_on_in_a_new_table_keeps_its_threads(
+    stand: Stand, model: Callable[..., LoadedModel]
+) -> None:
+    """A change of routes touches a version that stays in no way."""
+    slow = dataclasses.replace(with_session(model(), Sleepy()), quick=False)
+    stand.serve(slow)
+    before = stand.routes.table["delay"]
+    assert "outputs" in await stand.wait(body(id="a"))
+    stand.routes.replace({"delay": dataclasses.replace(before)})
+    assert "outputs" in await stand.wait(body(id="b"))
+
+
 def split(stand: Stand, active: LoadedModel, *others: tuple[LoadedModel, float], key: str = "") -> None:
     """Serve the active version, and shares of the others."""
     shares = tuple(Share(model.version, share) for model, share in others)

@@ -325,6 +325,9 @@ def test_only_failures_of_the_release_itself_quarantine_it() -> None:
     assert judged(Phase.ACTIVATING, "bad_graph")
     assert judged(Phase.PROBATION, "log_loss")
     assert not judged(Phase.PREFLIGHT, "deadline"), "the box was too busy to search for a plan: the release was proven"
+    for cause in ("not_proven", "accelerator_lost", "superseded", "order_withdrawn", "not_in_order", "disk_failed"):
+        assert not judged(Phase.PROBATION, cause), cause
+        assert not judged(Phase.ACTIVATING, cause), cause
     assert not judged(Phase.DOWNLOADING, "disk_full")
     assert not judged(Phase.DOWNLOADING, "corrupt_artifact")
 

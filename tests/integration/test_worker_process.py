@@ -138,6 +138,7 @@ async def test_a_version_that_does_not_load_leaves_the_old_one_serving(tmp_path:
 
 
 async def test_swapping_routes_under_load_fails_no_request_and_loses_no_row(tmp_path: Path) -> None:
+    """Direct, blue-green (loaded and warm beside, then all traffic at once, the old one listening) and back."""
     async with running(tmp_path) as (worker, _):
         plan = Plan(batch=16)
         first, second = route(tmp_path, "1.0.0", plan=plan), route(tmp_path, "2.0.0", 1.0, plan=plan)
@@ -154,10 +155,17 @@ async def test_swapping_routes_under_load_fails_no_request_and_loses_no_row(tmp_
                 answered.append((f"{name}-{n}", str(answer["model_version"])))
 
         clients = [asyncio.create_task(client(name)) for name in range(8)]
-        for turn in range(6):
-            target = second if turn % 2 == 0 else first
-            await worker.apply((Route("delay", target.active, first.active if turn == 2 else None),))
-            await asyncio.sleep(0.05)
+        blue, green = first.active, second.active
+        stages: list[tuple[Version, Version | None, tuple[Share, ...]]] = [
+            (green, None, ()), (blue, None, ()),
+            (blue, None, (Share(green, 0.0),)), (green, blue, ()), (green, None, ()),
+            (blue, None, ()), (green, None, ()),
+        ]  # fmt: skip
+        for active, shadow, shares in stages:
+            await worker.apply((Route("delay", active, shadow, shares),))
+            seen = len(answered)
+            while len(answered) < seen + 16:  # noqa: ASYNC110 - each stage answers, so each swap is under load
+                await asyncio.sleep(0.005)
         stop.set()
         await asyncio.gather(*clients)
         lines = captured(tmp_path)

@@ -39,6 +39,7 @@ from landreeve_agent.update.models import ModelEffects
 from landreeve_agent.update.pointer import read_pointers
 from landreeve_agent.update.ports import Blobs, Fetcher, Preflight, ProbationSource, Verifier, Worker
 from landreeve_agent.update.probation import Fail, Pass, Wait
+from landreeve_agent.update.reserve import RESERVE_FILE, Reserve, is_full
 from landreeve_agent.update.standing import MODEL, Installed, Order, Phase, State
 from landreeve_agent.update.stepping import Step
 from landreeve_agent.update.traffic import Traffic
@@ -129,6 +130,7 @@ class Runner:
         self._options = options
         self._on_change = on_change
         self._on_believed = on_believed
+        self._reserve = Reserve(models_dir / RESERVE_FILE)
         self._views: dict[str, View] = {}
         self._drives: dict[str, asyncio.Task[None]] = {}
         self._tried: set[str] = set()
@@ -207,7 +209,12 @@ class Runner:
 
     async def roll_back(self, model: str, actor: str) -> Answer:
         """Someone on the site wants the version before, or an update in progress cancelled."""
-        before, after = await self._database.write(lambda db: self._ask_back(db, model, actor))
+        try:
+            before, after = await self._database.write(lambda db: self._ask_back(db, model, actor))
+        except Exception as error:
+            if not (is_full(error) and self._reserve.release()):
+                raise
+            before, after = await self._database.write(lambda db: self._ask_back(db, model, actor))
         if after == before:
             return Answer(False, f"{model}: there is nothing to return to.")
         self._show(after)
@@ -247,10 +254,16 @@ class Runner:
                     await self._settle(state)
                     return
                 await self._perform(effect, state)
-            except Exception:
+            except Exception as error:
                 # Attempts are counted in the state before each effect, so even this ends.
                 logger.exception("%s of model %s failed and is tried again", effect, model)
-                await asyncio.sleep(self._options.retry_s)
+                if not self._made_room(state, error):
+                    await asyncio.sleep(self._options.retry_s)
+
+    def _made_room(self, state: State, error: BaseException) -> bool:
+        """Whether a full disk that keeps a version from being left has room again."""
+        touched = state.phase in {Phase.ACTIVATING, Phase.PROBATION, Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED}
+        return touched and is_full(error) and self._reserve.release()
 
     async def _perform(self, effect: Effect, state: State) -> None:
         if effect is Effect.TAKE_NEXT:
@@ -282,6 +295,7 @@ class Runner:
                 return machine.Proceeded(order.generation), NOTHING
             case Effect.FETCH:
                 say = partial(self._wait_for, order.model)
+                await asyncio.to_thread(self._reserve.hold)
                 return await self._kind(state).fetch(state, order, say), NOTHING
             case Effect.PREFLIGHT:
                 return await self._kind(state).prove(state, order)
@@ -337,6 +351,7 @@ class Runner:
         kind = self._kind(state)
         if await self._directed(kind, state):
             await kind.clean(state)
+            await asyncio.to_thread(self._reserve.hold)
         else:  # what served goes on serving, shadow included
             asyncio.get_running_loop().call_later(self._options.restore_every_s, self._wake.set)
 
@@ -346,7 +361,7 @@ class Runner:
             await kind.direct(state)
         except CannotServeError as error:
             logger.warning("%s: %s", state.model, error)
-            return False
+            return self._made_room(state, error) and await self._directed(kind, state)
         return True
 
     def _kind(self, state: State) -> Effects:
