@@ -13,7 +13,7 @@ ACTS = (
 )
 
 
-def entries(n: int = 50) -> dict[str, Any]:
+def entries(n: int = 12) -> dict[str, Any]:
     def one(seq: int) -> dict[str, Any]:
         actor, action, about, decision, data = ACTS[seq % len(ACTS)]
         moment = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(time.time() - (60 - seq) * 977))
@@ -27,7 +27,8 @@ def entries(n: int = 50) -> dict[str, Any]:
 def standing(sites: list[tuple[str, str]]) -> dict[str, Any]:
     seen = [{"device": d, "site": s, "seen": 4711, "at": "2026-01-01T00:00:00Z", "witnessed": 1201, "refused": "",
              "sentence": ""} for d, s in sites]  # fmt: skip
-    seen[0] |= {"refused": "fork", "sentence": "the log has other entries than it had: it was written anew"}
+    if seen:
+        seen[0] |= {"refused": "fork", "sentence": "the log has other entries than it had: it was written anew"}
     return {"origin": "landreeve-hub/audit", "key": LOG_KEY, "entries": 12345, "sealed": 12301, "root": HASH,
             "sealed_at": "2026-01-01T00:00:00Z", "witnesses": 0, "witnessed": 1201, "witnesses_then": 2, "fault": "",
             "sites": seen}  # fmt: skip

@@ -204,7 +204,7 @@ def test_keyboard_reaches_everything_and_the_focus_is_seen(hub: Any, look: Look)
     watched.page.keyboard.press("Tab")
     assert watched.page.evaluate("document.activeElement.className") == "skip"
     names = []
-    for _ in range(14):
+    for _ in range(16):
         watched.page.keyboard.press("Tab")
         names.append(watched.page.evaluate("document.activeElement.textContent.trim()"))
         outline = watched.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")

@@ -130,8 +130,12 @@ def test_composed_sentences_are_translated_or_marked_as_english() -> None:
 def test_what_agent_and_hub_say_every_day_is_said_in_arabic_to_its_end(sentence: str) -> None:
     said = language.load("ar").said(sentence)
     assert 'lang="en"' not in said
-    assert re.findall(r"[A-Za-z]{4,}", re.sub(r"<bdi>[^<]*</bdi>|</?bdi>", "", said)) == []
-    assert max(map(len, re.findall(r"<bdi>([^<]*)</bdi>", said)), default=0) < 24
+    assert re.findall(r"[A-Za-z]{4,}", re.sub(r"<bdi[^>]*>[^<]*</bdi>", "", said)) == []
+    assert max(map(len, re.findall(r"<bdi[^>]*>([^<]*)</bdi>", said)), default=0) < 24
+
+
+def test_a_sign_stays_before_its_number_in_a_sentence_from_the_other_side() -> None:
+    assert '<bdi dir="ltr">+0.6057</bdi>' in language.load("ar").said(f"{LOSS}.")
 
 
 def test_a_made_up_sentence_of_any_length_is_shown_as_it_is() -> None:

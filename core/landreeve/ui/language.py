@@ -14,6 +14,7 @@ from typing import Final
 from markupsafe import Markup, escape
 
 LANGUAGES: Final = {"en": "English", "ar": "العربية"}
+SIGNS: Final = "+-\N{MINUS SIGN}±<>≤≥"
 LONGEST: Final = 800
 MOST_HEARD: Final = 2000
 _WORDS: Final = frozenset({"site", "model", "run", "who", "rows", "us", "base"})
@@ -47,7 +48,7 @@ class Language:
         """Like `text` for HTML: values are escaped and isolated (``<bdi>``), so ids and units keep their order."""
         known = self.texts.get(source, source)
         template = known if isinstance(known, str) else known["other"]
-        safe = {name: Markup("<bdi>{}</bdi>").format(value) for name, value in values.items()}
+        safe = {name: _isolated(value) for name, value in values.items()}
         return escape(template).format(**safe) if values else escape(template)
 
     def count(self, one: str, many: str, n: int, **values: object) -> str:
@@ -94,7 +95,15 @@ class Language:
 
     def _value(self, name: str, value: str) -> Markup:
         """A captured value as it is; one that is itself a sentence is translated in turn."""
-        return self.said(value) if name == NESTED else Markup("<bdi>{}</bdi>").format(value)
+        return self.said(value) if name == NESTED else _isolated(value)
+
+
+def _isolated(value: object) -> Markup:
+    """A value within a sentence of either direction; a sign stays before its number."""
+    text = str(value)
+    if text and text[0] in SIGNS:
+        return Markup('<bdi dir="ltr">{}</bdi>').format(value)
+    return Markup("<bdi>{}</bdi>").format(value)
 
 
 def _in_english(sentence: str) -> Markup:
