@@ -28,6 +28,7 @@ from landreeve_hub.config import HubConfig, HubFolder, HubSettings, load_config
 from landreeve_hub.errors import AlreadyRunningError, HubError, OperatorError
 from landreeve_hub.fleet.authority import AuthorityError
 from landreeve_hub.fleet.enrolment_api import Desk, FleetFacts, router
+from landreeve_hub.incidents.accusing import Accusations
 from landreeve_hub.incidents.rules import broken_log
 from landreeve_hub.process import Port, Ports, Tls, WebServer, only_one, show_anew, web_server
 from landreeve_hub.registry.garbage import DoubtError
@@ -258,7 +259,8 @@ class Hub:
             self._every(HOUR_S, rooms.identities.watch_certificates),
         ]
         if rooms.broker is not None:
-            takeovers = Takeovers(rooms.broker, rooms.store, rooms.services.incidents)
+            accusations = Accusations(rooms.store, rooms.services.incidents, self._clock)
+            takeovers = Takeovers(rooms.broker, rooms.store, rooms.services.incidents, accusations)
             jobs += [rooms.broker.watch(), self._every(WATCH_S, takeovers.look)]
         return [asyncio.create_task(job) for job in jobs]
 

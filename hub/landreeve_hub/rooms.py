@@ -51,6 +51,7 @@ from landreeve_hub.fleet.enrolment import TOKEN_LIFETIME, Rules, mint
 from landreeve_hub.fleet.identities import Identities
 from landreeve_hub.fleet.inventory import guests
 from landreeve_hub.fleet.warden import Warden
+from landreeve_hub.incidents.accusing import Accusations
 from landreeve_hub.incidents.incidents import Incidents, IncidentWatch
 from landreeve_hub.ingest.appliers import Applier, standard_appliers
 from landreeve_hub.ingest.commit import Outcome
@@ -158,8 +159,7 @@ class Builder:
         await store.read(speech.load)
         blobs, targets = BlobStore(folder.blobs, codec=codec), TargetsRepository(folder.root)
         registry = Registry(store, blobs, targets)
-        rate = settings.limits.facts_per_s or None
-        known = partial(_authorities, authority)
+        rate, known = settings.limits.facts_per_s or None, partial(_authorities, authority)
         carry = _line_rules(settings.line)
         publisher = Publisher(store, Director(folder.root), targets, speech.publish, self._clock, rate, known, carry)
         audit, incidents = AuditLog(store, folder.keys, f"landreeve-hub/{settings.fleet}"), Incidents()
@@ -172,6 +172,7 @@ class Builder:
         blocks = self._block_server(store, blobs, line, codec)
         commands = Commands(store, settings.fleet, speech.publish)
         learning = Learning(store, commands, Challengers(uploads, blobs, registry), self._clock, say)
+        heard = [speech.heard, self._listener(), _answering(witnesses), expelling(identities)]
         receiver = Receiver(
             store,
             settings.fleet,
@@ -179,7 +180,7 @@ class Builder:
             line.publish,
             self._clock,
             blocks=_Traffic(blocks, uploads),
-            listeners=[speech.heard, self._listener(), _answering(witnesses), expelling(identities)],
+            listeners=[*heard, accusing(Accusations(store, incidents, self._clock))],
         )
         self_test = self._self_test(authority, address, line, receiver, store, incidents)
         services = Services(
@@ -375,6 +376,15 @@ def expelling(identities: Identities) -> Callable[[Outcome], None]:
     def tell(outcome: Outcome) -> None:
         if outcome.strangers:
             loop.call_soon_threadsafe(begin, frozenset(outcome.strangers))
+
+    return tell
+
+
+def accusing(accusations: Accusations) -> Callable[[Outcome], None]:
+    """Has incidents opened for who harms the others; called in the ingest thread."""
+
+    def tell(outcome: Outcome) -> None:
+        accusations.tell(outcome.accused)
 
     return tell
 

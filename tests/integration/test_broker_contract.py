@@ -29,6 +29,7 @@ from landreeve_hub.broker.child import Broker, Kind, find_program
 from landreeve_hub.broker.plan import BrokerPlan, Guests
 from landreeve_hub.broker.takeovers import Takeover, Takeovers
 from landreeve_hub.errors import BrokerError
+from landreeve_hub.incidents.accusing import Accusations
 from landreeve_hub.incidents.incidents import Incidents, listed
 from landreeve_hub.store.database import Store
 
@@ -325,7 +326,8 @@ def patiently(yard: Yard, name: str, client_id: str) -> Client:
 async def test_who_takes_a_session_whose_id_leaked_is_held_off_or_named(yard: Yard, tmp_path: Path) -> None:
     store = Store(tmp_path / "hub.db")
     try:
-        watch = Takeovers(yard.broker, store, Incidents())
+        accusations = Accusations(store, Incidents(), lambda: datetime.now(UTC))
+        watch = Takeovers(yard.broker, store, Incidents(), accusations)
         await asyncio.to_thread(_take_over, yard, watch, "d-one-00112233445566ff")
         await watch.look(datetime.now(UTC))
         found = await store.read(listed)

@@ -93,6 +93,11 @@ class Broker:
             return next(iter(found.get("monitoring", ())), "")
         return ""
 
+    @property
+    def expected(self) -> int:
+        """Connections where each device and the hub have one."""
+        return len(self._guests.devices) + 1
+
     async def start(self) -> None:
         """Configure and run it; `BrokerError` with the end of its log when it does not come up."""
         self._plan.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

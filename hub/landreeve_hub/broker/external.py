@@ -14,6 +14,8 @@ from landreeve_hub.broker.plan import (
     MAX_INFLIGHT,
     MAX_PACKET_BYTES,
     MAX_QUEUED,
+    MAX_QUEUED_BYTES,
+    MAX_SUBSCRIPTIONS,
     Guests,
     mosquitto_acl,
     nats_users,
@@ -59,6 +61,7 @@ persistence true
 max_packet_size {MAX_PACKET_BYTES}
 max_inflight_messages {MAX_INFLIGHT}
 max_queued_messages {MAX_QUEUED}
+max_queued_bytes {MAX_QUEUED_BYTES}
 listener 8883
 cafile /etc/mosquitto/landreeve/ca.crt
 certfile /etc/mosquitto/landreeve/broker.crt
@@ -75,6 +78,7 @@ def _nats(fleet: str, guests: Guests) -> str:
     return f"""# NATS knows no patterns: write this again, and reload, after each enrolment and revocation.
 server_name: landreeve
 max_payload: {MAX_PACKET_BYTES}
+max_subscriptions: {MAX_SUBSCRIPTIONS}
 jetstream {{ store_dir: "/var/lib/nats/jetstream" }}
 mqtt {{
   port: 8883

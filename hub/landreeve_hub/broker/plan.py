@@ -21,6 +21,10 @@ MAX_PACKET_BYTES = 2 * 1024 * 1024
 # mosquitto waits for 20 acknowledgements by default; the hub acknowledges in batches after each commit.
 MAX_INFLIGHT = 2000
 MAX_QUEUED = 100_000
+# Of one client: what a flood can make the broker keep for the hub; beyond it is dropped, and said again.
+MAX_QUEUED_BYTES = 256 * 1024 * 1024
+# Of one connection to NATS, which counts a topic ending in # twice; a device asks for two topics.
+MAX_SUBSCRIPTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ def mosquitto_configuration(plan: BrokerPlan, acl: Path, *, as_root: bool) -> st
         f"max_packet_size {MAX_PACKET_BYTES}",
         f"max_inflight_messages {MAX_INFLIGHT}",
         f"max_queued_messages {MAX_QUEUED}",
+        f"max_queued_bytes {MAX_QUEUED_BYTES}",
         f"listener {plan.port} {plan.host}",
         f"cafile {plan.ca}",
         f"certfile {plan.certificate}",
@@ -120,6 +125,7 @@ listen: "127.0.0.1:-1"
 http: "127.0.0.1:-1"
 ports_file_dir: "{plan.folder}"
 max_payload: {MAX_PACKET_BYTES}
+max_subscriptions: {MAX_SUBSCRIPTIONS}
 log_file: "{plan.log}"
 pid_file: "{plan.folder / "nats.pid"}"
 jetstream {{ store_dir: "{plan.folder / "jetstream"}" }}

@@ -10,23 +10,30 @@ import asyncio
 import re
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, select
 
 from landreeve_hub.broker.plan import PROBES
+from landreeve_hub.incidents.accusing import Accusations
 from landreeve_hub.incidents.incidents import Incidents
-from landreeve_hub.incidents.rules import Raise, taken_session
+from landreeve_hub.incidents.rules import CROWDS, Raise, taken_session
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 
 ASK_S = 5.0
 NEWEST = 256
+MOST_EACH = 8
+"""Connections of one identity; a box has one, for a moment two."""
+SPARE = 32
+MOST_LISTED = 100_000
 DUPLICATE = "Duplicate Client ID"
+T = TypeVar("T")
 
 
 class Connected(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +48,10 @@ class Connected(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """The common name of its certificate."""
         return self.authorized_user.removeprefix("CN=")
+
+
+class _Totals(msgspec.Struct, frozen=True, kw_only=True):
+    connections: int = 0
 
 
 class _Connections(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +71,8 @@ class Monitored(Protocol):
 
     @property
     def monitor(self) -> str: ...
+    @property
+    def expected(self) -> int: ...
 
 
 def takeovers(client_id: str, users: Iterable[str]) -> list[Takeover]:
@@ -75,17 +88,27 @@ def takeovers(client_id: str, users: Iterable[str]) -> list[Takeover]:
     return [Takeover(owner[1], stranger) for stranger in strangers]
 
 
-class Takeovers:
-    """Looks at the broker's monitor; each takeover is an incident. Nothing happens where there is no monitor."""
+def crowds(users: Iterable[str]) -> dict[str, str]:
+    """Who has more connections open than anybody needs, as `landreeve_hub.incidents.rules` names it. Pure."""
+    return {name: CROWDS for name, count in Counter(users).items() if name and count > MOST_EACH}
 
-    def __init__(self, broker: Monitored, store: Store, incidents: Incidents) -> None:
+
+class Takeovers:
+    """Looks at the broker's monitor; each takeover, and each crowd, is an incident. Nothing happens where there is no
+    monitor."""
+
+    def __init__(self, broker: Monitored, store: Store, incidents: Incidents, accusations: Accusations) -> None:
         self._broker = broker
         self._store = store
         self._incidents = incidents
+        self._accusations = accusations
         self._newest = ""
 
     async def look(self, now: datetime) -> None:
-        """Open an incident for each takeover since the last look."""
+        """Open an incident for each takeover since the last look, and for who has many connections."""
+        writing = self._accusations.tell(await asyncio.to_thread(self.crowds))
+        if writing is not None:
+            await asyncio.wrap_future(writing)
         if found := await asyncio.to_thread(self.found):
             await self._store.write(lambda connection: self._record(connection, now, found))
 
@@ -98,6 +121,16 @@ class Takeovers:
             return self._found(monitor)
         except OSError:  # it is being started again: its next life is looked at
             return []
+
+    def crowds(self) -> dict[str, str]:
+        """Who has too many connections. Blocking; asks for all of them only when there are more than expected."""
+        monitor = self._broker.monitor
+        try:
+            if not monitor or _asked(monitor, "varz", _Totals).connections <= self._broker.expected + SPARE:
+                return {}
+            return crowds(one.name for one in _connections(monitor, state="open", limit=MOST_LISTED))
+        except OSError:
+            return {}
 
     def _found(self, monitor: str) -> list[Takeover]:
         closed = _connections(monitor, state="closed", sort="stop", limit=NEWEST)
@@ -124,6 +157,9 @@ def _raised(connection: Connection, takeover: Takeover) -> Raise:
 
 
 def _connections(monitor: str, **asked: Any) -> tuple[Connected, ...]:
-    words = urllib.parse.urlencode({"auth": 1, **asked})
-    with urllib.request.urlopen(f"{monitor}/connz?{words}", timeout=ASK_S) as answer:  # noqa: S310 - our child's
-        return msgspec.json.decode(answer.read(), type=_Connections).connections
+    return _asked(monitor, f"connz?{urllib.parse.urlencode({'auth': 1, **asked})}", _Connections).connections
+
+
+def _asked(monitor: str, what: str, answer: type[T]) -> T:
+    with urllib.request.urlopen(f"{monitor}/{what}", timeout=ASK_S) as said:  # noqa: S310 - our own child's
+        return msgspec.json.decode(said.read(), type=answer)

@@ -105,6 +105,23 @@ def broken_log(sentence: str) -> Raise:
     return Raise("audit:own", "audit_log_broken", "error", "tampered", text)
 
 
+FLOODS, HOARDS, CROWDS = "floods", "hoards", "crowds"
+_ACCUSED = {
+    FLOODS: "sends far more messages than a box can have to say: what is beyond is not read, so that others are heard",
+    HOARDS: "has the broker keep messages for ever where only its state belongs: they take the broker's memory",
+    CROWDS: "keeps many connections to the broker open at once: a box needs one",
+}
+
+
+def accused(device: str, site: str, what: str) -> Raise:
+    """The incident of a device that does what harms the others; only a program other than our agent does so."""
+    text = (
+        f"{site} {_ACCUSED[what]}. No agent of ours does that: look at the box, and throw it out if somebody else has "
+        f"its key (landreeve-hub device revoke {device})."
+    )
+    return Raise(f"{what}:{device}", f"device_{what}", "error", what, text, {"device": device, "site": site})
+
+
 def taken_session(victim: tuple[str, str], thief: tuple[str, str]) -> Raise:
     """The incident of a session that another identity has taken over; both as device and site."""
     text = (

@@ -68,7 +68,8 @@ class Refusal:
 @dataclass(slots=True)
 class Outcome:
     """What a committed batch did: the facts that counted, whose state changed, what those devices say they read,
-    what to acknowledge, which identities turned out to be used by two boxes, and which may not speak and do."""
+    what to acknowledge, which identities turned out to be used by two boxes, which may not speak and do, and which do
+    what harms others, with what (`landreeve_hub.incidents.rules`)."""
 
     accepted: list[tuple[str, Fact]] = field(default_factory=list)
     changed: set[str] = field(default_factory=set)
@@ -76,6 +77,7 @@ class Outcome:
     acks: list[tuple[str, Ack]] = field(default_factory=list)
     doubled: set[str] = field(default_factory=set)
     strangers: set[str] = field(default_factory=set)
+    accused: dict[str, str] = field(default_factory=dict)
     refused: int = 0
 
 

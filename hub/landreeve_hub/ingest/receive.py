@@ -30,7 +30,9 @@ from landreeve.wire.topics import (
 )
 from sqlalchemy import Connection, select
 
+from landreeve_hub.incidents.rules import FLOODS, HOARDS
 from landreeve_hub.ingest.appliers import Applier
+from landreeve_hub.ingest.bucket import Buckets
 from landreeve_hub.ingest.commit import Arrival, Outcome, Refusal, commit_batch
 from landreeve_hub.ingest.line import Message
 from landreeve_hub.store.database import PASSING, Store, StoreClosedError
@@ -59,6 +61,7 @@ class _Sorted:
     refusals: list[Refusal] = field(default_factory=list)
     wants: list[tuple[str, str, Want]] = field(default_factory=list)
     blocks: list[tuple[str, Block]] = field(default_factory=list)
+    accused: dict[str, str] = field(default_factory=dict)
 
 
 class Receiver:
@@ -78,6 +81,7 @@ class Receiver:
         *,
         blocks: Blocks | None = None,
         listeners: Sequence[Callable[[Outcome], None]] = (),
+        buckets: Buckets | None = None,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -86,6 +90,7 @@ class Receiver:
         self._clock = clock
         self._blocks = blocks
         self._listeners = listeners
+        self._buckets = buckets or Buckets()
         self._told: set[str] = set()  # devices that know, in this session of theirs, what the hub reads
         self._waiting: queue.Queue[Message] = queue.Queue(MAX_WAITING)
         self._stopping = threading.Event()
@@ -138,6 +143,7 @@ class Receiver:
         outcome = self._commit(found) if found.arrivals or found.refusals else Outcome()
         if outcome is None:
             return
+        outcome.accused |= found.accused
         for message in batch:
             message.acknowledge()
         self._told.difference_update(outcome.changed)
@@ -153,12 +159,17 @@ class Receiver:
         self._publish(format_topic(DownTopic(self._fleet, device, Down.ACK)), encode(ack), False)
 
     def _sort(self, batch: Sequence[Message]) -> _Sorted:
-        found = _Sorted()
+        found, now = _Sorted(), time.monotonic()
         for message in batch:
             device = ""
             try:
                 topic = parse_topic(message.topic)
                 device = _device(topic, self._fleet)
+                if not self._buckets.take(device, now):
+                    found.accused[device] = FLOODS
+                    continue
+                if _hoarded(topic, message):
+                    found.accused.setdefault(device, HOARDS)
                 _file(found, topic, device, message)
             except (BadTopicError, BadMessageError) as error:
                 found.refusals.append(Refusal(device, str(error), message.payload))
@@ -229,7 +240,7 @@ class Receiver:
                 log.exception("a block of %s failed; it is asked for again", device)
 
     def _tell(self, outcome: Outcome) -> None:
-        if not (outcome.accepted or outcome.changed or outcome.refused):
+        if not (outcome.accepted or outcome.changed or outcome.refused or outcome.accused):
             return
         for listener in self._listeners:
             try:
@@ -247,6 +258,13 @@ def _refused(found: _Sorted, reason: str) -> _Sorted:
     """The same with its one arrival refused."""
     (arrival,) = found.arrivals
     return _Sorted([], [*found.refusals, Refusal(arrival.device, reason, arrival.payload)])
+
+
+def _hoarded(topic: Topic, message: Message) -> bool:
+    """Whether the broker has kept it since before this session of the hub: only a device's state belongs there, and all
+    else takes the broker's memory for ever."""
+    is_state = isinstance(topic, UpTopic) and topic.channel is Up.STATE
+    return message.retained and not is_state and bool(message.payload)
 
 
 def _device(topic: Topic, fleet: str) -> str:
