@@ -280,7 +280,8 @@ class House:
         self._say_ports()
         settings = self.settings
         self.rooms.every("intake", settings.intake.poll_s, lambda: self.spool.drain(self.clock()))
-        watch = ClockWatch(self.clock, self.runner.reconsider, lambda event: self.reporter.event(event, self.clock()))
+        tell = lambda event: self.reporter.event(event, self.clock())  # noqa: E731
+        watch = ClockWatch(self.clock, self.runner.reconsider, tell, on_jump=self.schedule.again)
         self.rooms.every("clock", WATCH_EVERY_S, watch.tick)
         self.rooms.every("status", STATUS_EVERY_S, self.source.status)
         self.rooms.every("drift", settings.drift.every_s, self.windows.advance)

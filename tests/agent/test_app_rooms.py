@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import time_machine
 from landreeve.wire.codec import decode
 from landreeve.wire.messages import Command, Event, Fact, Metrics
 from landreeve_agent import lock, rooms
@@ -125,6 +126,29 @@ async def test_a_failing_job_is_shown_until_it_works() -> None:
     assert told.troubles[0].sentence == "disk full"
     await until(lambda: not kept.troubles)
     schedule.stop()
+
+
+async def test_jobs_go_on_when_the_clock_falls_back_from_2090() -> None:
+    runs: list[int] = []
+    kept = Rooms(Told())
+    schedule = Schedule(kept.failed, kept.recovered)
+
+    async def job() -> None:
+        runs.append(1)
+
+    with time_machine.travel(datetime(2090, 1, 1, tzinfo=UTC), tick=True) as clock:
+        schedule.every("metrics", 0.05, job)
+        schedule.cron("training.cron", "* * * * *", lambda: asyncio.sleep(0))
+        schedule.start()
+        await until(lambda: len(runs) > 1)
+        clock.move_to(datetime(2026, 1, 1, tzinfo=UTC))
+        await asyncio.sleep(0.2)
+        stuck = len(runs)
+        await asyncio.sleep(0.2)
+        assert len(runs) == stuck  # the scheduler counts by dates
+        schedule.again()
+        await until(lambda: len(runs) > stuck + 1)
+        schedule.stop()
 
 
 def test_a_schedule_that_is_none_names_its_setting() -> None:

@@ -105,6 +105,39 @@ async def test_retention_measures_age_from_the_newest_samples(intake: Intake, da
     assert await count(database, "labels") == 0
 
 
+async def test_a_clock_in_2090_forgets_nothing_of_what_the_box_has(intake: Intake, database: Database) -> None:
+    days = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=n) for n in range(60)]
+    await intake.samples("m", [sample(str(n), at=day.isoformat()) for n, day in enumerate(days)], days[-1])
+    uptime = [0.0]
+    keep = Retention(database, keep_days=90, monotonic=lambda: uptime[0])
+    assert await keep.run(days[-1]) == 0
+    far = datetime(2090, 1, 1, tzinfo=UTC)
+    for hour in range(1, 11):
+        rows = [sample(f"far-{hour}-{n}", at=(far + timedelta(hours=hour)).isoformat()) for n in range(9)]
+        await intake.samples("m", rows, far + timedelta(hours=hour))
+        uptime[0] += 3600.0
+        assert await keep.run(far + timedelta(hours=hour)) == 0
+    assert await count(database, "samples") == 60 + 90
+    again = Retention(database, keep_days=90, monotonic=lambda: uptime[0])  # nor after a restart of the agent
+    assert await again.run(far) == 0
+    assert await Retention(database, keep_days=30).run(days[-1]) == 24  # set right, and the setting counts at once
+
+
+async def test_retention_keeps_up_with_a_box_that_was_away(intake: Intake, database: Database) -> None:
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    await intake.samples("m", [sample(f"old-{n}", at=start.isoformat()) for n in range(9)], start)
+    uptime = [0.0]
+    keep = Retention(database, keep_days=20, monotonic=lambda: uptime[0])
+    assert await keep.run(start) == 0
+    later = start + timedelta(days=60)  # off for two months
+    await intake.samples("m", [sample(f"new-{n}", at=later.isoformat()) for n in range(9)], later)
+    gone = []
+    for _ in range(24):  # a day
+        uptime[0] += 3600.0
+        gone.append(await keep.run(later))
+    assert sum(gone) == 9
+
+
 async def test_stray_sample_of_today_in_a_replay_of_last_year_deletes_nothing(
     intake: Intake, database: Database
 ) -> None:

@@ -1,5 +1,6 @@
-"""A member of a fleet as real processes whose clock says 1970: it serves, says why it installs nothing, and takes the
-order up by itself once the clock is set. Every Python of the site reads how far its clock is off from a file.
+"""A member of a fleet as real processes whose clock says 1970, or 2090, or jumps: it serves, says why it installs
+nothing, and takes the order up by itself once the clock is set. Every Python of the site reads from a file how far its
+clock is off.
 
 libfaketime cannot be used: native runtimes' threads hang under it now and then.
 """
@@ -15,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from landreeve.trust.anchor import install
 from landreeve.trust.document import document_text
 from landreeve.wire.codec import encode
@@ -98,11 +100,11 @@ async def join(yard: Yard, site: Site) -> str:
     return device.name
 
 
-def order(yard: Yard, device: str) -> None:
-    """The hub's document of generation 1, retained at the broker."""
-    desired = Desired(device=device, generation=1, issued=now().isoformat(), models=())
+def order(yard: Yard, device: str, generation: int = 1) -> None:
+    """The hub's document of that generation, retained at the broker."""
+    desired = Desired(device=device, generation=generation, issued=now().isoformat(), models=())
     signed = SignedDesired(
-        generation=1,
+        generation=generation,
         document=document_text(desired),
         director=Director(yard.folder).sign(device, desired, {}, now()),
         targets=TargetsRepository(yard.folder).metadata({}),
@@ -145,6 +147,58 @@ async def test_clock_at_1970_serves_says_why_it_installs_nothing_and_recovers(tm
     finally:
         if site.process is not None and site.process.poll() is None:
             site.kill()
+
+
+CENTURY_S = 64 * 365.25 * 86_400
+
+
+@pytest.mark.slow
+async def test_clock_at_2090_and_jumping_while_it_runs_serves_installs_nothing_and_recovers(tmp_path: Path) -> None:
+    site = OffSite(tmp_path)
+    site.init("--set", "link.reconnect_jitter_s=0.5")
+    with_release(site.state)
+    site.set_clock(CENTURY_S)
+    try:
+        async with open_yard(tmp_path / "hub", Kind.MOSQUITTO) as yard:
+            device = await join(yard, site)
+            order(yard, device)
+            await asyncio.to_thread(site.start)
+            status = await seen(lambda: _refused(site.status()), site)
+            assert status["time"].startswith("2090-")
+            assert (status["generation"], status["hub"]["clock_ahead_s"] > 1e9) == (0, True)
+            assert (await seen(lambda: site.infer("in-2090"), site))["id"] == "in-2090"
+            found = await asyncio.to_thread(site.doctor)
+            assert (found["clock and hub"]["state"], found["clock and hub"]["fix"]) == (
+                "warn",
+                "set the clock that is wrong",
+            )
+
+            site.set_clock(0)  # a century back at once: the floor that time may not fall below was not moved to 2090
+            await seen(lambda: _at(site.status(), 1, jumps=1), site)
+            site.set_clock(CENTURY_S)
+            await seen(lambda: _at(site.status(), 1, jumps=2), site)
+            order(yard, device, 2)
+            await seen(lambda: _refusals(site.status()) >= 2, site)
+            assert (await seen(lambda: site.infer("between"), site))["id"] == "between"
+            assert site.status()["generation"] == 1
+            site.set_clock(-3600)  # an hour slow is a clock that people live with
+            status = await seen(lambda: _at(site.status(), 2, jumps=3), site)
+            assert (await seen(lambda: site.infer("after"), site))["id"] == "after"
+            await seen(lambda: site.status()["predictions_total"] == 3, site)
+            assert await asyncio.to_thread(site.end) == 0
+    finally:
+        if site.process is not None and site.process.poll() is None:
+            site.kill()
+
+
+def _at(status: dict[str, Any], generation: int, jumps: int) -> bool:
+    """Whether the order of that generation is in force and so many jumps were told."""
+    told = sum(line["name"] == "clock.jumped" for line in status["happened"])
+    return bool(status["generation"] == generation and told >= jumps)
+
+
+def _refusals(status: dict[str, Any]) -> int:
+    return sum(line["name"] == "update.refused" for line in status["happened"])
 
 
 def _refused(status: dict[str, Any]) -> dict[str, Any] | None:

@@ -31,9 +31,11 @@ class Schedule:
         )
     )
     _failures: dict[str, int] = field(default_factory=dict)
+    _intervals: dict[str, float] = field(default_factory=dict)
 
     def every(self, name: str, seconds: float, job: Job) -> None:
         """Run it at this interval."""
+        self._intervals[name] = seconds
         self._scheduler.add_job(self._run, IntervalTrigger(seconds=seconds), args=(name, job), id=name, name=name)
 
     def cron(self, name: str, expression: str, job: Job) -> None:
@@ -45,6 +47,13 @@ class Schedule:
                 f"{name} = {expression!r}: {error}; five cron fields, such as '0 3 * * 0'"
             ) from error
         self._scheduler.add_job(self._run, trigger, args=(name, job), id=name, name=name)
+
+    def again(self) -> None:
+        """The clock has jumped: count all times anew from what it says now. An interval runs from a date, so one that
+        was set in 2090 would come next in 2090."""
+        for job in self._scheduler.get_jobs():
+            seconds = self._intervals.get(job.id)
+            job.reschedule(trigger=job.trigger if seconds is None else IntervalTrigger(seconds=seconds))
 
     def start(self) -> None:
         """Begin, in the running event loop."""

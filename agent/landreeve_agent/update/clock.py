@@ -15,7 +15,8 @@ AGAIN_S = 600.0
 class ClockWatch:
     """Compares the clock's progress with the monotonic one: `tick` every few seconds.
 
-    ``reconsider`` takes up what was refused; ``tell`` reports an event; ``monotonic`` counts seconds.
+    ``reconsider`` takes up what was refused; ``tell`` reports an event; ``monotonic`` counts seconds; ``on_jump``
+    is called at each jump.
     """
 
     def __init__(
@@ -24,11 +25,14 @@ class ClockWatch:
         reconsider: Callable[[], Awaitable[None]],
         tell: Callable[[Event], Awaitable[None]],
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        on_jump: Callable[[], None] = lambda: None,
     ) -> None:
         self._clock = clock
         self._reconsider = reconsider
         self._tell = tell
         self._monotonic = monotonic
+        self._on_jump = on_jump
         self._seen = (clock(), monotonic())
         self._tried = monotonic()
 
@@ -39,6 +43,7 @@ class ClockWatch:
         jump_s = (now - before).total_seconds() - (ran - since)
         jumped = abs(jump_s) >= JUMP_S
         if jumped:
+            self._on_jump()
             await self._tell(_jumped(jump_s, before, now))
         if jumped or ran - self._tried >= AGAIN_S:
             self._tried = ran
