@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_hub
 import pytest
 
 pytestmark = pytest.mark.browser
@@ -144,6 +145,28 @@ def test_rolling_back_asks_first(site: Any, look: Look) -> None:
     with watched.page.expect_response("**/rollback"):
         watched.page.locator("#confirm").get_by_role("button", name="Roll back").click()
     assert [path for path, _ in site.fake.calls] == ["models/flight-delay/rollback"]
+
+
+def test_hundreds_of_sites_with_long_names_fit_a_phone(hub: Any, look: Look) -> None:
+    hub.fake.fleet = fake_hub.fleet(700)
+    for row in hub.fake.fleet["devices"][:40]:
+        row["site"] = f"{row['site']}-{'warehouse' * 5}-of-the-north"
+    watched = look(hub, "/login", viewport={"width": 390, "height": 844})
+    for path in ("/?filter=warehouse", "/rollouts/r-0001", "/rollouts/new"):
+        watched.go(path)
+        wide = watched.page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 390, f"{path} is {wide} px wide"
+        pills = watched.page.locator("#main .pill").evaluate_all("all => all.map(pill => pill.offsetHeight)")
+        assert max(pills, default=0) < 80, f"{path} breaks the words of a state"
+
+
+def test_the_audit_log_is_searched_and_checked_without_scripts(hub: Any, look: Look) -> None:
+    watched = look(hub, "/audit", java_script_enabled=False)
+    watched.page.get_by_label("Who", exact=True).fill("mona")
+    watched.page.get_by_role("button", name="Search").click()
+    assert "actor=mona" in watched.page.url
+    watched.page.get_by_role("button", name="Check the log").click()
+    assert "The log is whole." in watched.page.locator(".verdict.ok").inner_text()
 
 
 def test_a_signed_file_is_brought_back_as_it_is(hub: Any, look: Look) -> None:
