@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+IN_MEMORY = ("tmpfs", "ramfs")
 MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of 0700 is made in it, and looked at before it is used
 
 
@@ -110,6 +111,30 @@ def spool_unseal(vault: "Vault | None") -> Callable[[str, bytes], bytes | None] 
     return LineSealer(vault.keys("spool")).unseal
 
 
+def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The kind of file system the folder lies on; empty where the system does not say."""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return ""
+    real, found = folder.resolve(), ("", "")
+    for line in lines:
+        _, place, kind, *_ = line.split(" ")
+        place = place.replace("\\040", " ")
+        if real.is_relative_to(place) and len(place) >= len(found[0]):  # of two on one place the later one covers
+            found = (place, kind)
+    return found[1]
+
+
+def swap_on(swaps: Path = Path("/proc/swaps")) -> tuple[str, ...]:
+    """The disks that memory may be written to; none where there is no swap, or only in memory (zram)."""
+    try:
+        lines = swaps.read_text().splitlines()[1:]
+    except OSError:
+        return ()
+    return tuple(line.split()[0] for line in lines if line.strip() and not line.startswith("/dev/zram"))
+
+
 def training_folder(state: StateFolder, settings: AgentSettings) -> Path:
     """Where trainings keep their rows and checkpoints: on the scratch folder, if there is one."""
     if not settings.at_rest.scratch:
@@ -131,6 +156,9 @@ def memory_folder(state: StateFolder, settings: AgentSettings) -> Path | None:
         found = folder.lstat()
     except OSError as error:
         logger.warning("nothing can be kept in memory: %s: %s; set at_rest.scratch", folder, error.strerror)
+        return None
+    if (kind := file_system(folder)) not in IN_MEMORY:
+        logger.warning("%s lies on %s, which is no file system in memory; set at_rest.scratch to one", folder, kind)
         return None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         logger.warning("%s belongs to somebody else: no plan is made of quantised graphs; set at_rest.scratch", folder)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -121,6 +122,7 @@ class Hub:
         """Serve until SIGINT or SIGTERM. `HubError` when it cannot start or a part of it failed."""
         self._folder.prepare()
         with only_one(self._folder.run / "lock"):
+            _sweep(self._folder.work)
             asyncio.run(self._serve())
         if self._failure is not None:
             raise HubError(f"the hub stopped because a part of it failed: {self._failure}") from self._failure
@@ -336,6 +338,16 @@ class Hub:
         if rooms.broker is not None:
             await rooms.broker.stop()
         await asyncio.to_thread(rooms.store.close)
+
+
+def _sweep(work: Path) -> None:
+    """Remove what a hub that was killed left of uploads and exports: it takes room, and is plain where the hub is
+    sealed."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

@@ -5,6 +5,8 @@ each of its tensors, and ``label``. In memory both are alike: one array for each
 order.
 """
 
+import json
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,11 @@ DTYPES: Mapping[str, type[np.generic]] = {
     "UINT8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 SEEN = 4096
+_MOST_HEAD_BYTES = 1024 * 1024
+_SAFETENSORS = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
 
 
 class BadSampleError(ValueError):
@@ -73,12 +80,41 @@ def read_golden(folder: Path, definition: Definition, files: Files = PLAIN) -> G
 def read_calibration(folder: Path, definition: Definition, files: Files = PLAIN) -> tuple[Array, ...]:
     """The calibration sample of a release folder, one array for each input; `BadSampleError` when it does not fit."""
     tensors = _load(folder / "calibration.safetensors", files)
-    if definition.tabular:
-        return (_array(tensors, "x", TensorSpec(name="x", datatype="FP32", shape=(-1, len(definition.columns)))),)
-    found = tuple(_array(tensors, f"input.{spec.name}", spec) for spec in definition.tensors)
+    found = tuple(_array(tensors, name, spec) for name, spec in _inputs(definition).items())
     if len({len(array) for array in found}) != 1:
         raise BadSampleError("calibration.safetensors: its tensors differ in rows")
     return found
+
+
+def read_first_row(folder: Path, definition: Definition, files: Files = PLAIN) -> tuple[Array, ...]:
+    """The first row of the calibration sample, one array for each input, the others unread: a set of pictures is larger
+    than the model that is to be warmed up with one. `BadSampleError` when it does not fit."""
+    path, specs = folder / "calibration.safetensors", _inputs(definition)
+    try:
+        (length,) = struct.unpack("<Q", files.part(path, 0, 8))
+        head = json.loads(files.part(path, 8, min(length, _MOST_HEAD_BYTES)))
+        rows = {name: _first_row(files, path, 8 + length, head[name]) for name in specs if name in head}
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise BadSampleError(f"{path.name}: {error}") from error
+    return tuple(_array(rows, name, spec) for name, spec in specs.items())
+
+
+def _inputs(definition: Definition) -> dict[str, TensorSpec]:
+    """The tensors of the calibration sample, by name."""
+    if definition.tabular:
+        return {"x": TensorSpec(name="x", datatype="FP32", shape=(-1, len(definition.columns)))}
+    return {f"input.{spec.name}": spec for spec in definition.tensors}
+
+
+def _first_row(files: Files, path: Path, begin: int, entry: Mapping[str, Any]) -> Array:
+    """One row by the tensor's entry in the file's head (https://github.com/huggingface/safetensors, "Format")."""
+    dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), [1, *entry["shape"][1:]]
+    wanted = int(np.prod(shape)) * dtype.itemsize
+    first, last = entry["data_offsets"]
+    if not entry["shape"] or entry["shape"][0] < 1 or last - first < wanted:
+        raise ValueError("it has no row")
+    row = np.frombuffer(files.part(path, begin + first, wanted), dtype).reshape(shape)
+    return np.array(row)
 
 
 def derived_rows(definition: Definition, inputs: Sequence[Array]) -> list[dict[str, float]]:

@@ -36,6 +36,7 @@ def test_any_length_comes_back_and_nothing_of_it_is_in_the_file(models: Path, si
     files.write(path, data)
     assert files.read(path) == data
     assert files.size(path) == size
+    assert files.part(path, 3, 70_000) == data[3:70_003]
     assert size < len(MARK) or MARK not in path.read_bytes()
     assert path.stat().st_mode & 0o077 == 0
     assert [other.name for other in path.parent.iterdir()] == ["model.onnx"]

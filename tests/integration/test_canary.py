@@ -239,6 +239,7 @@ async def test_no_plan_that_is_made_and_tried_lies_plain_for_a_moment(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("temporary")
 @pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "plain"])
 async def test_no_row_and_no_challenger_of_a_training_lies_plain_for_a_moment(
     tmp_path: Path, raw: Path, sealed: bool
@@ -251,12 +252,13 @@ async def test_no_row_and_no_challenger_of_a_training_lies_plain_for_a_moment(
     blobs = BlobStore(root / "blobs", 0, SealedCodec(keys) if sealed else None)
     trainings = Trainings(
         plain.database, Outbox(plain.database), {"toy": plain.definition}, blobs, folder=root / "training",
-        models=root / "models", site="north", clock=lambda: NOW, files=files, raw=raw,
+        models=root / "models", site="north", clock=lambda: NOW, files=files, raw=raw if sealed else None,
     )  # fmt: skip
     plain.trainings = trainings
     await plain.ask("q")
-    with Watching(root) as watching:
+    with Watching(root) as watching, Watching(tmp_path / "tmp") as temporary:
         assert await trainings.step()
+    assert temporary.seen == set()
     (candidate,) = await plain.candidates()
     folder = root / "models" / "toy" / candidate.manifest[:12]
     materialise(blobs.read(candidate.manifest), blobs, folder, files)
@@ -282,8 +284,12 @@ def test_nothing_that_came_in_can_be_read_from_the_hubs_disk(tmp_path: Path, sea
     cli("init", *ports)
     if sealed:
         cli("store", "encrypt", "--key", source)
+    left = state / "run" / "work" / "tmp1"  # as if a hub had been killed while it took a release in
+    left.mkdir(parents=True)
+    (left / "upload.tar").write_bytes(MARK)
     hub = Running(state, "http.port=0", "https.port=0", "broker.port=0").up()
     try:
+        assert not left.exists()
         post(hub, "users", {"name": f"ann-{SECRET}", "role": "viewer", "password": f"long enough {SECRET}"})
         post(hub, "tokens", {"user": f"ann-{SECRET}", "name": SECRET, "scopes": ["view"]})
         post(hub, "enrolment-tokens", {"site": f"shop-{SECRET}", "labels": {"place": SECRET}})

@@ -15,7 +15,7 @@ from landreeve_models.baseline import Baseline
 from landreeve_models.definition import load_definition
 from landreeve_models.evaluate import cost
 from landreeve_models.inference import run_graph
-from landreeve_models.samples import read_calibration, read_golden
+from landreeve_models.samples import BadSampleError, read_calibration, read_first_row, read_golden
 from onnx import TensorProto, helper
 
 from tests.models.tensor_releases import (
@@ -68,12 +68,29 @@ def test_every_kind_of_release_is_whole_and_reproducible(kind: str, tmp_path: Pa
         np.testing.assert_allclose(got, expected, atol=definition.gates.max_output_difference)
     claimed = packed.config.gates.metrics[definition.gates.metric]
     assert cost(definition.gates.metric, golden.expected, golden) == pytest.approx(-claimed, abs=1e-6)
-    assert len(read_calibration(folder, definition)) == len(definition.tensors)
+    sample, first = read_calibration(folder, definition), read_first_row(folder, definition)
+    assert len(sample) == len(first) == len(definition.tensors)
+    for whole, row in zip(sample, first, strict=True):
+        assert (row.dtype, row.shape) == (whole.dtype, (1, *whole.shape[1:]))
+        np.testing.assert_array_equal(row, whole[:1])
     baseline = Baseline.from_bytes(packed.file("baseline.json"))
     assert set(baseline.columns) == {"prediction", *(column.name for column in definition.columns)}
     assert definition.purpose in packed.file("card.md").decode()
     bill = msgspec.json.decode(packed.file("bom.json"))
     assert bill["metadata"]["component"]["name"] == definition.name
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"\xff" * 8, b"\x08" + bytes(7) + b"{not js}", b"\x02" + bytes(7) + b"{}", b"\x02" + bytes(7) + b"[]"],
+    ids=["empty", "no end of the head", "no json", "no tensor", "no object"],
+)
+def test_a_sample_that_cannot_be_read_is_named_also_for_its_first_row(damage: bytes, tmp_path: Path) -> None:
+    folder = next(iter(RELEASES.values()))(tmp_path / "one")
+    definition = load_definition(folder)
+    (folder / "calibration.safetensors").write_bytes(damage)
+    with pytest.raises(BadSampleError, match=r"calibration\.safetensors|is missing"):
+        read_first_row(folder, definition)
 
 
 @pytest.mark.parametrize(

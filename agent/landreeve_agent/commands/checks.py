@@ -5,6 +5,7 @@ import shutil
 import stat
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from landreeve.cli import Check
@@ -25,7 +26,8 @@ def examine(state: StateFolder, environ: Mapping[str, str], *, broker: bool = Fa
     checks = [_folder(state)]
     if checks[0].state == "fail":
         return checks
-    checks += [_settings(state, environ), _disk(state), *_hardware(state), *_definitions(state)]
+    checks += [_settings(state, environ), _disk(state), *_at_rest(state, environ), *_hardware(state)]
+    checks += _definitions(state)
     return [*checks, *_time(state), *_link(state, broker=broker), *_living(state)]
 
 
@@ -52,6 +54,26 @@ def _settings(state: StateFolder, environ: Mapping[str, str]) -> Check:
     except SettingsError as error:
         return Check("settings", "fail", str(error), f"edit {state.settings_file}")
     return Check("settings", "ok", "every key is known and has a good value")
+
+
+def _at_rest(state: StateFolder, environ: Mapping[str, str]) -> list[Check]:
+    """Of a sealed site: whether memory is where its plain data stays. Its parts are counted by ``store status``."""
+    if not state.vault.exists():
+        return []
+    from landreeve_agent.sealing import IN_MEMORY, MEMORY, file_system, swap_on
+
+    try:
+        scratch = load_settings(state, environ, {}).values.at_rest.scratch
+    except SettingsError:
+        return []  # told of by the check of the settings
+    place = Path(scratch) if scratch else MEMORY
+    if disks := swap_on():
+        fact = f"sealed, and what is in memory may be written to {', '.join(disks)}"
+        return [Check("at rest", "warn", fact, "swapoff, encrypt the swap, or MemorySwapMax=0 in the unit")]
+    if (kind := file_system(place)) not in IN_MEMORY:
+        fact = f"sealed; {place} lies on {kind or 'nothing known'}, so no graph is quantised here"
+        return [Check("at rest", "warn", fact, "set at_rest.scratch to a folder on a tmpfs")]
+    return [Check("at rest", "ok", f"sealed; plain data stays in memory ({place})")]
 
 
 def _disk(state: StateFolder) -> Check:

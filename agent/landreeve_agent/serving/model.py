@@ -10,7 +10,7 @@ from landreeve.blobs.files import PLAIN, Files
 from landreeve.release.manifest import BadReleaseError, Column
 from landreeve_models.definition import BadDefinitionError, Definition, load_definition
 from landreeve_models.features.pipeline import Pipeline
-from landreeve_models.samples import DTYPES, BadSampleError, read_calibration
+from landreeve_models.samples import DTYPES, BadSampleError, read_first_row
 
 from landreeve_agent.serving.control import Plan, Version
 from landreeve_agent.serving.errors import LoadFailedError, RunFailedError
@@ -162,7 +162,7 @@ def _sample(folder: Path, definition: Definition, files: Files) -> list[Array]:
     """One row to warm up with: a real one where the release has a calibration set, else zeros."""
     if (folder / "calibration.safetensors").exists():
         try:
-            return [np.array(x[:1]) for x in read_calibration(folder, definition, files)]  # copies: the whole set goes
+            return list(read_first_row(folder, definition, files))
         except BadSampleError as error:
             raise LoadFailedError("bad_release", f"calibration.safetensors: {error}") from error
     if definition.tabular:

@@ -161,7 +161,7 @@ class Trainings:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env=_environment(self._threads),
+                env=_environment(self._threads, self._raw),
             )
         outcome = None
         try:
@@ -240,9 +240,9 @@ class Trainings:
         return msgspec.structs.replace(request, first=first, last=last)
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment(threads: int, raw: Path | None) -> dict[str, str]:
     bounds = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(max(threads, 1)))
-    return dict(os.environ) | bounds
+    return dict(os.environ) | bounds | ({"TMPDIR": str(raw)} if raw else {})
 
 
 def _exit_words(code: int) -> str:

@@ -47,6 +47,10 @@ class Files(Protocol):
         """How many plain bytes there are."""
         ...
 
+    def part(self, path: Path, offset: int, length: int) -> bytes:
+        """Up to ``length`` plain bytes from ``offset``."""
+        ...
+
     def write(self, path: Path, data: bytes, *, at: Path | None = None) -> None:
         """Replace the file at once or not at all; afterwards it is on disk. ``at`` is where it will be read from, when
         its folder is yet to be renamed."""
@@ -69,6 +73,12 @@ class PlainFiles:
     def size(self, path: Path) -> int:
         """Its length."""
         return path.stat().st_size
+
+    def part(self, path: Path, offset: int, length: int) -> bytes:
+        """Bytes of the file."""
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
 
     def write(self, path: Path, data: bytes, *, at: Path | None = None) -> None:
         """Write it durably."""

@@ -7,10 +7,10 @@ may be moved as a whole. Plain files are read as they are: a folder is converted
 import errno
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from landreeve.blobs.codec import read_whole
+from landreeve.blobs.codec import BlobReader, read_whole
 from landreeve.blobs.durable import sync_folder, write_durably
 from landreeve.blobs.errors import CorruptBlobError
 from landreeve.blobs.files import Opening
@@ -37,19 +37,26 @@ class SealedFiles:
     def read(self, path: Path) -> bytes:
         """The plain bytes; never more than these and 64 KiB are held. `OSError`, also for a file that was altered, put
         in another's place or sealed under an unknown key."""
-        try:
-            with closing(self._codec.open(path, self._place(path))) as reader:
-                return read_whole(reader)
-        except (CorruptBlobError, KeyMissingError) as error:
-            raise OSError(errno.EBADMSG, "it was sealed elsewhere, or altered since", str(path)) from error
+        with self._opened(path) as reader:
+            return read_whole(reader)
 
     def size(self, path: Path) -> int:
         """Plain bytes."""
+        with self._opened(path) as reader:
+            return reader.size
+
+    def part(self, path: Path, offset: int, length: int) -> bytes:
+        """Plain bytes; only the chunks they lie in are opened."""
+        with self._opened(path) as reader:
+            return reader.read_at(offset, length)
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[BlobReader]:
         try:
             with closing(self._codec.open(path, self._place(path))) as reader:
-                return reader.size
-        except KeyMissingError as error:
-            raise OSError(errno.EBADMSG, "it was sealed under another key", str(path)) from error
+                yield reader
+        except (CorruptBlobError, KeyMissingError) as error:
+            raise OSError(errno.EBADMSG, "it was sealed elsewhere, or altered since", str(path)) from error
 
     def write(self, path: Path, data: bytes, *, at: Path | None = None) -> None:
         """Seal and write durably, in constant memory; only the owner may read the file."""
