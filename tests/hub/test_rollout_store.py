@@ -11,9 +11,10 @@ import pytest
 from alembic import command
 from landreeve.trust.document import parse_document
 from landreeve.wire.codec import decode
-from landreeve.wire.messages import SignedDesired
+from landreeve.wire.messages import Fact, SignedDesired, UpdateReport
 from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Role
+from landreeve_hub.ingest.appliers import apply_update
 from landreeve_hub.rollout import book
 from landreeve_hub.rollout.roster import Back, Outcome
 from landreeve_hub.rollout.state import State
@@ -224,3 +225,26 @@ async def test_fleet_rollback_is_a_rollout_of_its_own(
     back = (await ann.get(f"/api/v1/rollouts/{second['id']}-back")).json()
     assert (back["kind"], back["of"], back["waves"][0]["total"]) == ("return", second["id"], 1)
     assert release().digest == first["release"]
+
+
+async def test_device_goes_back_to_what_it_last_said_is_good_and_not_to_what_its_state_still_names(
+    hub: Hub, people: tuple[httpx2.AsyncClient, httpx2.AsyncClient]
+) -> None:
+    """The state follows the reports by seconds: a rollout begun right after another saw the version before."""
+    ann, bob = people
+    first = await rolled_out(hub, ann, bob)
+    for device in SITES:
+        await hub.report(device, "COMMITTED", first["release"], first["id"])
+    older = {"models": [{"model": "delay", "version": "v0", "release": "0" * 64, "state": "COMMITTED"}]}
+    await hub.store.write(lambda c: c.execute(update(tables.devices).values(doc={**older, "generation": 1})) and None)
+    data = {"good": first["release"], "good_version": first["version"]}
+    said = UpdateReport(
+        model="delay", rollout=first["id"], generation=1, release=first["release"], version=first["version"],
+        state="COMMITTED", previous="PROBATION", cause="probation_passed", sentence="It passed.", data=data,
+    )  # fmt: skip
+    fact = Fact(epoch=1, seq=1, at="2026-05-01T12:00:00Z", body=said)
+    await hub.store.write(lambda c: apply_update(c, "d-1", fact))
+    second = await rolled_out(hub, ann, bob, "worse")
+    await hub.report("d-1", "ROLLED_BACK", second["release"], second["id"], "It was worse.")
+    back = await hub.store.read(lambda c: book.load(c, f"{second['id']}-back"))
+    assert back.rollout.members["d-1"].target == first["release"]

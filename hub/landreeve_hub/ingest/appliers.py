@@ -148,7 +148,9 @@ def _transition(body: UpdateReport) -> Event:
 
 def _update_row(fact: Fact, body: UpdateReport) -> dict[str, Any]:
     names = ("model", "generation", "state", "version", "release", "rollout", "cause", "sentence")
-    return {**{name: getattr(body, name) for name in names}, "at": fact.at, "epoch": fact.epoch, "seq": fact.seq}
+    good = {name: str(body.data.get(name, "")) for name in ("good", "good_version")}
+    own = {name: getattr(body, name) for name in names}
+    return {**own, **good, "at": fact.at, "epoch": fact.epoch, "seq": fact.seq}
 
 
 def apply_metrics(connection: Connection, device: str, fact: Fact) -> None:

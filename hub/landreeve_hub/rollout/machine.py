@@ -206,7 +206,7 @@ def _left_alone(rollout: Rollout, member: Member, sentence: str) -> RaiseInciden
 
 
 def _ordered(rollout: Rollout, member: Member, fact: DeviceFact, now: datetime) -> Member:
-    prior, version = fact.running, fact.running_version
+    prior, version = (fact.good, fact.good_version) if fact.good else (fact.running, fact.running_version)
     if not prior or prior == rollout.digest:
         prior, version = fact.assigned, fact.assigned_version
     if prior == rollout.digest:

@@ -70,6 +70,7 @@ def _see(
     for row in found:
         report = _report(connection, row, reports.get(row.id), rows=rows)
         held, served, made = assigned.get(row.id), serving(row.doc, model), desired.get(row.id)
+        good, good_version = _good(reports.get(row.id), int(row.doc.get("generation", 0)))
         facts[row.id] = DeviceFact(
             id=row.id,
             site=row.site,
@@ -90,8 +91,17 @@ def _see(
             document=str(row.doc.get("document", "")),
             newest=made.digest if made else "",
             assigned_by=held.rollout if held else "",
+            good=good,
+            good_version=good_version,
         )
     return facts
+
+
+def _good(report: Row[Any] | None, generation: int) -> tuple[str, str]:
+    """What the newest report says the device returns to, unless its state obeys a newer order than that report's."""
+    if report is None or report.generation < generation:
+        return "", ""
+    return str(report.good), str(report.good_version)
 
 
 def _of(connection: Connection, table: Table, model: str, devices: list[str]) -> dict[str, Row[Any]]:

@@ -115,6 +115,8 @@ class DeviceFact:
     """What the hub knows of a device: ``running`` is the release digest it serves, ``assigned`` the one its
     desired document names, ``generation`` the document it has taken, ``desired`` the newest one.
 
+    ``good`` is the release it last said to have proven, where its newest report is not older than its state: the state
+    follows by seconds, and meanwhile still names the version before, or one that has failed.
     ``document`` is the digest of the document it obeys, as it says itself, ``newest`` that of the hub's;
     ``assigned_by`` the order id under which ``assigned`` was ordered. ``features``
     are the parts of orders its agent keeps to, ``suspect`` why it is not to be trusted now (a clone, say), ``returns``
@@ -140,6 +142,8 @@ class DeviceFact:
     document: str = ""
     newest: str = ""
     assigned_by: str = ""
+    good: str = ""
+    good_version: str = ""
 
     @property
     def conflict(self) -> bool:

@@ -338,6 +338,8 @@ updates = Table(
     _count("epoch"),
     _count("seq"),
     _document("told"),
+    _text("good"),
+    _text("good_version"),
 )
 
 # The newest report of each device on how a release runs best there.
