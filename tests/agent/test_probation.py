@@ -111,6 +111,15 @@ def test_technical_faults_fail_whatever_the_quality(stats: ProbationStats, cause
     assert verdict.cause == cause
 
 
+def test_failures_on_a_device_that_went_away_do_not_speak_against_the_release() -> None:
+    failing = replace(ENOUGH, errors=60)
+    assert not isinstance(judge(replace(failing, device_doubted=True), POLICY), Fail)
+    lost = judge(replace(failing, device_lost="It was proven on the NPU and now runs on CPU."), POLICY)
+    assert isinstance(lost, Fail)
+    assert lost.cause == "accelerator_lost"
+    assert isinstance(judge(failing, POLICY), Fail)
+
+
 def test_constant_traffic_is_no_fault_of_the_new_version() -> None:
     assert isinstance(judge(replace(ENOUGH, distinct=1, distinct_before=1), POLICY), Pass)
 

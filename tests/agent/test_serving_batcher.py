@@ -58,8 +58,12 @@ def finish(done: Sequence[Ran]) -> None:
             offset += job.rows
 
 
-def made(run: Doubling, *, rows: int = 8, quick: bool = False, most: int = 1024, streams: int = 1) -> Batcher:
-    return Batcher(features, run, finish, batch_rows=rows, quick=quick, max_waiting=most, streams=streams)
+def made(
+    run: Doubling, *, rows: int = 8, quick: bool = False, most: int = 1024, streams: int = 1, stuck_s: float = 20.0
+) -> Batcher:
+    return Batcher(
+        features, run, finish, batch_rows=rows, quick=quick, max_waiting=most, streams=streams, stuck_s=stuck_s
+    )
 
 
 async def answers(batcher: Batcher, *asks: Ask) -> list[object]:
@@ -222,3 +226,25 @@ async def test_no_request_is_forgotten_when_they_come_as_threads_end(streams: in
         async with asyncio.timeout(5):
             assert [await ask.answer for ask in asks] == [[2.0 * burst, 2.0 * i] for i in range(len(asks))]
     assert batcher.waiting == 0
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+async def test_who_waits_behind_a_run_that_never_ends_is_told_so(streams: int) -> None:
+    run = Doubling()
+    run.gate.clear()
+    batcher = made(run, rows=1, streams=streams, stuck_s=0.3)
+    stuck = [Ask(float(n)) for n in range(streams)]
+    for ask in stuck:
+        batcher.submit(ask)
+        await asyncio.sleep(0.05)  # each has a thread of its own
+    behind = [Ask(8), Ask(9)]
+    for ask in behind:
+        batcher.submit(ask)
+    for ask in behind:
+        answer = await asyncio.wait_for(ask.answer, 5)
+        assert isinstance(answer, RunFailedError)
+        assert "does not come back" in str(answer)
+    assert batcher.waiting == 0
+    run.gate.set()  # it came back after all: it goes on as if nothing had been
+    assert [await ask.answer for ask in stuck] == [[2.0 * n] for n in range(streams)]
+    assert await answers(batcher, Ask(5)) == [[10.0]]

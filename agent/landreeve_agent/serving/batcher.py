@@ -3,7 +3,8 @@
 A *quick* graph (under 2 ms) runs on the event loop, after the loop has parsed what the same poll brought in, so
 neighbours share the run's fixed cost; the only caller of a moment is run at once. A slower graph runs in the model's
 own threads, one for each stream of its plan; what arrives meanwhile is joined into the next run, which the thread takes
-itself. Nothing is ever delayed by a timer.
+itself. Nothing is ever delayed by a timer. When no thread comes back from its run, what waits behind fails with the
+reason, so that a version that answers nothing is seen.
 """
 
 import asyncio
@@ -26,6 +27,9 @@ PRIORITIES = 3
 # How long runs on the event loop may go on before what they answered is sent.
 SLICE_NS = 1_000_000
 SWEEP_S = 0.25
+# A run in a thread that takes so long, and so many times as long as usual, is not waited for any more: nobody can end
+# it, but who waits behind it is told.
+STUCK_S, STUCK_TIMES = 20.0, 20
 
 
 class Job:
@@ -72,7 +76,10 @@ class Batcher:
         streams: int = 1,
         max_waiting: int = MAX_WAITING,
         alone: Callable[[], bool] = lambda: False,
+        stuck_s: float = STUCK_S,
     ) -> None:
+        self._stuck_s = stuck_s
+        self._begun: dict[int, int] = {}  # by thread, since when it runs
         self._features = features
         self._run = run
         self._finish = finish
@@ -173,9 +180,12 @@ class Batcher:
                 jobs, late = self._take(taken)
                 # In the same hold as the look into the queue: what comes after it finds that a thread must be started.
                 self._running -= not jobs
+                if jobs:
+                    self._begun[threading.get_ident()] = taken
             if late:
                 self._tell([_too_late(late, taken)])
             self._tell(self._try(jobs, taken) if jobs else [])
+            self._begun.pop(threading.get_ident(), None)
             if not jobs:
                 return
 
@@ -189,19 +199,30 @@ class Batcher:
         self._shut_when_idle()
 
     def _sweep(self) -> None:
-        """Refuse what has waited beyond its own limit while a long run goes on."""
+        """Refuse what has waited beyond its own limit while a long run goes on, and all when it never ends."""
         self._sweeping = None
         now = time.perf_counter_ns()
         with self._lock:
             late = [job for queue in self._waiting for job in queue if job.gone or 0 < job.late_ns < now]
             for job in late:
                 self._waiting[job.priority - 1].remove(job)
-            self._count -= len(late)
+            held = [job for queue in self._waiting for job in queue] if self._is_stuck(now) else []
+            if held:
+                self._waiting = tuple(deque() for _ in range(PRIORITIES))
+            self._count -= len(late) + len(held)
         if late:
             self._finish([_too_late(late, now)])
+        if held:
+            error = RunFailedError("the model does not come back from a run; its process has to be started again")
+            self._finish([Ran([job], error, now, now, now) for job in held])
         if self._count:
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
         self._shut_when_idle()
+
+    def _is_stuck(self, now: int) -> bool:
+        limit_ns = max(self._stuck_s * 1e9, STUCK_TIMES * self._run_ns)
+        begun = list(self._begun.values())
+        return len(begun) >= self._streams and all(now - since > limit_ns for since in begun)
 
     # --- both
 

@@ -116,6 +116,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     precision: str = ""
     shadow: str = ""
     residents: tuple[Residence, ...] = ()
+    doubted: bool = False  # a run failed on its accelerator, and whether that is lost is being found out
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):

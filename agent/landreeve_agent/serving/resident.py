@@ -111,6 +111,11 @@ class Resident:
         return self.awake and here and self._best_s < INLINE_BELOW_S
 
     @property
+    def doubted(self) -> bool:
+        """Whether a run failed on its device and it is being found out if that is lost."""
+        return self._doubted.locked()
+
+    @property
     def remote(self) -> RemoteSession | None:
         """Its process, when it has one of its own."""
         return self._session if isinstance(self._session, RemoteSession) else None

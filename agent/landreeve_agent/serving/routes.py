@@ -138,7 +138,10 @@ class Serving:
 
     def status(self) -> ModelStatus:
         """What is wanted and what is used."""
-        version, opened = self.route.active, self.active.model.opened if self.active else None
+        # Asked in this order: who is no longer in doubt has been opened elsewhere, if it had to be.
+        resident = self.active.model.resident if self.active else None
+        doubted = resident is not None and resident.doubted
+        version, opened = self.route.active, self.active.model.as_now().opened if self.active else None
         problem = self.problem.sentence if self.problem else ""
         return ModelStatus(
             model=version.model,
@@ -150,6 +153,7 @@ class Serving:
             reason=opened.reason if opened else problem,
             ready=self.active is not None,
             shadow=self.shadow.model.version.version if self.shadow else "",
+            doubted=doubted,
         )
 
     def lanes(self) -> list[Lane]:

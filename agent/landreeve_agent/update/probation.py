@@ -53,7 +53,8 @@ class ProbationStats:
     same ``compared`` rows, ``confidence`` the difference of |2p - 1| on them.
 
     ``memory_growth_mb`` is by how much the worker has grown since the activation, None while that is unknown;
-    ``device_lost`` says in words that the version no longer runs on the device it was proven on.
+    ``device_lost`` says in words that the version no longer runs on the device it was proven on; while
+    ``device_doubted`` that is being found out.
     """
 
     rows: int = 0
@@ -73,6 +74,7 @@ class ProbationStats:
     confidence: Moments = Moments()
     memory_growth_mb: float | None = None
     device_lost: str = ""
+    device_doubted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ def judge(stats: ProbationStats, policy: Probation) -> Pass | Fail | Wait:
     >>> judge(ProbationStats(rows=12), Probation())
     Wait(sentence='On probation: 12 of 500 rows answered, 0 of 300 labels known.')
     """
-    for check in (_answers, _error_rate, _latency, _memory, _device, _shift, _confidence, _claim, _log_loss):
+    # The device first: what failed because it went away does not speak against the release.
+    for check in (_device, _answers, _error_rate, _latency, _memory, _shift, _confidence, _claim, _log_loss):
         failure = check(stats, policy)
         if failure is not None:
             return failure
@@ -161,7 +164,11 @@ def _answers(stats: ProbationStats, _policy: Probation) -> Fail | None:
 
 def _error_rate(stats: ProbationStats, policy: Probation) -> Fail | None:
     trials = stats.rows + stats.errors
-    if trials == 0 or error_evidence(stats.errors, trials, policy.max_error_rate) < 1 / policy.alpha:
+    if (
+        trials == 0
+        or stats.device_doubted
+        or error_evidence(stats.errors, trials, policy.max_error_rate) < 1 / policy.alpha
+    ):
         return None
     share = stats.errors / trials
     sentence = (

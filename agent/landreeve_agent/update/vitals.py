@@ -34,6 +34,7 @@ class Vitals:
             stats,
             memory_growth_mb=self._growth(candidate.release, status),
             device_lost=device_lost(status, model, candidate),
+            device_doubted=any(m.doubted for m in status.models if _is(m, model, candidate)),
         )
 
     def _growth(self, release: str, status: WorkerStatus) -> float:
