@@ -1,6 +1,7 @@
 """The runner under power cuts, restarts, a lost store and damaged files: it ends where it would have ended."""
 
 import asyncio
+import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import msgspec
 import pytest
 from landreeve.wire.messages import UpdateReport
 from landreeve.wire.plans import RunPlan
+from landreeve_agent.update import journal
 from landreeve_agent.update.machine import ATTEMPTS
 from landreeve_agent.update.pointer import read_pointers
-from landreeve_agent.update.standing import TERMINAL, Phase
+from landreeve_agent.update.standing import TERMINAL, Phase, State
 
 from tests.fakes.update_box import WORSE, A, B, Box, C, D, plan_reports
 from tests.fakes.update_ports import (
@@ -200,3 +202,35 @@ async def test_hints_survive_a_kill_before_preflight(tmp_path: Path) -> None:
     assert [plan.precision for plan in box.preflight.hints[0]] == ["bf16"]
     assert len(plan_reports(await box.facts())) == 1
     await box.kill()
+
+
+@pytest.mark.parametrize("phase", [Phase.PROBATION, Phase.ROLLING_BACK])
+async def test_bad_version_is_left_at_once_on_a_full_disk_and_it_is_told_when_there_is_room(
+    box: Box, phase: Phase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full when the verdict falls, or when the return begins: neither can be written down."""
+    await box.order(1, wanted(A, "A", "r1"))
+    await box.until(Phase.COMMITTED)
+    await box.settled()
+    full = asyncio.Event()
+    save = journal.save
+
+    def save_or_not(db: Any, outbox: Any, before: State, after: State, *more: Any, **data: Any) -> None:
+        if after.phase is Phase.ROLLING_BACK and after != before and before.phase is phase:
+            full.set()
+        if full.is_set():
+            raise sqlite3.OperationalError("database or disk is full")
+        save(db, outbox, before, after, *more, **data)
+
+    monkeypatch.setattr(journal, "save", save_or_not)
+    box.hub.stats[B.digest] = WORSE
+    await box.order(2, wanted(B, "B", "r2"))
+    async with asyncio.timeout(20):
+        await full.wait()
+        while box.worker.serves != {"demo": ("A", None)}:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+        while read_pointers(box.root / "models")["demo"].version != "A":  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    monkeypatch.setattr(journal, "save", save)
+    await box.until(Phase.ROLLED_BACK)
+    assert await box.settled() == {"demo": ("A", None)}

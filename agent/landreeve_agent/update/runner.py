@@ -274,12 +274,23 @@ class Runner:
         if order is None:
             raise RuntimeError(f"model {state.model}: {state.phase} without an order")
         await self._until_open(effect, order)
-        begun = await self._dispatch(state.model, machine.Attempted(order.generation))
+        begun = await self._decided(state, machine.Attempted(order.generation))
         if begun.phase is not state.phase:
             return
         outcome, learnt = await self._carry_out(effect, begun, order)
         if outcome is not None:
-            await self._dispatch(state.model, outcome, learnt)
+            await self._decided(begun, outcome, learnt)
+
+    async def _decided(self, state: State, event: Outcome, learnt: Learnt = NOTHING) -> State:
+        """Keep what came of an effect. A version that is to be left is left even when that cannot be written down: a
+        full disk must not hold a site on what is known to be bad. It is decided anew once there is room."""
+        try:
+            return await self._dispatch(state.model, event, learnt)
+        except Exception:
+            after = machine.decide(state, event)
+            if after.phase in {Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED}:
+                await self._directed(self._kind(after), after)
+            raise
 
     async def _until_open(self, effect: Effect, order: Order) -> None:
         """Fetching and switching wait for the site's windows; a return never does."""
