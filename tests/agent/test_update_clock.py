@@ -11,7 +11,9 @@ from landreeve.wire.messages import Event
 from landreeve_agent.commands.checks import examine
 from landreeve_agent.config import StateFolder
 from landreeve_agent.console.status import HubView, doubts_of_time
+from landreeve_agent.store.stamps import stamp
 from landreeve_agent.update.clock import ClockWatch
+from landreeve_agent.update.stopwatch import Stopwatch
 
 from tests.fakes.tuf_repository import TufRepository
 
@@ -103,3 +105,19 @@ def test_offset_to_the_hub_and_expired_metadata_are_shown() -> None:
     ]
     assert texts(HubView(metadata_days=-1.0))[0].startswith("What the hub signed has expired")
     assert texts(HubView(metadata_days=-1.0, clock="The clock says 1970.")) == ["The clock says 1970."]
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=365), timedelta(days=-20_000)], ids=["a year ahead", "back to 1970"])
+def test_probation_lasts_as_long_as_it_lasts_when_the_clock_jumps(jump: timedelta) -> None:
+    ran = [100.0]
+    watch, began = Stopwatch(lambda: ran[0]), stamp(NOW)
+    assert watch.since("r", began, NOW + timedelta(seconds=2)) == 2.0
+    ran[0] += 5.0
+    assert watch.since("r", began, NOW + timedelta(seconds=7) + jump) == 7.0
+    ran[0] += 5.0
+    assert watch.since("r", began, NOW + timedelta(seconds=12)) == 12.0
+
+
+def test_after_a_restart_the_wall_clock_tells_how_long_it_was_before_and_never_less_than_nothing() -> None:
+    assert Stopwatch(lambda: 0.0).since("r", stamp(NOW), NOW + timedelta(hours=3)) == 3 * 3600.0
+    assert Stopwatch(lambda: 0.0).since("r", stamp(NOW), NOW - timedelta(days=20_000)) == 0.0

@@ -1,8 +1,8 @@
 """One look at a version on probation: its evidence, judged, and what follows for its strategy."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from landreeve_agent.update.ports import ProbationSource
 from landreeve_agent.update.probation import Fail, Pass, ProbationStats, Wait, judge
 from landreeve_agent.update.standing import Order, State
 from landreeve_agent.update.stepping import Progress, Step, conclude
+from landreeve_agent.update.stopwatch import Stopwatch
 from landreeve_agent.update.vitals import Vitals
 
 
@@ -24,6 +25,7 @@ class Watch:
     vitals: Vitals
     claimed_loss: Callable[[str, str], float | None]
     clock: Callable[[], datetime]
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     async def look(self, state: State, order: Order) -> tuple[Pass | Fail | Wait | Step, dict[str, Any]]:
         """What follows now, and the figures it rests on."""
@@ -32,8 +34,8 @@ class Watch:
         began = state.step_since or state.since
         progress = Progress(
             await self.source.rows_since(order.model, order.release, began, stage.role),
-            (now - moment(began)).total_seconds(),
-            (now - moment(state.since)).total_seconds(),
+            self.stopwatch.since(order.release, began, now),
+            self.stopwatch.since(order.release, state.since, now),
         )
         verdict = conclude(stage, order.strategy, judge(stats, order.probation), progress, last=is_last(state))
         figures = {"stage": stage.role.value, "share": stage.share, "step": state.step}
@@ -43,11 +45,12 @@ class Watch:
         role = stage_of(state).role
         # While it shares, every step adds to the same comparison; a stage of another kind begins with none.
         since = state.since if role is Role.SHARES else state.step_since or state.since
+        lasted = timedelta(seconds=self.stopwatch.since(order.release, since, now))
         stats = await self.source(
             order.model, order.release, since,
             good=state.good.release if state.good else None,
             claimed_loss=self.claimed_loss(order.model, order.release),
-            now=now,
+            now=moment(since) + lasted,
             role=role,
         )  # fmt: skip
         return stats if state.candidate is None else await self.vitals.added(stats, order.model, state.candidate)
