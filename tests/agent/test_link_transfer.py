@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,11 +131,18 @@ async def test_artifact_that_is_here_is_not_fetched(tmp_path: Path) -> None:
     assert line.wants == []
 
 
-async def test_artifact_that_is_always_damaged_is_given_up_in_words(tmp_path: Path) -> None:
-    line = Line(spoil=lambda _index, data: bytes(len(data)))
+@pytest.mark.parametrize(("listed", "spoilt"), [(None, range(10)), (BLOCKS, [3])], ids=["whole", "one block"])
+async def test_artifact_that_is_always_damaged_is_given_up_in_words(
+    tmp_path: Path, listed: tuple[str, ...] | None, spoilt: Sequence[int]
+) -> None:
+    line = Line(spoil=lambda index, data: bytes(len(data)) if index in spoilt else data)
     with pytest.raises(FetchFailedError, match="arrived damaged 3 times") as caught:
-        await fetcher(line, tmp_path).fetch(DIGEST, len(DATA), None)
+        await asyncio.wait_for(fetcher(line, tmp_path).fetch(DIGEST, len(DATA), listed), 20)
     assert caught.value.cause == "corrupt_artifact"
+    # Mended at the hub, it comes; of what was whole nothing comes again.
+    mended = Line()
+    assert (await fetcher(mended, tmp_path).fetch(DIGEST, len(DATA), listed)).read_bytes() == DATA
+    assert mended.wants == [frozenset(spoilt)]
 
 
 async def test_two_who_want_the_same_share_one_transfer(tmp_path: Path) -> None:

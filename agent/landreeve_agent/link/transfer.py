@@ -8,6 +8,7 @@ order cancels the task that waits.
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,12 +131,14 @@ class _Download:
         self.moved = asyncio.Event()
         self.offer: Offer | None = None
         self.failure: OSError | None = None
+        self.damaged = False
         self.lane: Lane | None = None
         self.reporter: asyncio.Task[None] | None = None
         self.whole_only = False
         self.closed = False
         self._blocks = -(-size // BLOCK_BYTES)
         self._missing = set(partial.missing())
+        self._refused: Counter[int] = Counter()
         self.listener = listener
 
     @property
@@ -147,6 +150,7 @@ class _Download:
             return
         if not self._write(block):
             logger.warning("block %d of %s does not match its digest: dropped", block.index, block.digest[:12])
+            self._refuse(block.index)
             return
         self._missing.discard(block.index)
         self.whole_only = True
@@ -165,6 +169,13 @@ class _Download:
     def look_again(self) -> None:
         """What is missing, after another thread wrote."""
         self._missing = set(self.partial.missing())
+
+    def _refuse(self, index: int) -> None:
+        """A line damages a block once; who sends the same wrong one every time has no other."""
+        self._refused[index] += 1
+        if self._refused[index] >= CORRUPT_LIMIT:
+            self.damaged = True
+            self.moved.set()
 
     def _write(self, block: Block) -> bool:
         try:
@@ -224,10 +235,7 @@ class Fetcher:
                     return await self._download(digest, size, block_digests, _Listener(progress, say), bases)
                 except CorruptBlobError as error:
                     logger.warning("artifact %s: %s; fetching it again", digest[:12], error)
-        raise FetchFailedError(
-            "corrupt_artifact",
-            f"artifact {digest[:12]} arrived damaged {CORRUPT_LIMIT} times; push the release to the hub again",
-        )
+        raise _damaged(digest)
 
     def under_way(self) -> frozenset[str]:
         """Artifacts that are arriving now."""
@@ -287,6 +295,8 @@ class Fetcher:
                 "disk_failed",
                 f"artifact {download.digest[:12]} cannot be written: {download.failure}; free some disk space",
             )
+        if download.damaged:
+            raise _damaged(download.digest)
 
     async def _granted(self, download: _Download, extra: Sequence[str]) -> frozenset[int]:
         """The blocks to ask for: all, or what the site's rules let through now, which nobody else's stream may add to.
@@ -301,7 +311,9 @@ class Fetcher:
 
     async def _until_quiet(self, download: _Download, asked: frozenset[int]) -> None:
         """Returns when all that was asked for is here, an offer came, or nothing did for the repair interval."""
-        while not download.missing.isdisjoint(asked) and download.failure is None and download.offer is None:
+        while not download.missing.isdisjoint(asked) and download.offer is None:
+            if download.failure is not None or download.damaged:
+                return
             download.moved.clear()
             try:
                 async with asyncio.timeout(self._repair_s):
@@ -421,6 +433,11 @@ class Fetcher:
             bytes=download.size, missing=missing, speaks=tuple(speaks), bases=tuple(bases), report=report, own=own
         )
         self._session.publish(UpWantTopic(who.fleet, who.device, download.digest), encode(want), qos=0)
+
+
+def _damaged(digest: str) -> FetchFailedError:
+    sentence = f"artifact {digest[:12]} arrived damaged {CORRUPT_LIMIT} times; push the release to the hub again"
+    return FetchFailedError("corrupt_artifact", sentence)
 
 
 def _failed(digest: str, error: Exception) -> Event:
