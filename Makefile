@@ -5,7 +5,7 @@ TESTS ?= tests
 WORKERS ?= 3
 DEMO_DIR ?= .demo
 
-.PHONY: run test check bench bench-peers clean-demo env dev-env test-faults test-net test-fleet test-postgres story format python
+.PHONY: run test check bench bench-peers clean-demo env dev-env test-faults test-slow test-net test-fleet test-postgres story format python
 
 run: env
 	@$(BIN)/python docs/examples/three_sites/story.py
@@ -33,9 +33,15 @@ bench: dev-env
 bench-peers: dev-env
 	@$(BIN)/python tests/bench/bench_peers.py
 
-# Slow suites, run before a release: seeded faults on a real replay, many rounds.
+# What goes wrong in a real update, each fault a row of one table (build/bench/faults.json): FAULTS='disk or clock'
+# chooses rows by pytest's -k.
+FAULTS ?=
 test-faults: dev-env
-	@$(BIN)/python -m pytest tests -m slow -p no:cacheprovider
+	@$(BIN)/python -m pytest tests/faults -m slow -k "$(FAULTS)" -p no:cacheprovider
+
+# The other slow suites, run before a release: renewals, revocation, many rounds of kills.
+test-slow: dev-env
+	@$(BIN)/python -m pytest tests -m slow --ignore tests/faults -p no:cacheprovider
 
 # Bad networks in network namespaces of their own (root, iproute2); skipped, with the reason, where none may be made.
 test-net: dev-env

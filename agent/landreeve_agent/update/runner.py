@@ -18,10 +18,9 @@ from typing import assert_never
 import msgspec
 from landreeve.blobs.files import PLAIN, Files
 from landreeve.trust.verdict import Cause, Rejected
-from landreeve.wire.messages import Audit, Desired, DesiredModel, PlanReport, SignedDesired
+from landreeve.wire.messages import Audit, Desired, PlanReport, SignedDesired
 from landreeve.wire.messages import Event as EventFact
 from landreeve.wire.plans import BoxFacts
-from landreeve.wire.strategy import Strategy
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.link.outbox import Outbox
@@ -40,7 +39,7 @@ from landreeve_agent.update.pointer import read_pointers
 from landreeve_agent.update.ports import Blobs, Fetcher, Preflight, ProbationSource, Verifier, Worker
 from landreeve_agent.update.probation import Fail, Pass, Wait
 from landreeve_agent.update.reserve import RESERVE_FILE, Reserve, is_full
-from landreeve_agent.update.standing import MODEL, Installed, Order, Phase, State
+from landreeve_agent.update.standing import MODEL, Installed, Order, Phase, State, order_of
 from landreeve_agent.update.stepping import Step
 from landreeve_agent.update.traffic import Traffic
 from landreeve_agent.update.vitals import Look, Vitals, unseen
@@ -409,7 +408,7 @@ class Runner:
         if desired.generation <= _last_order(db)[0]:
             return changes  # it came before `recover` had told how far we are
         states = journal.load_all(db)
-        orders = {model.model: _order(model, desired.generation, releases) for model in desired.models}
+        orders = {model.model: order_of(model, desired.generation, releases) for model in desired.models}
         for name in states.keys() | orders.keys():
             before = states.get(name, State(name))
             order = orders.get(name)
@@ -466,25 +465,6 @@ class Runner:
     def _changed(self) -> None:
         self._wake.set()
         self._on_change()
-
-
-def _order(wanted: DesiredModel, generation: int, releases: dict[str, int]) -> Order:
-    return Order(
-        model=wanted.model,
-        release=wanted.release,
-        version=wanted.version,
-        manifest_bytes=wanted.manifest_bytes,
-        rollout=wanted.rollout,
-        generation=generation,
-        signed_bytes=releases.get(wanted.release, 0),
-        rollback=wanted.action == "rollback",
-        probation=wanted.probation,
-        hints=wanted.hints,
-        strategy=wanted.strategy or Strategy(),
-        schedule=wanted.schedule,
-        component=wanted.component or MODEL,
-        after=wanted.after or (),
-    )
 
 
 def _component(state: State) -> str:

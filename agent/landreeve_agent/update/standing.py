@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from landreeve.wire.messages import Probation
+from landreeve.wire.messages import DesiredModel, Probation
 from landreeve.wire.plans import RunPlan
 from landreeve.wire.schedule import Schedule
 from landreeve.wire.strategy import Strategy
@@ -105,3 +105,23 @@ class State:
     sentence: str = ""
     step: int = 0
     step_since: str = ""
+
+
+def order_of(wanted: DesiredModel, generation: int, releases: dict[str, int]) -> Order:
+    """What a believed document asks for; ``releases`` are the lengths both trust repositories signed, by digest."""
+    return Order(
+        model=wanted.model,
+        release=wanted.release,
+        version=wanted.version,
+        manifest_bytes=wanted.manifest_bytes,
+        rollout=wanted.rollout,
+        generation=generation,
+        signed_bytes=releases.get(wanted.release, 0),
+        rollback=wanted.action == "rollback",
+        probation=wanted.probation,
+        hints=wanted.hints,
+        strategy=wanted.strategy or Strategy(),
+        schedule=wanted.schedule,
+        component=wanted.component or MODEL,
+        after=wanted.after or (),
+    )

@@ -1,0 +1,103 @@
+"""The hub, the sites and the table of the fault suite."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.table import Row, Table
+from tests.faults.yard import Site, Yard
+
+TABLE = Table()
+LEFT_OUT: set[str] = set()
+
+
+@pytest.fixture(scope="session")
+def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    made = Yard(tmp_path_factory.mktemp("yard"))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def _shared(yard: Yard, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Site]]:
+    """The site that rows share which leave it whole; another one takes its place when a row did not."""
+    sites: list[Site] = []
+    yield sites
+    for site in sites:
+        site.close()
+
+
+@pytest.fixture
+def site(
+    yard: Yard, _shared: list[Site], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Site]:
+    if not _shared:
+        _shared.append(Site(yard, tmp_path_factory.mktemp("sites")).open())
+    site = _shared[0]
+    site.mark()
+    failed = request.session.testsfailed
+    yield site
+    site.disarm()
+    if request.session.testsfailed != failed:
+        yard.abort_all()
+        _shared.remove(site)
+        site.close()
+
+
+@pytest.fixture
+def new_site(yard: Yard, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """Makes sites of a row's own."""
+    sites: list[Site] = []
+
+    def make(*settings: str, state: Path | None = None) -> Site:
+        sites.append(Site(yard, tmp_path, *settings, state=state))
+        sites[-1].mark()
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        site.disarm()
+    yard.abort_all()
+    for site in sites:
+        site.close()
+
+
+@pytest.fixture
+def table() -> Table:
+    return TABLE
+
+
+def row_of(item: pytest.Item) -> str:
+    """The fault that a test is about, as its marker says."""
+    marker = item.get_closest_marker("fault")
+    return str(marker.args[0]) if marker else ""
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A row that was skipped says why; one whose test failed before it was judged says so as well."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    fault = row_of(item)
+    if not fault or report.passed:
+        return
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        TABLE.add(Row(fault, reason=reason.removeprefix("Skipped: ")))
+    elif fault not in TABLE.rows:
+        said = str(call.excinfo.value).splitlines()[0][:120] if call.excinfo else "failed"
+        TABLE.add(Row(fault, runs=1, ended=said, expected="an end"))
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    LEFT_OUT.update(row_of(item) for item in items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if TABLE.rows:
+        terminalreporter.write_line("")
+        terminalreporter.write_line(TABLE.text())
+        TABLE.write(frozenset(LEFT_OUT - {""}))

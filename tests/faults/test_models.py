@@ -1,0 +1,70 @@
+"""Versions that pass preflight and are ill once they serve, and one that only takes long to load."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.releases import release
+from tests.faults.table import Table
+from tests.faults.yard import ROWS, Site, Yard
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ILL = {
+    "crash": ("new version kills the worker at every request", "worker_crashed"),
+    "hang": ("healthy port, model answers nothing", "error_rate"),
+    "garbage": ("healthy port, model answers no probability", "invalid_output"),
+}
+
+
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=pytest.mark.fault(name), id=how) for how, (name, _) in ILL.items()]
+)
+def test_ill_version_is_left_for_the_last_good_one(yard: Yard, site: Site, table: Table, how: str) -> None:
+    name, cause = ILL[how]
+    good, bad = site.version, yard.push(release(site.folder))
+    site.behave(bad, how)
+    ended = yard.ended(yard.order(bad, site, rows=10 * ROWS))
+    site.until(f"{good} to answer again", lambda: site.prober.serves == good and not site.prober.last_error)
+    causes = [found for state, found in site.transitions() if state == "ROLLED_BACK"]
+    row = site.judged(name, f"{ended}, {causes[-1]}", f"ROLLED_BACK, {cause}")
+    table.add(row)
+    assert row.holds, row
+
+
+@pytest.mark.fault("slow but healthy starter, 15 s")
+def test_version_that_takes_long_to_load_is_not_left(yard: Yard, site: Site, table: Table) -> None:
+    version = yard.push(release(site.folder))
+    site.behave(version, "slow 15")
+    ended = yard.ended(yard.order(version, site))
+    site.version = version
+    site.until(f"{version} to answer", lambda: site.prober.serves == version)
+    row = site.judged("slow but healthy starter, 15 s", ended, "FINISHED")
+    table.add(row)
+    assert row.holds, row
+
+
+@pytest.mark.fault("accelerator vanishes after activation")
+def test_accelerator_that_vanishes_after_activation(yard: Yard, new_site: Callable[..., Site], table: Table) -> None:
+    site = new_site("serving.device=npu")
+    (site.faults / "npu").touch()
+    site.open()
+    assert site.status()["models"][0]["used"].startswith("NPU"), site.said()
+    site.mark()
+    good, version = site.version, yard.push(release(site.folder))
+    site.arm("after:PROBATION")
+    number = yard.order(version, site, rows=1000)
+    site.reached()
+    (site.faults / "npu").unlink()
+    site.go_on()
+    ended = yard.ended(number)
+    site.until(f"{good} to answer again", lambda: site.prober.serves == good and not site.prober.last_error)
+    causes = [found for state, found in site.transitions() if state == "ROLLED_BACK"]
+    used = site.until("the status to say where it runs", lambda: site.status()["models"][0]["used"])
+    note = f"then on {used.split()[0]}"
+    row = site.judged(
+        "accelerator vanishes after activation", f"{ended}, {causes[-1]}", "ROLLED_BACK, accelerator_lost", note
+    )
+    table.add(row)
+    assert row.holds, row
+    assert used.startswith("CPU")
