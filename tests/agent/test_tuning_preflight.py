@@ -1,14 +1,18 @@
 """Preflight with its real child: good releases pass, damaged ones die with their cause, bad plans cost themselves."""
 
+import asyncio
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from landreeve.release.manifest import Gates
 from landreeve_agent.serving.control import Plan
+from landreeve_agent.serving.deathsig import ASIDE_NICE, ASIDE_OOM, HOST_OOM, WORKER_OOM
 from landreeve_agent.tuning.preflight import Preflight
 from landreeve_agent.tuning.report import Limits, PreflightFailed, PreflightReport
 from safetensors.numpy import load_file, save_file
@@ -46,6 +50,22 @@ async def test_a_good_release_is_proven_and_every_trial_is_told(tmp_path: Path) 
     assert default.p50_us is not None
     assert ended.rows()[0]["what"] == default.what
     assert ended.sentence.startswith("400 golden rows reproduced")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities and the choice of the OOM killer are Linux's")
+async def test_the_child_gives_way_to_what_serves(tmp_path: Path) -> None:
+    """Processor and memory are the worker's: a preflight runs on what is left, and is the first to go."""
+    task = asyncio.create_task(QUICK.run(image_release(tmp_path / "new"), threads=2, deadline_s=60))
+    seen: set[tuple[str, int, int]] = set()
+    while not task.done():
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error, OSError, IndexError):  # it has just ended
+                score = int(Path(f"/proc/{child.pid}/oom_score_adj").read_text())  # noqa: ASYNC240 - no disk behind it
+                seen.add((child.cmdline()[2], child.nice(), score))
+        await asyncio.sleep(0.01)
+    assert isinstance(await task, PreflightReport)
+    assert {name for name, *how in seen if how == [ASIDE_NICE, ASIDE_OOM]} >= {"landreeve_agent.tuning.child"}
+    assert ASIDE_OOM > HOST_OOM > WORKER_OOM
 
 
 async def test_a_large_parent_does_not_count_as_the_releases_memory(tmp_path: Path) -> None:

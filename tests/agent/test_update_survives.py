@@ -13,9 +13,10 @@ from landreeve.wire.plans import RunPlan
 from landreeve_agent.update import journal
 from landreeve_agent.update.machine import ATTEMPTS
 from landreeve_agent.update.pointer import read_pointers
+from landreeve_agent.update.probation import ProbationStats
 from landreeve_agent.update.standing import TERMINAL, Phase, State
 
-from tests.fakes.update_box import WORSE, A, B, Box, C, D, plan_reports
+from tests.fakes.update_box import WAITING, WORSE, A, B, Box, C, D, plan_reports
 from tests.fakes.update_ports import (
     document,
     release,
@@ -33,6 +34,28 @@ async def test_start_without_any_network_serves_what_served(box: Box) -> None:
     await box.start()
     await asyncio.sleep(0)
     assert await box.settled_after_start() == {"demo": ("A", None)}
+
+
+async def test_healthy_version_is_kept_by_a_box_that_hears_nothing_of_the_hub_any_more(box: Box) -> None:
+    """The hub goes when the new version has just taken over; the box is started twice more without it."""
+    await box.order(1, wanted(A, "A", "r1"))
+    await box.until(Phase.COMMITTED)
+    box.hub.stats[B.digest] = WAITING
+    await box.order(2, wanted(B, "B", "r2"))
+    await box.until(Phase.PROBATION)
+    box.hub.reachable.clear()  # nothing can be fetched, no document comes, nothing is acknowledged
+    for _ in range(2):
+        await box.kill()
+        box.desired = document(0)
+        await box.start()
+        await box.until(Phase.PROBATION)
+        async with asyncio.timeout(20):
+            while box.worker.serves != {"demo": ("B", "A")}:  # noqa: ASYNC110 - restored before it is looked at
+                await asyncio.sleep(0.002)
+    box.hub.stats[B.digest] = ProbationStats(rows=100, distinct=50)
+    state = await box.until(Phase.COMMITTED)
+    assert state.cause == "probation_passed"
+    assert await box.settled() == {"demo": ("B", None)}
 
 
 async def test_box_serves_on_when_its_store_is_lost(box: Box) -> None:

@@ -14,6 +14,9 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 WORKER_OOM = 500
 HOST_OOM = 700
+ASIDE_OOM = 900
+"""What works beside what serves (a preflight, a training) goes first when memory runs out."""
+ASIDE_NICE = 10
 
 
 def die_with_parent(parent: int) -> None:
@@ -34,6 +37,12 @@ def prefer_for_oom(score: int = WORKER_OOM) -> None:
         Path("/proc/self/oom_score_adj").write_text(str(score))
     except OSError:
         return  # not Linux, or forbidden: the supervisor is then as likely a victim as anybody
+
+
+def give_way() -> None:
+    """Leave processor and memory to whatever serves: for children whose work can wait, or be done again."""
+    prefer_for_oom(ASIDE_OOM)
+    os.nice(max(0, ASIDE_NICE - os.nice(0)))
 
 
 def exit_words(code: int) -> str:

@@ -18,13 +18,13 @@ from landreeve.blobs.files import PLAIN, Files, Opening
 from landreeve.release.layout import write_folder
 
 from landreeve_agent.serving.control import frame
+from landreeve_agent.serving.deathsig import give_way
 from landreeve_agent.training.job import Job, LabelledRow, Outcome, Progress
 
 CANDIDATE = "candidate"
 OUTCOME_FILE = "outcome.json"
 JOB_FILE = "job.json"
 ROWS = "rows*.jsonl"
-NICE = 10
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
     folder = Path(sys.argv[1])
     files = _opening().files()
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
-    os.nice(NICE)
+    give_way()
     with (folder / "lock").open("w") as lock:
         # A trainer that is being killed may still hold the folder for a moment: wait, never write beside it.
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,8 +1,8 @@
 """The preflight child: ``python -m landreeve_agent.tuning.child --parent PID``.
 
 Reads one `Task` frame, tells each step before it begins (`Trying`), and ends with a report or a refusal. It may
-hang or die at any step: its parent then knows which one, and starts another child without that candidate. It yields
-to whatever serves: its priority is the lowest.
+hang or die at any step: its parent then knows which one, and starts another child without that candidate. It gives
+way to whatever serves, and is the first to go when memory runs out.
 """
 
 import argparse
@@ -15,12 +15,11 @@ import tempfile
 import msgspec
 
 from landreeve_agent.serving.control import frame
-from landreeve_agent.serving.deathsig import die_with_parent, prefer_for_oom
+from landreeve_agent.serving.deathsig import die_with_parent, give_way
 from landreeve_agent.tuning.inputs import RefusedError
 from landreeve_agent.tuning.proving import Proving
 from landreeve_agent.tuning.report import FromChild, PreflightFailed, Task
 
-_NICE = 10
 _MAX_ADDRESS_SPACE_BYTES = 32 * 1024**3
 _MAX_FILE_BYTES = 2 * 1024**3
 
@@ -38,8 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="landreeve-preflight")
     parser.add_argument("--parent", type=int, required=True)
     die_with_parent(parser.parse_args().parent)
-    prefer_for_oom()
-    os.nice(_NICE)
+    give_way()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor ends us
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not break a frame

@@ -18,7 +18,7 @@ from landreeve.blobs.files import Opening
 
 from landreeve_agent.hardware.files import read_text
 from landreeve_agent.serving.control import Plan
-from landreeve_agent.serving.deathsig import die_with_parent, prefer_for_oom
+from landreeve_agent.serving.deathsig import die_with_parent, give_way
 from landreeve_agent.serving.memory import rss_bytes
 
 _COMMAND = (sys.executable, "-m", "landreeve_agent.tuning.weigh")
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="landreeve-weigh")
     parser.add_argument("--parent", type=int, required=True)
     die_with_parent(parser.parse_args().parent)
-    prefer_for_oom()
+    give_way()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     out = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not break the answer
