@@ -176,7 +176,7 @@ class FirmwareEffects:
                 await self._keep(msgspec.structs.replace(kept, boots=0, boots_for=""))
                 return
             await self._boot_again(self.slots, kept, slot)
-        except SlotsError as error:
+        except (SlotsError, OSError) as error:
             raise CannotServeError(str(error)) from error
 
     async def clean(self, state: State) -> None:
