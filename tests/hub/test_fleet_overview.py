@@ -9,6 +9,7 @@ import pytest
 from landreeve_hub.access.roles import Role
 from landreeve_hub.api import device_views
 from landreeve_hub.api.paced import LARGE, Paced
+from landreeve_hub.console.drift import furthest_off
 from landreeve_hub.console.rollouts import FEW, told
 from landreeve_hub.fleet import overview
 from landreeve_hub.ingest.minutes import encode_minute
@@ -118,6 +119,16 @@ def test_of_a_large_wave_trouble_is_told_first_and_the_rest_is_named() -> None:
     wave = told([row(n, state) for n, state in enumerate(states)])
     assert (wave["told"][0]["state"], len(wave["told"]), len(wave["named"])) == ("failed", 100, 200)
     assert sum(len(part) for part in (wave["told"], wave["named"])) + wave["left"] == len(states)
+
+
+def test_of_many_sites_those_that_lost_quality_and_those_furthest_off_are_shown() -> None:
+    sites = [f"s-{n:04d}" for n in range(3000)]
+    scores = {site: (0.9 if site in {"s-0007", "s-0008"} else 0.01) for site in sites}
+    limits = {site: {"temp": 100.0 if site == "s-0008" else 0.2} for site in sites}
+    found = {"sites": sites, "columns": ["temp"], "matrix": {"temp": scores}, "thresholds": limits}
+    found["verdicts"] = {"s-2999": {"verdict": "quality_lost"}}
+    assert furthest_off(found, 3) == ["s-0000", "s-0007", "s-2999"]
+    assert furthest_off({**found, "sites": sites[:2]}, 3) == sites[:2]
 
 
 async def test_rollouts_that_are_over_are_listed_without_their_members(hub: Hub) -> None:

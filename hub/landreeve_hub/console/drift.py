@@ -10,6 +10,8 @@ from landreeve.ui.inside import Api
 from landreeve_hub.console.answers import listed
 
 MOST_BINS = 40
+MOST_SITES = 40
+"""More columns nobody reads: of a larger fleet, the sites that are furthest off are shown."""
 
 
 async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
@@ -21,17 +23,33 @@ async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> 
         return {"models": models, "chosen": chosen, "matrix": [], "sites": []}
     merged = (found.get("merged") or {}).get("sketches") or {}
     before = (found.get("reference") or {}).get("sketches") or {}
+    known = len(found["sites"])
+    found = {**found, "sites": furthest_off(found, MOST_SITES)}
     columns = sorted(found["columns"], key=lambda column: -_worst(found, column))
     return {
         "models": models,
         "chosen": chosen,
         "sites": found["sites"],
+        "known_sites": known,
         "verdicts": found.get("verdicts") or {},
         "matrix": [{"column": column, "cells": _cells(found, column)} for column in columns],
         "pictures": [_picture(column, before.get(column), merged[column]) for column in columns if column in merged],
         "merged_sites": (found.get("merged") or {}).get("sites") or [],
         "quality": quality(found.get("windows") or []),
     }
+
+
+def furthest_off(found: Mapping[str, Any], most: int) -> list[str]:
+    """At most so many sites, by name: those that lost quality first, then those furthest against their own limits."""
+    verdicts = found.get("verdicts") or {}
+
+    def place(site: str) -> tuple[bool, float, str]:
+        limits = (found.get("thresholds") or {}).get(site, {})
+        scores = [(found["matrix"][column].get(site), limits.get(column) or 1.0) for column in found["columns"]]
+        far = max((score / limit for score, limit in scores if score is not None), default=0.0)
+        return verdicts.get(site, {}).get("verdict") != "quality_lost", -far, site
+
+    return sorted(sorted(found["sites"], key=place)[:most])
 
 
 def quality(windows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
