@@ -49,6 +49,7 @@ from landreeve_agent.sealing import AtRest, training_folder
 from landreeve_agent.selfupdate import beside_models, health_of
 from landreeve_agent.serving.door import door
 from landreeve_agent.store.database import Database
+from landreeve_agent.store.rescue import attend, open_store
 from landreeve_agent.telemetry.machine import MachineProbe
 from landreeve_agent.telemetry.recent import Recent
 from landreeve_agent.telemetry.reporter import Reporter, WorkerFigures
@@ -105,7 +106,7 @@ class House:
         listener, hold = _ports(state, settings, problem)
         try:
             at_rest = AtRest.opened(state, settings).settled(state, settings)
-            database = Database(state.database, keys=at_rest.store_keys)
+            database = open_store(state.database, at_rest.store_keys, clock())
         except BaseException:
             listener.close()
             hold.close()
@@ -154,13 +155,9 @@ class House:
             files=self.at_rest.files, raw=self.at_rest.raw,
         )  # fmt: skip
         self.windows = Windows(
-            self.database,
-            self.outbox,
-            self.definitions,
-            models=state.models,
-            clock=self.clock,
+            self.database, self.outbox, self.definitions, models=state.models, clock=self.clock,
             files=self.at_rest.files,
-        )
+        )  # fmt: skip
         self.actions = Actions(self.database, self.outbox, self.definitions, self.trainings, self.runner, self.clock)
         self.orders = Orders(self.database, self.reporter, self.actions.of_hub(), self.clock)
         self.schedule = Schedule(self.rooms.failed, self.rooms.recovered)
@@ -269,6 +266,7 @@ class House:
     async def open(self) -> None:
         """Recover what served, then set every room going; the link comes last."""
         self.outbox.bind(asyncio.get_running_loop())
+        attend(self.database, self._tell, self._restart)
         await self.database.read(self.meter.load)
         self.rooms.keep("hardware", self.hardware.run)
         self.rooms.keep("console", self.server.run)

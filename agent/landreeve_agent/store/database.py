@@ -7,6 +7,7 @@ savepoint: one that fails undoes itself and nobody else. A write has returned on
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import sqlite3
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 GROUP_LIMIT = 64
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 BUSY_TIMEOUT_S = 30.0
 
 
@@ -49,6 +51,9 @@ class Database:
         ``keys`` open a sealed store (the newest last) and seal a new one; a plain file is opened as it is.
         """
         self.path = path
+        self.set_aside: Path | None = None  # the damaged store whose place this one took
+        self.on_damage: Callable[[], None] = lambda: None  # called in one of its threads, once
+        self._damaged = False
         self._key = _key_for(path, keys)
         self._writer_connection = _prepare(path, self._key)
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
@@ -82,6 +87,11 @@ class Database:
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Calls it in the writer's thread after each commit, before the writers of that commit go on."""
         self._after_commit.append(callback)
+
+    @staticmethod
+    def mark_of(path: Path) -> Path:
+        """The file that says a run met damage in the store, for the next start to look at it."""
+        return path.with_name(f"{path.name}.suspect")
 
     def close(self) -> None:
         """Finishes the writes that wait, then closes the file. Harmless when repeated."""
@@ -123,8 +133,9 @@ class Database:
         done: list[tuple[_Write, Any]] = []
         try:
             with _transaction(self._writer_connection) as db:
-                done = [(item, result) for item in live for result in _run(db, item)]
+                done = [(item, result) for item in live for result in self._run(db, item)]
         except BaseException as error:  # noqa: BLE001 - handed to every caller, whose write did not happen
+            self._examine(error)
             for item in live:
                 if not item.future.done():
                     item.future.set_exception(error)
@@ -132,6 +143,19 @@ class Database:
         self._tell()
         for item, result in done:
             item.future.set_result(result)
+
+    def _run(self, db: SqliteDatabase, item: _Write) -> list[Any]:
+        """The result as a list of one; empty when it failed, its savepoint undone and its caller told."""
+        try:
+            with db.atomic():
+                result = item.run(db)
+        except BaseException as error:
+            if not db.conn.in_transaction:
+                raise  # the whole group is gone with it (disk full, a RAISE(ROLLBACK), a stray COMMIT)
+            self._examine(error)
+            item.future.set_exception(error)
+            return []
+        return [result]
 
     def _tell(self) -> None:
         for callback in self._after_commit:
@@ -149,8 +173,27 @@ class Database:
         db.conn.execute("BEGIN")
         try:
             return run(db)
+        except sqlite3.DatabaseError as error:
+            self._examine(error)
+            raise
         finally:
             db.conn.rollback()
+
+    def _examine(self, error: BaseException) -> None:
+        """Damage shows in the middle of work; nothing in this process can mend it."""
+        if self._damaged or not is_damage(error):
+            return
+        self._damaged = True
+        logger.error("store %s: %s", self.path, error)
+        with contextlib.suppress(OSError):
+            self.mark_of(self.path).touch()
+        self.on_damage()
+
+
+def is_damage(error: BaseException | None) -> bool:
+    """Whether the error says that the file is no whole database, as against one that is busy or a disk that is full."""
+    code = error.sqlite_errorcode if isinstance(error, sqlite3.DatabaseError) else None
+    return code is not None and code & 0xFF in _DAMAGE
 
 
 class _transaction:  # noqa: N801 - reads as a verb where it is used
@@ -172,19 +215,6 @@ class _transaction:  # noqa: N801 - reads as a verb where it is used
         except BaseException:
             self._db.conn.rollback()
             raise
-
-
-def _run(db: SqliteDatabase, item: _Write) -> list[Any]:
-    """The result as a list of one; empty when it failed, its savepoint undone and its caller told."""
-    try:
-        with db.atomic():
-            result = item.run(db)
-    except BaseException as error:
-        if not db.conn.in_transaction:
-            raise  # the whole group is gone with it (disk full, a RAISE(ROLLBACK), a stray COMMIT)
-        item.future.set_exception(error)
-        return []
-    return [result]
 
 
 def _key_for(path: Path, keys: Sequence[bytes]) -> bytes | None:
