@@ -34,7 +34,7 @@ from tests.integration.hub_site import HubProcess
 
 EARLY = Path(__file__).resolve().with_name("early")
 ROWS, ROWS_OF_WORSE = 20, 150
-LONG_S = 200.0
+LONG_S = 120.0
 ENDED = frozenset({"FINISHED", "ROLLED_BACK", "ABORTED", "PAUSED"})
 # Fast where the product waits, so that a suite of many updates ends; nothing of what is tested depends on it.
 HUB_SETTINGS = ("pace.rollout_s=0.3",)
