@@ -15,6 +15,7 @@ from landreeve_agent.update.machine import Effect
 from landreeve_agent.update.standing import Installed, Order, Phase, State
 
 MODEL = "delay"
+EPOCH = 1_000_000_000
 SECONDS = {
     Effect.CHECK: (1, 5),
     Effect.PROCEED: (1, 2),
@@ -85,10 +86,17 @@ class Box:
     token: int = 0
     tell_document: bool = True
     forks: int = 0
+    model: str = MODEL
+    prior: str = ""
+
+    def __post_init__(self) -> None:
+        if self.model != MODEL:
+            self.state = State(self.model)
 
     def install(self, release: str, version: str) -> None:
         """It was on this version when the history begins."""
-        self.state = State(MODEL, phase=Phase.COMMITTED, good=Installed(release, version, "{}"))
+        self.prior = release
+        self.state = State(self.model, phase=Phase.COMMITTED, good=Installed(release, version, "{}"))
 
     def obey(self, document: Document) -> bool:
         """Take a document of the broker; whether it was news."""
@@ -102,10 +110,21 @@ class Box:
             event: machine.Event = machine.Unordered(document.generation)
         else:
             release, version, rollout, action = order
-            known = Order(MODEL, release, version, 1, rollout, document.generation, 1, action == "rollback")
+            known = Order(self.model, release, version, 1, rollout, document.generation, 1, action == "rollback")
             event = machine.Ordered(known)
         self._dispatch(event)
         return True
+
+    def lose(self) -> None:
+        """Throw away what it serves: an agent with a mistake of its own."""
+        self.state = State(self.model)
+        self.token += 1
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Number facts anew, beyond all that was said: the outbox is not the one that it was."""
+        self.seq = epoch * EPOCH
+        self.outbox = []
+        self.token += 1
 
     def begin(self) -> float | None:
         """Seconds that the effect now due takes; None when there is nothing to do."""

@@ -1,109 +1,35 @@
 """One hub and n boxes in one process, on a virtual clock, with seeded faults.
 
-The boxes run the agent's own update machine. The hub is the rollout machine as the runner drives it: facts by change,
-decisions by what changed and by `Decision.wake`, everything that must survive kept as JSON. Store and broker are
-models: a killed hub goes on from the JSON, a restored one from an older copy of it; messages are lost only for a while,
-repeated, late and out of order. ``bug`` plants one mistake, to show that the invariants see it.
+The boxes run the agent's own update machine (`tests.fleet.boxes`), the hub the rollout machine (`tests.fleet.hub`).
+Messages are lost only for a while, repeated, late and out of order; boxes are killed, fall silent, are removed, set
+back to an older disk, made anew and cloned, and join late; the hub is killed and restored from an older backup; people
+propose, approve, and give every command twice. ``Case.bug`` plants one mistake, to show that the invariants see it.
 """
 
 import heapq
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 
-import msgspec
 from landreeve_agent.update.machine import Effect
-from landreeve_hub.rollout import commands
 from landreeve_hub.rollout.commands import Asked
-from landreeve_hub.rollout.live import busy, earlier
-from landreeve_hub.rollout.machine import decide, uncovered
 from landreeve_hub.rollout.policy import Plan, parse_plan
 from landreeve_hub.rollout.resolve import resolve
-from landreeve_hub.rollout.roster import Back, Member, Outcome, Roster
-from landreeve_hub.rollout.sight import told_of
-from landreeve_hub.rollout.state import (
-    FINAL,
-    Around,
-    Assign,
-    Begin,
-    Decision,
-    DeviceFact,
-    Head,
-    Order,
-    Quarantine,
-    Refused,
-    Report,
-    Rollout,
-    State,
-    Withdraw,
-)
+from landreeve_hub.rollout.roster import Member, Roster
+from landreeve_hub.rollout.state import FINAL, Assign, Rollout, State
 
-from tests.fleet.boxes import MODEL, Box, Document, Said, Standing
+from tests.fleet.boxes import MODEL, Box, Document, Standing
+from tests.fleet.hub import Case, SimulatedHub, Tables
+from tests.fleet.invariants import check_end, check_latecomers, require
 
 START = datetime(2026, 3, 28, 6, 0, tzinfo=UTC)  # the night after, clocks go forward in Europe
-OLD, NEW = "0" * 64, "f" * 64
-FIRST = "r-000001"
+NEW, NEWER, OTHER = "f" * 64, "e" * 64, "c" * 64
+FIRST, SECOND, BESIDE = "r-000001", "r-000002", "r-000003"
 LOOK_S = 30.0
-ZONES = ("Europe/Berlin", "Asia/Dubai", "America/New_York", "UTC")
-BUGS = (
-    "in_flight", "site", "waves", "threshold", "prior", "drag", "forget", "quarantine", "wordless", "sleep", "twice",
-    "deaf", "windows",
-)  # fmt: skip
-
-
-class InvariantBrokenError(AssertionError):
-    """``name`` is the rule that was broken."""
-
-    def __init__(self, name: str, what: str) -> None:
-        super().__init__(f"{name}: {what}")
-        self.name = name
-
-
-def require(holds: bool, name: str, what: str = "") -> None:
-    if not holds:
-        raise InvariantBrokenError(name, what)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One history, drawn from its seed. ``fails`` and ``mute`` are shares of boxes."""
-
-    seed: int
-    size: int = 30
-    fails: float = 0.02
-    mute: float = 0.01
-    bug: str = ""
-    restores: bool = True
-    commands: bool = True
-
-
-@dataclass
-class Tables:
-    """What the hub keeps. ``copy`` is a backup: everything as JSON would bring it back."""
-
-    rollouts: dict[str, Rollout] = field(default_factory=dict)
-    assigned: dict[str, Assign] = field(default_factory=dict)
-    documents: dict[str, Document] = field(default_factory=dict)
-    reports: dict[str, Said] = field(default_factory=dict)
-    standings: dict[str, Standing] = field(default_factory=dict)
-    removed: set[str] = field(default_factory=set)
-    quarantined: set[str] = field(default_factory=set)
-
-    def copy(self) -> "Tables":
-        plain = {name: resumed(rollout) for name, rollout in self.rollouts.items()}
-        rest = (self.assigned, self.documents, self.reports, self.standings)
-        return Tables(plain, *(dict(one) for one in rest), set(self.removed), set(self.quarantined))
-
-
-def resumed(rollout: Rollout) -> Rollout:
-    """The rollout as it comes back from what is stored of it."""
-    names = Head.__struct_fields__
-    head = msgspec.json.decode(msgspec.json.encode({n: getattr(rollout, n) for n in names}), type=Head)
-    members = msgspec.json.decode(msgspec.json.encode(list(rollout.members.values())), type=list[Member])
-    return Rollout(**{name: getattr(head, name) for name in names}, members=Roster(members))
+VERBS = ("pause", "resume", "next", "abort", "rollback", "retry")
 
 
 class Simulation:
@@ -114,43 +40,46 @@ class Simulation:
         self.random = Random(case.seed)
         self.now = 0.0
         self.queue: list[tuple[float, int, Callable[[], None]]] = []
-        self.count = 0
-        self.tables = Tables()
+        self.count = self.looks = 0
         self.retained: dict[str, Document] = {}
-        self.facts: dict[str, dict[str, DeviceFact]] = {}
-        self.arounds: dict[str, Around] = {}
-        self.wakes: dict[str, datetime | None] = {}
-        self.changed: set[str] = set()
-        self.cold = True
-        self.down = False
         self.calm = False
         self.backups: list[Tables] = []
-        self.installed: set[tuple[str, str]] = set()
-        self.orders = self.looks = self.decisions = 0
-        self.told_bad: dict[str, datetime] = {}
-        self.words = 0  # what people said about devices in conflict
-        self.boxes = {f"d-{n:05d}": self._box(n) for n in range(case.size)}
+        self.boxes = {f"d-{n:05d}": self._box(f"d-{n:05d}") for n in range(case.size)}
+        self.clones: dict[str, Box] = {}
+        self.late: dict[str, float] = {}
+        self.spoilt: set[str] = set()
         self.plan = self._plan()
+        self.hub = SimulatedHub(case, self, paired=self.random.random() < 0.4)
         self._propose()
+
+    @property
+    def tables(self) -> Tables:
+        return self.hub.tables
+
+    @property
+    def orders(self) -> int:
+        return self.hub.orders
 
     # --- the cast ---
 
-    def _box(self, n: int) -> Box:
-        own = Random(self.case.seed * 1_000_003 + n)
+    def _box(self, name: str, *, bare: bool = False) -> Box:
+        own = Random(f"{self.case.seed}{name}")
         draw = own.random()
         where = own.choice([Effect.PREFLIGHT, Effect.WATCH, Effect.FETCH])
-        failing = draw < self.case.fails
+        failing, failing_again = draw < self.case.fails, own.random() < self.case.fails
 
         def fate(release: str) -> Effect | None:
-            return where if failing and release == NEW else None
+            return where if (failing and release == NEW) or (failing_again and release == NEWER) else None
 
-        box = Box(f"d-{n:05d}", f"s-{n:05d}", own, fate)
-        if own.random() < 0.95:  # some have nothing to return to
-            box.install(f"{n % 3:064x}", f"v{n % 3}")
+        model = MODEL if name.startswith("d-") else "noise"
+        box = Box(name, f"s-{name[2:]}", own, fate, model=model)
+        if own.random() < 0.95 and not bare:  # some have nothing to return to
+            kind = int(name[2:7]) % 3
+            box.install(f"{kind:064x}", f"v{kind}")
         return box
 
-    def _mute(self, box: Box) -> bool:
-        return Random(f"{self.case.seed}{box.name}mute").random() < self.case.mute
+    def _mute(self, name: str) -> bool:
+        return Random(f"{self.case.seed}{name}mute").random() < self.case.mute
 
     def _plan(self) -> Plan:
         draw, size = self.random, self.case.size
@@ -171,30 +100,46 @@ class Simulation:
             "offline": {"policy": draw.choice(["order", "wait", "exclude"]), "after_s": 1800},
             "jitter_s": draw.choice([0, 0, 300]),
             "back": {"max_in_flight": draw.choice([3, 1_000_000])},
+            "late": draw.choice(["wait", "wait", "current", "last", "leave"]),
         }
         if draw.random() < 0.3:
             raw["windows"] = {"activate": [{"start": "20:00", "end": "06:00"}]}
         return parse_plan(raw)
 
     def _propose(self) -> None:
-        sites = {name: box.site for name, box in self.boxes.items()}
-        paired = self.random.random() < 0.4
+        beside = self.case.size // 5 if self.case.overlap and self.random.random() < 0.4 else 0
+        self.boxes |= {f"e-{n:05d}": self._box(f"e-{n:05d}") for n in range(beside)}
+        for name, box in self.boxes.items():
+            self.tables.enrolled[name] = START
+            self.tables.standings[name] = box.standing
+            if box.running[0]:
+                release, version = box.running
+                order = Assign(name, release, version, "r-000000", "install", self.plan.probation)
+                self.tables.assigned[name] = order
+        self._offer(FIRST, MODEL, NEW, self.plan)
+        if self.case.overlap and self.random.random() < 0.5:
+            self._offer(SECOND, MODEL, NEWER, self._plan())
+        if beside:
+            self._offer(
+                BESIDE, "noise", OTHER, parse_plan({"probation": {"max_s": 7200}, "gate": {"deadline_s": 3600}})
+            )
+
+    def _offer(self, name: str, model: str, release: str, plan: Plan) -> None:
+        sites = {d: box.site for d, box in self.boxes.items() if box.model == model}
         members = [
-            Member(device, sites[device], number, place=f"pair-{int(device[2:]) // 2}" if paired else "")
-            for number, wave in enumerate(resolve(self.plan, sites))
+            Member(device, sites[device], number, place=self.hub.labels(device).get("site", ""))
+            for number, wave in enumerate(resolve(plan, sites))
             for device in wave
         ]
         made = Rollout(
-            id=FIRST, model=MODEL, digest=NEW, version="v9", plan=self.plan, state=State.RUNNING, wave_since=START,
+            id=name, model=model, digest=release, version="v9", plan=plan, state=State.AWAITING_APPROVAL,
             members=Roster(members),
         )  # fmt: skip
-        self.tables.rollouts[made.id] = made
-        for name, box in self.boxes.items():
-            if box.running[0]:
-                release, version = box.running
-                self.tables.assigned[name] = Assign(name, release, version, "r-000000", "install", self.plan.probation)
-            self.tables.standings[name] = box.standing
-        self.priors = {name: box.running[0] for name, box in self.boxes.items()}
+        self.hub.propose(made, "ann")
+        people = ["ann", "bob"]  # ann may press the button too; it does nothing
+        self.random.shuffle(people)
+        for number, who in enumerate(people):
+            self.at(self.random.uniform(0, 60) + 60 * number, lambda w=who: self.hub.approve(name, w))
 
     # --- time ---
 
@@ -212,13 +157,22 @@ class Simulation:
         self.at(0, self._look)
         self._until(hours * 0.6 * 3600)
         self._peace()
-        deadline = self.now + 200 * 3600
-        while not self._ended() and self.now < deadline:
+        deadline = self.now + 300 * 3600
+        while self.now < deadline:
             self._until(self.now + 1800)
             self._persons_settle()
+            if self._ended():
+                break
         require(self._ended(), "every rollout ends", str({r.id: str(r.state) for r in self.tables.rollouts.values()}))
-        self._until(self.now + 8 * 3600)
-        self._check_end()
+        self._until(self.now + 26 * 3600)
+        spoilt = set(self.boxes) if self.hub.said else self.spoilt
+        check_end(self.hub, self.boxes, FIRST, spoilt)
+        check_latecomers(self.hub, self.late, FIRST)
+
+    def _look(self) -> None:
+        self.looks += 1
+        self.hub.look()
+        self.at(LOOK_S, self._look)
 
     def _until(self, moment: float) -> None:
         while self.queue and self.queue[0][0] <= moment:
@@ -234,7 +188,7 @@ class Simulation:
     def _schedule_faults(self, span: float) -> None:
         draw, names = self.random, sorted(self.boxes)
         for name in names:
-            if self._mute(self.boxes[name]):
+            if self._mute(name):
                 self.at(draw.uniform(0, span / 3), lambda n=name: self._reach(n, False))
             elif draw.random() < 0.25:
                 away, long = draw.uniform(0, span * 0.8), draw.uniform(60, 4 * 3600)
@@ -245,17 +199,33 @@ class Simulation:
         for name in draw.sample(names, k=min(len(names) - 1, draw.choice([0, 0, 1, 2]))):
             self.at(draw.uniform(0, span), lambda n=name: self._remove(n))
         for _ in range(draw.choice([0, 1, 3])):
-            self.at(draw.uniform(0, span), self._kill_hub)
+            self.at(draw.uniform(0, span), self.hub.die)
         if self.case.restores and draw.random() < 0.3:
             backup = draw.uniform(0, span * 0.5)
             self.at(backup, lambda: self.backups.append(self.tables.copy()))
             self.at(backup + draw.uniform(60, span * 0.4), self._restore)
         for _ in range(draw.choice([0, 0, 1, 3]) if self.case.commands else 0):
             self.at(draw.uniform(0, span), self._person)
+        if self.case.traffic:
+            self._schedule_traffic(span, names)
+
+    def _schedule_traffic(self, span: float, names: list[str]) -> None:
+        """Boxes come, are made anew under another name, come back with an older disk, and are copied."""
+        draw = self.random
+        for n in range(draw.choice([0, 1, 3])):
+            self.at(draw.uniform(0, span), lambda name=f"d-{90_000 + n}": self._enrol(name))
+        for name in draw.sample(names, k=min(len(names) - 1, draw.choice([0, 1, 2]))):
+            self.at(draw.uniform(0, span), lambda n=name: self._reimage(n))
+        for name in draw.sample(names, k=min(len(names) - 1, draw.choice([0, 1, 2]))):
+            self.at(draw.uniform(0, span * 0.7), lambda n=name: self._image(n, draw.uniform(600, span * 0.3)))
+        for name in draw.sample(names, k=min(len(names) - 1, draw.choice([0, 0, 1]))):
+            self.at(draw.uniform(0, span * 0.8), lambda n=name: self._clone(n))
 
     def _peace(self) -> None:
         """No further faults: whoever is there can be reached and is honest, and people settle what is open."""
         self.calm = True
+        for name in sorted(self.clones):
+            self._part(name)
         for name in sorted(self.boxes):
             self._reach(name, True)
 
@@ -270,16 +240,16 @@ class Simulation:
             self.at(self.random.uniform(0, 90), lambda: self._hear_will(name))
 
     def _connect(self, box: Box) -> None:
-        self._stand(box)
-        self._deliver(box.name)
-        self._flush(box)
+        if box.name not in self.tables.removed:
+            self.hub.stand(box.name, box.standing)
+            self._hand_over(box, self.retained.get(box.name))
+            self._flush(box)
 
     def _hear_will(self, name: str) -> None:
         box, known = self.boxes.get(name), self.tables.standings.get(name)
-        if box is None or box.reachable or known is None:
-            return
-        self.tables.standings[name] = Standing(False, known.generation, known.document, known.running, known.version)
-        self.changed.add(name)
+        if box is not None and not box.reachable and known is not None:
+            gone = Standing(False, known.generation, known.document, known.running, known.version)
+            self.hub.stand(name, gone)
 
     def _kill_box(self, name: str) -> None:
         """The effect under way is lost, the state is not: it begins again."""
@@ -291,72 +261,145 @@ class Simulation:
     def _remove(self, name: str) -> None:
         if name in self.boxes and len(self.boxes) > 1:
             del self.boxes[name]
+            self.clones.pop(name, None)
             self.tables.removed.add(name)
-            self.changed.add(name)
+            self.hub.changed.add(name)
 
-    def _kill_hub(self) -> None:
-        """Memory is gone; what was stored is not."""
-        self.tables = self.tables.copy()
-        if self.case.bug == "forget":
-            fresh = [
-                msgspec.structs.replace(m, outcome=Outcome.WAITING) if m.flying else m for m in self._first.values()
-            ]
-            self.tables.rollouts[FIRST] = msgspec.structs.replace(self.tables.rollouts[FIRST], members=Roster(fresh))
-        self._forget()
+    def _enrol(self, name: str) -> None:
+        """A box joins the fleet: it has nothing yet."""
+        self.boxes[name] = self._box(name, bare=True)
+        self.tables.enrolled[name] = self.clock
+        self.late[name] = self.now
+        self._connect(self.boxes[name])
 
-    @property
-    def _first(self) -> Roster:
-        return self.tables.rollouts[FIRST].members
+    def _reimage(self, name: str) -> None:
+        """Installed anew, it joins as another box of the same site, and the former one is out."""
+        if name in self.boxes:
+            self._remove(name)
+            if name not in self.boxes:
+                self._enrol(f"{name}x{self.count}")
 
-    def _forget(self) -> None:
-        self.facts, self.arounds, self.wakes, self.changed, self.cold = {}, {}, {}, set(), True
+    def _image(self, name: str, later: float) -> None:
+        """A copy of its disk is made, and put back later: it is what it was, with an outbox of its own."""
+        box = self.boxes.get(name)
+        if box is not None:
+            state, document = box.state, box.document
+            self.at(later, lambda: self._set_back(box, (state, document)))
+
+    def _set_back(self, box: Box, disk: tuple[Any, Document]) -> None:
+        if self.boxes.get(box.name) is not box:
+            return
+        box.state, box.document = disk
+        self.count += 1
+        box.begin_epoch(self.count)
+        if box.reachable:
+            self._connect(box)
+        self._work(box)
+
+    def _clone(self, name: str) -> None:
+        """A second box speaks under the name until somebody takes it away; the hub finds out after some minutes."""
+        box = self.boxes.get(name)
+        if box is None or not box.reachable or self.calm:
+            return
+        fate = box.fate
+        twin = Box(box.name, box.site, Random(f"{self.case.seed}{name}twin"), fate, model=box.model, prior=box.prior)
+        twin.state, twin.document = deepcopy(box.state), box.document
+        twin.begin_epoch(self.count + 1)
+        self.clones[name] = twin
+        self.spoilt.add(name)
+        for n in range(6):  # they take the session from each other
+            self.at(n * 60.0 + 1, lambda one=(twin if n % 2 == 0 else box): self._speak(one))
+        self.at(self.random.uniform(120, 900), lambda: self._found_out(name))
+        self.at(self.random.uniform(3600, 6 * 3600), lambda: self._part(name))
+
+    def _speak(self, box: Box) -> None:
+        if box.name in self.clones and box.name in self.boxes:
+            self._connect(box)
+            self._work(box)
+
+    def _found_out(self, name: str) -> None:
+        if name in self.clones:
+            self.tables.doubled.add(name)
+            self.hub.changed.add(name)
+
+    def _part(self, name: str) -> None:
+        """The copy is taken away; what was not ordered meanwhile is ordered now."""
+        if self.clones.pop(name, None) is None:
+            return
+        self.tables.doubled.discard(name)
+        box = self.boxes.get(name)
+        if box is not None:
+            self.count += 1
+            box.begin_epoch(self.count)  # its facts were taken for the other's
+            self.hub.stand(name, box.standing)
+            self.hub.publish(name)
+            self._work(box)
 
     def _restore(self) -> None:
-        """An older backup; the broker tells again what boxes retained there, and the hub what it believes it wants."""
+        """The broker tells again what boxes retained there, and the hub what it believes it wants."""
         if not self.backups:
             return
-        removed = self.tables.removed
-        self.tables = self.backups[-1].copy()
-        self.tables.removed |= removed  # the backup's list of devices is mended first
-        self.installed.clear()
-        self._forget()
-        for name, document in self.tables.documents.items():
-            self.retained[name] = document
+        self.hub.restore(self.backups[-1])
+        self.retained |= self.tables.documents
         for box in self.boxes.values():
             if box.reachable:
-                self._stand(box)
+                self.hub.stand(box.name, box.standing)
+
+    # --- people ---
 
     def _person(self) -> None:
-        verb = self.random.choice(["pause", "resume", "next", "abort", "rollback", "retry"])
-        self._command(FIRST, verb, str(self.count))
-
-    def _command(self, name: str, verb: str, key: str = "") -> None:
-        rollout = self.tables.rollouts[name]
-        asked = Asked("ann", self.clock, key)
-        answer = commands.obey(rollout, verb, asked)
-        if isinstance(answer, Refused):
-            return
-        after, orders = answer
-        require(commands.obey(after, verb, asked) == (after, ()) or not key, "a command again does nothing", verb)
-        if verb == "retry":
-            self.installed -= {one for one in self.installed if one[1] == FIRST}
-        self.tables.rollouts[name] = after
-        self._carry_out(after, orders)
-        self.wakes[name] = self.clock
+        """A command, and the same once more some time later."""
+        verb, name = self.random.choice(VERBS), self.random.choice(sorted(self.tables.rollouts))
+        asked = Asked("ann", self.clock, str(self.count))
+        if self.hub.command(name, verb, asked):
+            self.at(self.random.uniform(0, 7200), lambda: self.hub.command_again(name, verb, asked))
 
     def _persons_settle(self) -> None:
         for name, rollout in list(self.tables.rollouts.items()):
-            if rollout.state is State.PAUSED:
-                self._command(name, self.random.choice(["resume", "resume", "abort", "rollback"]))
+            if rollout.state is State.AWAITING_APPROVAL:
+                self.hub.approve(name, "bob")
+            elif rollout.state is State.PAUSED:
+                verb = self.random.choice(["resume", "resume", "abort", "rollback"])
+                if not self.hub.command(name, verb, Asked("ann", self.clock)):
+                    self.hub.command(name, "resume", Asked("ann", self.clock))
         for name in sorted(self.boxes):
-            if self._conflict(name):
-                self._resolve(name)
+            if self.hub.conflict(name):
+                self._resolve(self.boxes[name])
+
+    def _resolve(self, box: Box) -> None:
+        adopts = None
+        if self.random.random() < 0.5 and box.running[0]:
+            release, version = box.running
+            adopts = Assign(box.name, release, version, "adopted", "install", self.plan.probation)
+        self.hub.resolve(box.name, adopts, box.document)
 
     # --- the link ---
 
-    def _stand(self, box: Box) -> None:
-        self.tables.standings[box.name] = box.standing
-        self.changed.add(box.name)
+    def carry(self, device: str, document: Document) -> None:
+        """The broker keeps the document and hands it to whoever is there."""
+        self.retained[device] = document
+        self.at(self.random.uniform(0, 5), lambda: self._deliver(device))
+
+    def obeys(self, device: str) -> int:
+        """The generation that a device obeys."""
+        box = self.boxes.get(device)
+        return box.document.generation if box is not None else 0
+
+    def _deliver(self, name: str) -> None:
+        for box in (self.boxes.get(name), self.clones.get(name)):
+            if box is not None and box.reachable:
+                self._hand_over(box, self.retained.get(name))
+
+    def _hand_over(self, box: Box, document: Document | None) -> None:
+        if document is None or not box.obey(document):
+            return
+        if self.case.bug == "bare" and document.order is not None and document.order[3] == "rollback":
+            box.lose()
+        own = box.forks == 0 or box.name in self.spoilt
+        require(own, "no device is dragged back without a person's word", box.name)
+        self.hub.stand(box.name, box.standing)
+        self._flush(box)
+        self._work(box)
 
     def _flush(self, box: Box) -> None:
         """Everything not yet acknowledged, late, out of order, and some of it twice."""
@@ -364,33 +407,15 @@ class Simulation:
             return
         for said in box.outbox:
             for _ in range(2 if self.random.random() < 0.1 else 1):
-                self.at(self.random.uniform(0, 0 if self.calm else 40), lambda s=said: self._hear(box.name, s))
+                self.at(self.random.uniform(0, 0 if self.calm else 40), lambda s=said: self._hear(box, s))
         box.outbox.clear()
 
-    def _hear(self, name: str, said: Said) -> None:
-        """As the ingest: a report replaces an older one, never a newer one; the figures of a probation stay with it."""
-        known = self.tables.reports.get(name)
-        if said.state in {"REJECTED", "ROLLED_BACK"} and said.rollout == FIRST:
-            self.told_bad.setdefault(name, self.clock)
-        if self.case.bug == "deaf" and said.state in {"REJECTED", "ROLLING_BACK", "ROLLED_BACK"}:
+    def _hear(self, box: Box, said: Any) -> None:
+        if box.name in self.tables.removed:
             return
-        if known is None or known.seq < said.seq:
-            kept = said.probation or (known.probation if known and known.generation == said.generation else None)
-            self.tables.reports[name] = msgspec_free(said, kept)
-        box = self.boxes.get(name)
-        if box is not None and box.reachable:
-            self.tables.standings[name] = box.standing
-        self.changed.add(name)
-
-    def _deliver(self, name: str) -> None:
-        box, document = self.boxes.get(name), self.retained.get(name)
-        if box is None or document is None or not box.reachable:
-            return
-        if box.obey(document):
-            require(box.forks == 0, "no device is dragged back without a person's word", name)
-            self._stand(box)
-            self._flush(box)
-            self._work(box)
+        self.hub.hear(box.name, said)
+        if self.boxes.get(box.name) is box and box.reachable:
+            self.hub.stand(box.name, box.standing)
 
     def _work(self, box: Box) -> None:
         took = box.begin()
@@ -400,286 +425,11 @@ class Simulation:
             self.at(took, lambda: self._done(box, token))
 
     def _done(self, box: Box, token: int) -> None:
-        if token != box.token or box.name not in self.boxes:
+        if token != box.token or box not in (self.boxes.get(box.name), self.clones.get(box.name)):
             return
         box.end()
         self._flush(box)
         self._work(box)
-
-    # --- the hub ---
-
-    def _look(self) -> None:
-        self.looks += 1
-        if not self.down:
-            changed, self.changed = self.changed, set()
-            for name in sorted(self.tables.rollouts):
-                self._decide(name, changed)
-            self.cold = False
-        self.at(LOOK_S, self._look)
-
-    def _decide(self, name: str, changed: set[str]) -> None:
-        before = self.tables.rollouts[name]
-        if before.state in FINAL:
-            self.facts.pop(name, None)  # not looked at any more; a retry reads everything anew
-            return
-        facts, ours = self._renewed(before, changed)
-        around = self._around(before)
-        wake = self.wakes.get(name)
-        late = wake is not None and wake <= self.clock and self.case.bug != "sleep"
-        if ours is not None and not ours and not late and around == self.arounds.get(name):
-            return
-        self.decisions += 1
-        decision = decide(self._bent(before), facts, self.clock, around, None if late else ours)
-        self._check_decision(before, decision, facts, around)
-        after = self._straight(before, decision.rollout)
-        self.tables.rollouts[name] = msgspec.structs.replace(after, members=after.members.saved())
-        self.arounds[name], self.wakes[name] = around, decision.wake
-        self._carry_out(after, decision.orders)
-
-    def _renewed(self, rollout: Rollout, changed: set[str]) -> tuple[dict[str, DeviceFact], set[str] | None]:
-        facts = self.facts.get(rollout.id)
-        if facts is None:
-            facts = self.facts[rollout.id] = {d: f for d in rollout.members if (f := self._fact(d)) is not None}
-            return facts, None
-        ours = {device for device in changed if device in rollout.members}
-        for device in ours:
-            fact = self._fact(device)
-            if fact is None:
-                facts.pop(device, None)
-            else:
-                facts[device] = fact
-        return facts, ours
-
-    def _fact(self, device: str) -> DeviceFact | None:
-        if device in self.tables.removed or device not in self.tables.standings:
-            return None
-        standing, held = self.tables.standings[device], self.tables.assigned.get(device)
-        document, said = self.tables.documents.get(device), self.tables.reports.get(device)
-        blind = self.case.bug == "drag"
-        return DeviceFact(
-            id=device,
-            site=f"s-{device[2:]}",
-            online=standing.online,
-            running=standing.running,
-            running_version=standing.version,
-            assigned=held.release if held else "",
-            assigned_version=held.version if held else "",
-            generation=0 if blind else standing.generation,
-            desired=document.generation if document else 0,
-            document="" if blind else standing.document,
-            newest=document.digest if document else "",
-            report=self._report(said) if said else None,
-            labels={"timezone": ZONES[int(device[2:]) % len(ZONES)]},
-        )
-
-    def _report(self, said: Said) -> Report:
-        return Report(
-            said.rollout, said.generation, said.release, said.state, said.cause, said.sentence,
-            told=told_of(said.probation) if said.probation else None,
-        )  # fmt: skip
-
-    def _around(self, rollout: Rollout) -> Around:
-        others = [other for other in self.tables.rollouts.values() if other.id != rollout.id]
-        child = self.tables.rollouts.get(rollout.back_id) if rollout.state is State.ROLLING_BACK else None
-        return Around(busy(others), earlier(rollout, others), child)
-
-    def _conflict(self, device: str) -> bool:
-        fact = self._fact(device)
-        return fact is not None and fact.conflict
-
-    def _carry_out(self, rollout: Rollout, orders: tuple[Order, ...]) -> None:
-        touched: dict[str, None] = {}
-        for order in orders:
-            match order:
-                case Assign():
-                    self.tables.assigned[order.device] = order
-                    touched[order.device] = None
-                    self._check_order(rollout, order)
-                case Withdraw(device):
-                    self.tables.assigned.pop(device, None)
-                    touched[device] = None
-                case Quarantine(digest):
-                    if self.case.bug != "quarantine":
-                        self.tables.quarantined.add(digest)
-                case Begin(begun):
-                    self.tables.rollouts.setdefault(begun.id, self._misled(begun))
-                case _:
-                    pass
-        for device in touched:
-            for _ in range(2 if self.case.bug == "twice" else 1):
-                self._publish(device)
-
-    def _misled(self, begun: Rollout) -> Rollout:
-        if self.case.bug != "prior":
-            return begun
-        one = next(iter(begun.members.values())).target
-        wrong = [msgspec.structs.replace(member, target=one) for member in begun.members.values()]
-        return msgspec.structs.replace(begun, members=Roster(wrong))
-
-    def _publish(self, device: str, resolved: Document | None = None) -> None:
-        """The next document, unless the device obeys what this hub never made."""
-        if device in self.tables.removed or (resolved is None and self._conflict(device)):
-            return
-        before = resolved or self.tables.documents.get(device, Document(0, None, frozenset()))
-        held = self.tables.assigned.get(device)
-        order = (held.release, held.version, held.rollout, held.action) if held else None
-        if order == before.order and resolved is None and self.case.bug != "twice":
-            return
-        require(
-            order != before.order or resolved is not None, "a document that did not change keeps its number", device
-        )
-        above = 1000 if resolved is not None else 1
-        if self.case.bug == "drag" and device in self.boxes:
-            above = max(1, self.boxes[device].document.generation - before.generation + 1)
-        made = Document(before.generation + above, order, before.history | {before.digest})
-        self.tables.documents[device] = self.retained[device] = made
-        self.changed.add(device)
-        self.orders += 1
-        self.at(self.random.uniform(0, 5), lambda: self._deliver(device))
-
-    def _resolve(self, device: str) -> None:
-        """A person says who is right; from then on the device's history is the hub's."""
-        box = self.boxes[device]
-        if self.random.random() < 0.5 and box.running[0]:
-            release, version = box.running
-            self.tables.assigned[device] = Assign(device, release, version, "adopted", "install", self.plan.probation)
-        known = self.tables.documents.get(device, Document(0, None, frozenset()))
-        history = known.history | {known.digest, box.document.digest} | box.document.history
-        self._publish(device, Document(box.document.generation, None, history))
-        self.words += 1
-
-    # --- planted mistakes ---
-
-    def _bent(self, rollout: Rollout) -> Rollout:
-        """What a hub with the planted mistake believes of the rollout."""
-        bug, plan, replace = self.case.bug, rollout.plan, msgspec.structs.replace
-        if rollout.kind == "return":
-            return rollout
-        if bug == "in_flight":
-            return replace(
-                rollout, plan=replace(plan, gate=replace(plan.gate, max_in_flight=plan.gate.max_in_flight + 3))
-            )
-        if bug == "threshold":
-            return replace(rollout, plan=replace(plan, gate=replace(plan.gate, max_failures=10_000)))
-        if bug == "windows":
-            return replace(rollout, plan=replace(plan, windows=replace(plan.windows, download=(), activate=())))
-        if bug == "site":
-            return replace(
-                rollout, members=rollout.members.put([replace(m, place="") for m in rollout.members.values()])
-            )
-        if bug == "waves" and rollout.wave < rollout.members.last_wave:
-            return replace(rollout, wave=rollout.wave + 1)
-        return rollout
-
-    def _straight(self, before: Rollout, after: Rollout) -> Rollout:
-        if not self.case.bug or before.kind == "return":
-            return after
-        replace = msgspec.structs.replace
-        if self.case.bug == "site":
-            places = [replace(m, place=before.members[m.device].place) for m in after.members.values()]
-            after = replace(after, members=after.members.put(places))
-        wave = before.wave if self.case.bug == "waves" and after.state is State.RUNNING else after.wave
-        return replace(after, plan=before.plan, wave=wave)
-
-    # --- what must hold ---
-
-    def _check_order(self, rollout: Rollout, order: Assign) -> None:
-        if order.action == "rollback":
-            require(order.release == self._last_good(order.device), "each goes back to its own last good", order.device)
-            return
-        again = (order.device, order.rollout)
-        require(again not in self.installed, "nobody is ordered twice", str(again))
-        self.installed.add(again)
-        windows = self.plan.windows.activate
-        if windows:
-            local = self._local(order.device)
-            require(local.hour >= 20 or local.hour < 6, "no order outside the site's window", f"{order.device} {local}")
-
-    def _last_good(self, device: str) -> str:
-        member = self._first.get(device)
-        return member.prior if member is not None and member.prior else self.priors[device]
-
-    def _local(self, device: str) -> datetime:
-        from zoneinfo import ZoneInfo
-
-        return self.clock.astimezone(ZoneInfo(ZONES[int(device[2:]) % len(ZONES)]))
-
-    def _check_decision(
-        self, before: Rollout, decision: Decision, facts: dict[str, DeviceFact], around: Around
-    ) -> None:
-        after, gate = self._straight(before, decision.rollout), before.plan.gate
-        flying = [after.members[device] for device in after.members.flying]
-        require(len(flying) <= gate.max_in_flight, "never more than max in flight", str(len(flying)))
-        if before.kind == "update":
-            places = [member.where for member in flying]
-            require(len(places) == len(set(places)), "never two of one site", str(sorted(places)))
-            require(all(m.wave <= after.wave for m in flying), "nobody outside the waves reached")
-            failed = after.members.count(Outcome.FAILED)
-            beyond = failed > max(gate.max_failures, before.accepted_failures)
-            if beyond and before.state in {State.RUNNING, State.PAUSED}:
-                install = [o for o in decision.orders if isinstance(o, Assign) and o.action == "install"]
-                require(after.state is not State.RUNNING and not install, "failures past the limit stop new orders")
-        for device in after.members.delta:
-            old, new = before.members.get(device), after.members[device]
-            forward = old is None or RANK[new.outcome] >= RANK[old.outcome] or new.attempt > old.attempt
-            require(forward, "an outcome never moves back", f"{device} {new.outcome}")
-        self._check_words(after, decision)
-        if not self.case.bug and self.random.random() < 0.1:
-            self._check_incremental(before, decision, facts, around)
-
-    def _check_words(self, after: Rollout, decision: Decision) -> None:
-        waiting = () if self.case.bug == "wordless" else decision.waiting
-        if after.state in FINAL:
-            return
-        require(bool(waiting), "a rollout under way is never without a word", str(after.state))
-        if after.state is not State.RUNNING or self.case.bug:
-            return
-        spoken: set[str] = set()
-        for one in waiting:
-            sites = getattr(one, "sites", None)
-            if sites is None:
-                return
-            spoken |= set(sites)
-        silent = [member.site for member in uncovered(after) if member.site not in spoken]
-        require(not silent, "each device that is due is spoken of", str(silent[:3]))
-
-    def _check_incremental(
-        self, before: Rollout, decision: Decision, facts: dict[str, DeviceFact], around: Around
-    ) -> None:
-        """To look at what changed is as good as to look at everything; and the same sight again orders nothing."""
-        whole = decide(before, {d: f for d in before.members if (f := self._fact(d)) is not None}, self.clock, around)
-        require(whole.rollout == decision.rollout, "a look at what changed sees everything", before.id)
-        again = decide(decision.rollout, facts, self.clock, self._around(decision.rollout))
-        ordered = {o.device for o in decision.orders if isinstance(o, Assign)}
-        twice = [o.device for o in again.orders if isinstance(o, Assign) and o.device in ordered]
-        require(not twice, "the same sight again orders nobody again", str(twice[:1]))
-
-    def _check_end(self) -> None:
-        first = self.tables.rollouts[FIRST]
-        if first.state is State.ROLLED_BACK and first.cause not in {"rolled_back", ""}:
-            require(NEW in self.tables.quarantined, "a release that failed the fleet is quarantined", first.cause)
-        for name, box in self.boxes.items():
-            member = first.members[name]
-            if self.priors[name]:
-                require(bool(box.running[0]), "something always serves", name)
-            if member.back is Back.RETURNED and first.state is State.ROLLED_BACK and not self.words:
-                require(box.running[0] == member.prior, "each goes back to its own last good", name)
-            told = self.told_bad.get(name, self.clock)
-            if box.ended_badly(FIRST) and first.finished is not None and told < first.finished and not self.words:
-                failed = member.outcome is Outcome.FAILED or member.back is not Back.NO
-                require(failed, "every failure is counted", f"{name} {member.outcome}")
-            held = self.tables.assigned.get(name)
-            settled = first.state is State.FINISHED and not self.words and not self._conflict(name)
-            if member.outcome is Outcome.COMMITTED and settled and held:
-                require(box.running[0] == held.release, "a finished rollout is what runs", name)
-
-
-RANK = {outcome: rank for rank, outcome in enumerate(Outcome)}
-
-
-def msgspec_free(said: Said, probation: dict[str, float] | None) -> Said:
-    """The fact with the figures that belong to it."""
-    return Said(said.seq, said.rollout, said.generation, said.release, said.state, said.cause, said.sentence, probation)
 
 
 def play(case: Case) -> Simulation:

@@ -6,7 +6,7 @@ with what it belongs to. A look costs what changed, not the size of the fleet.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -132,7 +132,7 @@ def _join(connection: Connection, live: Live, ready: dict[str, Any], seen: _Seen
             created = book.created(connection, rollout.id) if strangers else ""
             seen.read(rollout.plan, strangers)
             new = [row for row in strangers.values() if _is_meant(rollout.plan, created, row, seen)]
-            changed += [_member(rollout, row, now) for row in new]
+            changed += [joining(rollout, row, now) for row in new]
         if changed:
             joined = replace(rollout, members=rollout.members.put(changed))
             live.take(connection, book.save(connection, rollout, joined, now), now)
@@ -149,7 +149,8 @@ def _leavers(rollout: Rollout, ready: dict[str, Any], seen: _Seen) -> list[Membe
     return [replace(m, outcome=Outcome.EXCLUDED, cause="left", sentence=f"{m.site} {text}") for m in left]
 
 
-def _member(rollout: Rollout, row: Any, now: datetime) -> Member:
+def joining(rollout: Rollout, row: Any, now: datetime) -> Member:
+    """A member of a rollout under way, as its plan says."""
     wave = rollout.wave if rollout.plan.late == "current" else rollout.members.last_wave
     place = row.labels.get(rollout.plan.site_label, "")
     joined = Member(row.id, row.site, wave, place=place, due_since=now)
@@ -170,7 +171,7 @@ def _follow(connection: Connection, live: Live, ready: dict[str, Any], seen: _Se
         due: dict[str, list[Any]] = defaultdict(list)
         heads = {one.head.id: one for one in standing}
         for row in ready.values():
-            chosen = _chosen(standing, row, had.get(row.id, _NOTHING), seen)
+            chosen = choose(standing, row, had.get(row.id, _NOTHING), seen)
             if chosen and not any(_is_next(one, row.id) for one in ahead):
                 due[chosen].append(row)
         for name, rows in due.items():
@@ -187,7 +188,7 @@ def _is_next(rollout: Rollout, device: str) -> bool:
     return member is not None and member.wave <= rollout.wave and member.outcome in {Outcome.WAITING, Outcome.ORDERED}
 
 
-def _chosen(standing: list[Standing], row: Any, had: "Had", seen: _Seen) -> str:
+def choose(standing: list[Standing], row: Any, had: "Had", seen: _Seen) -> str:
     """The rollout whose release the device is to be given; empty when it has that, or a newer one, or none is meant
     for it. Whoever has something else at a person's word keeps it."""
     newest = had.by.partition(".")[0]
@@ -198,7 +199,7 @@ def _chosen(standing: list[Standing], row: Any, had: "Had", seen: _Seen) -> str:
             return ""
         seen.read(one.head.plan, [row.id])
         if _is_meant(one.head.plan, one.created, row, seen):
-            return "" if one.head.plan.late == "leave" else one.head.id
+            return one.head.id  # who joined while it ran, and was to be left out, is a member that was skipped
     return ""
 
 
@@ -257,28 +258,40 @@ def _turns(connection: Connection, model: str, devices: Collection[str]) -> dict
 def _take_in(connection: Connection, live: Live, of: Head, rows: list[Any], now: datetime) -> None:
     """These devices become members of the late rollout of ``of``, which is begun, or begun again."""
     kept = book.find(connection, of.late_id)
-    members = [_latecomer(of, row, now) for row in rows]
+    members = [latecomer(of, row, now) for row in rows]
     if kept is None:
         late = late_rollout(of, members, now)
         book.insert_new(connection, late, book.HUB, now, approved=book.HUB)
         book.log(connection, late.id, now, ("begun", late.why, {"state": late.state.value, "of": of.id}))
-    elif kept.rollout.state in {State.RUNNING, State.PAUSED, State.FINISHED}:
-        state = State.PAUSED if kept.rollout.state is State.PAUSED else State.RUNNING
-        text = members[0].sentence if len(members) == 1 else f"{len(members)} devices came late."
-        grown = kept.rollout.members.put(members)
-        late = replace(
-            kept.rollout, state=state, members=grown, cause="joined_late", sentence=text, finished=None, wave_since=now
-        )
-        late = book.save(connection, kept.rollout, late, now)
-    else:  # it was stopped or has gone back: whoever comes now is not led there
-        return
+    else:
+        grown = taken_in(kept.rollout, members, now)
+        if grown is None:  # it was stopped or has gone back: whoever comes now is not led there
+            return
+        late = book.save(connection, kept.rollout, grown, now)
     live.take(connection, late, now)
 
 
-def _latecomer(of: Head, row: Any, now: datetime) -> Member:
+def latecomer(of: Head, row: Any, now: datetime) -> Member:
+    """A member of the late rollout of ``of``."""
     text = f"{row.site} came after rollout {of.id} and gets {of.version}."
     place = row.labels.get(of.plan.site_label, "")
     return Member(row.id, row.site, 0, place=place, due_since=now, cause="joined_late", sentence=text)
+
+
+def taken_in(late: Rollout, members: Sequence[Member], now: datetime) -> Rollout | None:
+    """The late rollout with more members, begun again when it had finished; None when it takes nobody in any more."""
+    if late.state not in {State.RUNNING, State.PAUSED, State.FINISHED}:
+        return None
+    text = members[0].sentence if len(members) == 1 else f"{len(members)} devices came late."
+    return replace(
+        late,
+        state=State.PAUSED if late.state is State.PAUSED else State.RUNNING,
+        members=late.members.put(members),
+        cause="joined_late",
+        sentence=text,
+        finished=None,
+        wave_since=now,
+    )
 
 
 def late_rollout(of: Head, members: Iterable[Member], now: datetime) -> Rollout:
