@@ -38,7 +38,7 @@ CAUGHT_BY = {
 }
 """The invariant by which each is seen."""
 
-SEEN_AT = {"clone": 30, "forget": 30, "drag": 16, "left_behind": 10}
+SEEN_AT = {"clone": 30, "hasty": 25, "forget": 30, "drag": 16, "left_behind": 10}
 """A seed at which a rare one shows: looked at first."""
 
 NO_OTHER = frozenset({"", "blind_spot", "rewind", "mumbling", "amnesia"})
