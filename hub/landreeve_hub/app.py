@@ -37,6 +37,7 @@ from landreeve_hub.rooms import Builder, Rooms, bracketed, make_keys, reachable
 from landreeve_hub.signing import alarms, roots
 from landreeve_hub.signing.errors import SigningError
 from landreeve_hub.store import tables
+from landreeve_hub.store.believed import Believed
 from landreeve_hub.store.retention import Keep, forget
 
 log = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ class Hub:
         rooms.line.start()
 
     def _background(self, rooms: Rooms) -> list[asyncio.Task[None]]:
-        pace = self._settings.pace
+        pace, believed = self._settings.pace, Believed(self._folder.root / "reached")
 
         async def refresh(_now: datetime) -> None:
             await rooms.services.resigned()
@@ -237,8 +238,8 @@ class Hub:
                 await rooms.identities.warden.renew_list()
 
         async def tidy(now: datetime) -> None:
-            keep = self._settings.keep
-            await forget(rooms.store, Keep(keep.facts_days, keep.metrics_days, keep.log_days), now)
+            keep, moment = self._settings.keep, await asyncio.to_thread(believed.moment, now)
+            await forget(rooms.store, Keep(keep.facts_days, keep.metrics_days, keep.log_days), moment)
 
         async def collect(now: datetime) -> None:
             try:
