@@ -155,13 +155,14 @@ class Trainings:
 
     async def _train(self, run: Run, folder: Path) -> Outcome | None:
         """Start the trainer and listen until it ends; its outcome, or None when it died before."""
+        temporary = await asyncio.to_thread(self._temporary, run)
         with self._log(run).open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "landreeve_agent.training.trainer", str(folder)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env=_environment(self._threads, self._raw),
+                env=_environment(self._threads, temporary),
             )
         outcome = None
         try:
@@ -211,6 +212,15 @@ class Trainings:
         """The folder holds raw rows: it goes as soon as the result is safe."""
         await asyncio.to_thread(shutil.rmtree, self._folder / run.id, ignore_errors=True)
         self._log(run).unlink(missing_ok=True)
+        if self._raw is not None:
+            await asyncio.to_thread(shutil.rmtree, self._raw / run.id, ignore_errors=True)
+
+    def _temporary(self, run: Run) -> Path | None:
+        """Where libraries put temporary files on a sealed site; torch leaves some of its own."""
+        if self._raw is None:
+            return None
+        (self._raw / run.id).mkdir(mode=0o700, exist_ok=True)
+        return self._raw / run.id
 
     def _log(self, run: Run) -> Path:
         """Where the trainer's stderr goes; a traceback may quote a row."""
@@ -240,9 +250,9 @@ class Trainings:
         return msgspec.structs.replace(request, first=first, last=last)
 
 
-def _environment(threads: int, raw: Path | None) -> dict[str, str]:
+def _environment(threads: int, temporary: Path | None) -> dict[str, str]:
     bounds = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(max(threads, 1)))
-    return dict(os.environ) | bounds | ({"TMPDIR": str(raw)} if raw else {})
+    return dict(os.environ) | bounds | ({"TMPDIR": str(temporary)} if temporary else {})
 
 
 def _exit_words(code: int) -> str:
