@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import sqlite3
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from landreeve_agent.serving.control import Plan, Route, Secrets, Version
 from landreeve_agent.serving.supervise import Options, WorkerProcess
 from landreeve_agent.store.database import Database
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.agent.onnx_models import write_release
 
 KEY = bytes(range(32))
