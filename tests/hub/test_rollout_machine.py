@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from landreeve_hub.rollout import commands
 from landreeve_hub.rollout.commands import Asked
 from landreeve_hub.rollout.machine import decide
@@ -146,6 +147,20 @@ def test_stale_report_of_an_older_rollout_is_no_answer() -> None:
     seen["d-1"] = replace(seen["d-1"], report=Report("r-000000", 1, NEW, "ROLLED_BACK"))
     decision = decide(first.rollout, seen, T0)
     assert decision.rollout.members["d-1"].outcome is Outcome.ORDERED
+
+
+@pytest.mark.parametrize("prior", [OLD, ""])
+def test_device_that_was_to_be_tried_again_goes_back_with_the_others(prior: str) -> None:
+    first = decide(rollout({**CANARY, "gate": {"max_failures": 5, "min_committed": 0}}), fleet(prior), T0)
+    failed = decide(first.rollout, reported(fleet(prior), "d-1", "REJECTED"), T0)
+    held, _ = commands.pause(failed.rollout, ANN)  # type: ignore[misc]
+    again, _ = commands.retry(held, Asked("ann", T0, "k"))  # type: ignore[misc]
+    assert again.members["d-1"].outcome is Outcome.WAITING
+    _, orders = commands.roll_back(again, ANN)  # type: ignore[misc]
+    if prior:  # its document still names the release that failed
+        assert ordered_back(orders, fleet(prior))["d-1"] == OLD
+    else:
+        assert "d-1" in [order.device for order in orders if isinstance(order, Withdraw)]
 
 
 def test_late_report_never_takes_a_failure_back() -> None:

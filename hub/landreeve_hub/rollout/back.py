@@ -131,9 +131,11 @@ def _sent(member: Member, *, keep_committed: bool) -> Member:
 
 def send_back(member: Member) -> Member:
     """The member on its way back, as far as it was touched and has somewhere to return to."""
+    tried = member.tried
     if member.outcome is Outcome.WAITING:
-        return replace(member, outcome=Outcome.SKIPPED)
-    if member.outcome not in TOUCHED or member.cause == "already_there" or member.back is not Back.NO:
+        member = replace(member, outcome=Outcome.SKIPPED)
+    touched = tried or member.outcome in TOUCHED
+    if not touched or member.cause == "already_there" or member.back is not Back.NO:
         return member
     if member.prior:
         return replace(member, back=Back.RETURNING)

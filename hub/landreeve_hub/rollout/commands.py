@@ -152,7 +152,6 @@ def _again(member: Member, now: datetime) -> Member:
         attempt=member.attempt + 1,
         stage="",
         heard=None,
-        ordered_at=None,
         cause="retry",
         sentence="",
         told=None,

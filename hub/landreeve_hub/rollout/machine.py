@@ -267,7 +267,8 @@ def _finish(rollout: Rollout, now: datetime) -> Decision:
     text = f"{version} runs on {count} of {len(rollout.members)} sites."
     orders: list[Order] = []
     corrected: list[Member] = []
-    for member in rollout.members.of(Outcome.FAILED) if rollout.kind != "return" else ():
+    failed = [m for m in rollout.members.of(Outcome.FAILED, Outcome.EXCLUDED) if m.outcome is Outcome.FAILED or m.tried]
+    for member in failed if rollout.kind != "return" else ():
         sent, order = correct(rollout, member)
         corrected.append(sent)
         orders += [order] if order is not None else []

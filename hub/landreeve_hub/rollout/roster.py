@@ -87,6 +87,12 @@ class Member(msgspec.Struct, frozen=True):
         return self.outcome is Outcome.ORDERED and self.back is Back.NO
 
     @property
+    def tried(self) -> bool:
+        """Was ordered and is to be tried again, or no more: its document still names the release."""
+        again = self.outcome in {Outcome.WAITING, Outcome.SKIPPED, Outcome.EXCLUDED}
+        return again and self.cause != "superseded" and (self.ordered_at is not None or bool(self.prior))
+
+    @property
     def where(self) -> str:
         """The site that must not have two devices under way."""
         return self.place or self.site
