@@ -393,6 +393,7 @@ class SimulatedHub:
                 case _:
                     pass
         for device in touched:
+            self.changed.add(device)  # as the triggers of the tables say
             for _ in range(2 if self.case.bug == "twice" else 1):
                 self.publish(device)
 

@@ -184,6 +184,23 @@ async def test_latecomer_of_an_older_rollout_is_not_led_behind_a_newer_one(hub: 
     assert (await assigned(hub))["d-9"] == new["release"]
 
 
+async def test_order_withheld_from_two_boxes_of_one_name_goes_out_once_one_is_gone(hub: Hub, people: People) -> None:
+    own = update(tables.devices).where(tables.devices.c.id == "d-1")
+
+    async def runs(value: dict[str, Any]) -> int:
+        await hub.store.write(lambda c: c.execute(own.values(runs=value)) and None)
+        await hub.runner.tick(hub.now)
+        return sum(topic.endswith("/d-1/desired") for topic, _, _ in hub.published)
+
+    row = await begun(people, "first", REST)
+    before = await runs({"since": rfc3339(hub.now)})
+    assert (await people[1].post(f"/api/v1/rollouts/{row['id']}/rollback")).status_code == 200
+    await hub.runner.tick(hub.now)
+    assert "d-1" not in await assigned(hub)  # it had nothing before: the order is withdrawn
+    assert await runs({"since": rfc3339(hub.now), "more": 1}) == before
+    assert await runs({}) == before + 1
+
+
 def test_a_count_of_devices_is_not_meant_for_one_that_comes_later() -> None:
     device = Newcomer("d-9", "PHL", {"id": "d-9", "site": "PHL", "labels": {"area": "north"}})
     plans = ({"count": 3}, {"share": 0.5}, {"devices": ["PHL"]}, {"query": "tag:north"}, {"query": "tag:south"})

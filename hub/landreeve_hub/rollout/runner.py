@@ -72,6 +72,7 @@ class RolloutRunner:
         self._baselines = baselines
         self._joiners = Joiners()
         self._unpublished: set[str] | None = None
+        self._withheld: set[str] = set()
         self._not_before: dict[str, datetime] = {}
         self._lock = asyncio.Lock()
 
@@ -174,21 +175,25 @@ class RolloutRunner:
         ended = any(rollout.kind == "update" for rollout in looked.finished)
         self._joiners.look(connection, self._live, looked.changed, now, everyone=ended)
         self._live.go_on(connection, looked, now)
-        return looked.moved, looked.touched
+        return looked.moved, looked.touched | (self._withheld & looked.changed)
 
     async def _publish(self, now: datetime) -> None:
         left = self._unpublished or set()
         for device in sorted(d for d in left if self._not_before.get(d, now) <= now):
             try:
                 await self._publisher.publish_device(device)
-            except (LookupError, ConflictedDeviceError):  # revoked meanwhile, or it obeys what we never made
+            except LookupError:  # revoked meanwhile
                 left.discard(device)
+            except ConflictedDeviceError:  # it obeys what we never made, or is two: until that changes
+                left.discard(device)
+                self._withheld.add(device)
             except Exception:  # noqa: BLE001  judged below
                 # One device's trouble must not keep the others from their orders.
                 _LOG.exception("the desired document of %s could not be published; it is tried again", device)
                 self._not_before[device] = now + RETRY
             else:
                 left.discard(device)
+                self._withheld.discard(device)
                 self._not_before.pop(device, None)
 
     def _command(
