@@ -74,7 +74,8 @@ class Box:
         path = self.root / name
         path.write_text(
             f"#!{sys.executable}\nimport os, signal, sys, time\n"
-            "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+            # An exit raised within an import may be swallowed by the import system's own callbacks.
+            "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"
             f"open({str(self.log)!r}, 'a').write({name!r} + '\\n')\n"
             f"sys.path[:0] = {sys.path!r}\n"
             f"from pathlib import Path\nfrom landreeve_agent.launch import slots as book\n"
@@ -114,7 +115,11 @@ FOREVER = "time.sleep(60)"
 
 def end(process: "subprocess.Popen[bytes]") -> int:
     process.send_signal(signal.SIGTERM)
-    return process.wait(15)
+    try:
+        return process.wait(15)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_new_agent_that_keeps_dying_is_left_after_its_starts(box: Box) -> None:

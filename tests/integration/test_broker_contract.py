@@ -403,6 +403,20 @@ async def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
         await Broker(plan, find_program("mosquitto")).start()
 
 
+async def test_a_port_that_another_process_holds_is_not_taken_for_the_broker(tmp_path: Path) -> None:
+    office = Office(tmp_path / "office")
+    pair = office.issue("broker")
+    with socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = int(other.getsockname()[1])
+        plan = BrokerPlan(FLEET, "127.0.0.1", port, tmp_path / "broker", office.ca, pair.certificate, pair.key)
+        broker = Broker(plan, find_program("mosquitto"))
+        with pytest.raises(BrokerError, match=r"another process listens there"):
+            await broker.start()
+    assert broker.pid is None
+
+
 def test_a_machine_without_a_broker_is_told_what_to_install() -> None:
     with pytest.raises(BrokerError, match="apt install mosquitto"):
         find_program("auto", search="/nonexistent")

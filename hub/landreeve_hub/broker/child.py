@@ -104,6 +104,7 @@ class Broker:
         for left in self._plan.folder.glob("*.ports"):  # of one that was killed
             left.unlink(missing_ok=True)
         configuration = self._configure()
+        await self._await_free()
         self._process = await self._spawn(configuration)
         try:
             async with asyncio.timeout(START_S):
@@ -171,17 +172,31 @@ class Broker:
                 *arguments, stdin=quiet, stdout=output, stderr=output, start_new_session=True
             )
 
+    async def _await_free(self) -> None:
+        """Wait a little for one that is just ending; whoever else answers there would be taken for ours."""
+        for _ in range(20):
+            if not await self._answers():
+                return
+            await asyncio.sleep(0.25)
+        raise BrokerError(
+            f"{self._label()} cannot start: another process listens there. End it, or choose another port."
+        )
+
+    async def _answers(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection(self._plan.host, self._plan.port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
     async def _await_listening(self, process: asyncio.subprocess.Process) -> None:
         while True:
             if process.returncode is not None:
                 raise BrokerError(f"{self._label()} ended with code {process.returncode} at start{self._log_tail()}")
-            try:
-                _, writer = await asyncio.open_connection(self._plan.host, self._plan.port)
-            except OSError:
-                await asyncio.sleep(0.05)
-                continue
-            writer.close()
-            return
+            if await self._answers():
+                return
+            await asyncio.sleep(0.05)
 
     def _configure(self) -> Path:
         plan = self._plan
