@@ -346,14 +346,24 @@ async def test_a_release_whose_files_went_is_approved_only_after_another_push(hu
 
 async def test_a_push_over_a_blob_that_is_about_to_go_keeps_it(hub: Hub) -> None:
     """The store has the blob, so the push writes nothing; the collector must not remove it before the row is there."""
-    layer = next(iter(RELEASES["a"].blobs.values()))
-    digest = hub.blobs.put(layer)
+    for data in RELEASES["a"].blobs.values():
+        hub.blobs.put(data)
     await hub.look()
-    hub.clock_s += 2 * HOUR_S
-    await asyncio.gather(hub.registry.register(RELEASES["a"], "ann", NOW), hub.collector.look(NOW))
-    assert hub.here("a") or not hub.blobs.has(digest)
-    await hub.registry.register(RELEASES["a"], "ann", NOW)
-    await hub.wait()
+    async with hub.registry.turn:  # a push between its files and its row
+        looking = asyncio.create_task(hub.look(2.0))
+        await asyncio.sleep(0.1)
+        assert not looking.done()
+        await hub.push("a")
+    await looking
+    assert hub.here("a")
+
+
+async def test_a_push_waits_while_files_are_removed(hub: Hub) -> None:
+    async with hub.registry.turn:
+        pushing = asyncio.create_task(hub.registry.register(RELEASES["a"], "ann", NOW))
+        await asyncio.sleep(0.1)
+        assert not hub.blobs.digests()
+    await pushing
     assert hub.here("a")
 
 

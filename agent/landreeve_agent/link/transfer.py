@@ -20,7 +20,7 @@ from landreeve.blobs.errors import BlobError, CorruptBlobError, FullDiskError
 from landreeve.wire.codec import BLOCK_BYTES, Block, encode, encode_missing
 from landreeve.wire.messages import Event, Want
 from landreeve.wire.topics import Topic, UpWantTopic
-from landreeve.wire.transfers import DELTAS, LANES, MOST_BASES, Lane, Offer
+from landreeve.wire.transfers import DELTAS, LANES, MOST_BASES, WORDS, Lane, Offer
 
 from landreeve_agent.link.session import Identity
 
@@ -341,7 +341,7 @@ class Fetcher:
         """What the hub offers; None when it does not answer, or is an older one and sends blocks at once."""
         silent = made = 0
         while silent < _SILENT_ASKS and not download.whole_only:
-            await self._ask(download, DELTAS, bases=held)
+            await self._ask(download, DELTAS, WORDS, bases=held)
             offer, download.offer = download.offer, None
             if offer is None:
                 silent += 1

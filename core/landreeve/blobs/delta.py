@@ -1,14 +1,16 @@
 """From the version that is here to the next one: deltas of blobs, decoded as a stream in constant memory.
 
-Three methods, of which the hub ships the smallest:
+Four methods, of which the hub ships the smallest:
 
 ``xor``    target XOR base, bytes regrouped by their place in a 4-byte word, zstd: weights that moved a little differ
            only in low bits, and those of one place resemble each other. Without a base it only regroups.
 ``patch``  zstd with the base as its dictionary ("patch from"), for files that grew or shifted. Cut into segments of
            8 MiB, each with at most 8 MiB of the base, so that neither side needs memory for a whole file.
 ``whole``  zstd without a base.
+``words``  numbers as differences, sorted by how large a difference is expected (`landreeve.blobs.words`): weights that
+           were trained on. Only for devices that say so; made by `landreeve_hub.registry.word_delta`.
 
-A delta begins with ``LRD1``, its method (1, 2, 3) and three zero bytes, then base and target, each as 32 bytes of
+A delta begins with ``LRD1``, its method (1 to 4) and three zero bytes, then base and target, each as 32 bytes of
 sha256 and 8 bytes of length (big-endian; a base of length 0 is none). A delta proves nothing: who decodes it checks
 what comes out, block by block, against digests that were signed.
 """
@@ -49,9 +51,10 @@ class Method(StrEnum):
     XOR = "xor"
     PATCH = "patch"
     WHOLE = "whole"
+    WORDS = "words"
 
 
-_NUMBERS = {Method.XOR: 1, Method.PATCH: 2, Method.WHOLE: 3}
+_NUMBERS = {Method.XOR: 1, Method.PATCH: 2, Method.WHOLE: 3, Method.WORDS: 4}
 _METHODS = {number: method for method, number in _NUMBERS.items()}
 
 
@@ -106,7 +109,7 @@ def read_header(delta: Readable) -> Header:
     if (base_bytes == 0) != (base == bytes(32)):
         raise BadDeltaError("delta: names a base without a length, or a length without a base")
     method = _METHODS[number]
-    if method is (Method.WHOLE if base_bytes else Method.PATCH):
+    if method in ({Method.WHOLE} if base_bytes else {Method.PATCH, Method.WORDS}):
         raise BadDeltaError(f"delta: method {method} with a base of {base_bytes} bytes")
     return Header(method, base.hex() if base_bytes else "", base_bytes, target.hex(), target_bytes)
 
@@ -124,6 +127,9 @@ def decode(delta: Readable, header: Header, base: Source | None) -> Iterator[byt
         if header.method is Method.PATCH:
             assert base is not None  # noqa: S101 - read_header
             yield from _patched(delta, header, base)
+        elif header.method is Method.WORDS:
+            assert base is not None  # noqa: S101 - read_header
+            yield from _worded(delta, header, base)
         else:
             yield from _streamed(delta, header, base)
     except (zstandard.ZstdError, MemoryError) as error:
@@ -135,8 +141,11 @@ def decode(delta: Readable, header: Header, base: Source | None) -> Iterator[byt
 def encode(method: Method, base: Named | None, target: Named, out: BinaryIO) -> None:
     """Write the delta from ``base`` (None for no base) to ``target``.
 
-    Memory stays below some 300 MB whatever the sizes (zstd 19 over 16 MiB); the sources are believed.
+    Memory stays below some 300 MB whatever the sizes (zstd 19 over 16 MiB); the sources are believed. Every method but
+    `Method.WORDS`, which only the hub can make.
     """
+    if method is Method.WORDS:
+        raise ValueError("words are told by the hub alone")
     origin = ("", 0) if base is None else (base.digest, base.source.size)
     out.write(Header(method, *origin, target.digest, target.source.size).encode())
     if method is Method.PATCH:
@@ -163,6 +172,37 @@ def _streamed(delta: Readable, header: Header, base: Source | None) -> Iterator[
     ) as frame:
         for offset in range(0, header.target_bytes, CHUNK_BYTES):
             yield back(offset, _exactly(frame.read, min(CHUNK_BYTES, header.target_bytes - offset), offset))
+        if frame.read(1):
+            raise BadDeltaError(f"delta: gives more than the {header.target_bytes} bytes of its target")
+
+
+def _worded(delta: Readable, header: Header, base: Source) -> Iterator[bytes]:
+    from landreeve.blobs import words  # with numpy: only where there is such a delta
+
+    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
+    left, waiting = header.target_bytes, bytearray()
+
+    def read(size: int) -> bytes:
+        return _exactly(frame.read, size, header.target_bytes - left)
+
+    def known(at: int, size: int) -> bytes:
+        return base.read_at(at, size) if at + size <= base.size else b""
+
+    with unpacker.stream_reader(
+        cast("IO[bytes]", delta), read_size=65536, read_across_frames=True, closefd=False
+    ) as frame:
+        while left:
+            at = header.target_bytes - left
+            try:
+                piece = words.read_chunk(read, known, left)
+            except words.BadChunkError as error:
+                raise BadDeltaError(f"delta: at byte {at} of what it gives, {error}") from error
+            left -= len(piece)
+            waiting += piece
+            whole = len(waiting) if not left else len(waiting) // CHUNK_BYTES * CHUNK_BYTES
+            for start in range(0, whole, CHUNK_BYTES):
+                yield bytes(waiting[start : min(whole, start + CHUNK_BYTES)])
+            del waiting[:whole]
         if frame.read(1):
             raise BadDeltaError(f"delta: gives more than the {header.target_bytes} bytes of its target")
 

@@ -9,6 +9,8 @@ from typing import Literal
 from landreeve.wire.messages import Wire
 
 DELTAS = "deltas"
+# Also reads deltas of the method ``words``, which agents before it would take for damaged.
+WORDS = "words"
 LANES = "lanes"
 MOST_BASES = 8
 

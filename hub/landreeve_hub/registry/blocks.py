@@ -15,7 +15,7 @@ from landreeve.blobs.store import BlobStore
 from landreeve.wire.codec import BLOCK_BYTES, BadMessageError, Block, encode, encode_block, missing_bits
 from landreeve.wire.messages import Want
 from landreeve.wire.topics import Down, DownLaneTopic, DownOfferTopic, DownTopic, SharedBlocksTopic, format_topic
-from landreeve.wire.transfers import DELTAS, LANES, Lane, Offer
+from landreeve.wire.transfers import DELTAS, LANES, WORDS, Lane, Offer
 
 from landreeve_hub.registry.allowed import Allowed
 from landreeve_hub.registry.deltas import DeltaCache, Workshop
@@ -148,7 +148,8 @@ class BlockServer:
     def _offer(self, device: str, digest: str, want: Want) -> None:
         offer = Offer(state="whole")
         if self._workshop is not None:
-            offer = self._workshop.offer(digest, [base for base in want.bases if self._allowed.may_be_base(base)])
+            kind = WORDS if WORDS in want.speaks else ""
+            offer = self._workshop.offer(digest, [base for base in want.bases if self._allowed.may_be_base(base)], kind)
         self._carrier.publish(format_topic(DownOfferTopic(self._fleet, device, digest)), encode(offer))
 
     def _work(self) -> None:

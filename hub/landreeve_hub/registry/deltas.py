@@ -24,7 +24,9 @@ from landreeve.blobs.errors import BlobError
 from landreeve.blobs.store import BlobStore
 from landreeve.wire.codec import BLOCK_BYTES
 from landreeve.wire.ids import check_digest
-from landreeve.wire.transfers import MOST_BASES, Offer
+from landreeve.wire.transfers import MOST_BASES, WORDS, Offer
+
+from landreeve_hub.registry import word_delta
 
 log = logging.getLogger(__name__)
 NO_BASE = "none"
@@ -36,8 +38,13 @@ _NICENESS = 10
 _WAITING = 256
 
 
+Key = tuple[str, str, str]
+"""Target, base, kind."""
+
+
 class Entry(msgspec.Struct, frozen=True):
-    """What is known of one way from base to target; ``delta`` is empty when the whole is smallest."""
+    """What is known of one way from base to target; ``delta`` is empty when the whole is smallest. ``kind`` is `WORDS`
+    when it may be of a method that only devices that say so can read."""
 
     target: str
     base: str
@@ -45,6 +52,11 @@ class Entry(msgspec.Struct, frozen=True):
     bytes: int
     method: str
     blocks: tuple[str, ...]
+    kind: str = ""
+
+    @property
+    def key(self) -> "Key":
+        return self.target, self.base, self.kind
 
 
 class DeltaCache:
@@ -60,15 +72,15 @@ class DeltaCache:
         self.store = BlobStore(root, codec=codec)
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._entries: dict[tuple[str, str], Entry] = {}
+        self._entries: dict[Key, Entry] = {}
         self._recover()
 
-    def find(self, target: str, base: str) -> Entry | None:
+    def find(self, target: str, base: str, kind: str = "") -> Entry | None:
         """The entry, which counts as used now; None when this way was never tried."""
         with self._lock:
-            entry = self._entries.pop((target, base), None)
+            entry = self._entries.pop((target, base, kind), None)
             if entry is not None:
-                self._entries[target, base] = entry
+                self._entries[entry.key] = entry
                 self._file(entry).touch()
             return entry
 
@@ -86,7 +98,7 @@ class DeltaCache:
                 partial.write(index, data.read(BLOCK_BYTES))
             partial.complete()
         with self._lock:
-            self._entries[entry.target, entry.base] = entry
+            self._entries[entry.key] = entry
             write_durably(self._file(entry), msgspec.json.encode(entry))
             self._make_room()
 
@@ -99,7 +111,7 @@ class DeltaCache:
         return len(gone)
 
     def _file(self, entry: Entry) -> Path:
-        return self._index / f"{entry.target}-{entry.base}.json"
+        return self._index / _file_name(entry)
 
     def _make_room(self) -> None:
         used = sum(map(_cost, self._entries.values()))
@@ -109,7 +121,7 @@ class DeltaCache:
             used -= _cost(entry)
             self._forget(key, entry)
 
-    def _forget(self, key: tuple[str, str], entry: Entry) -> None:
+    def _forget(self, key: Key, entry: Entry) -> None:
         del self._entries[key]
         self._file(entry).unlink(missing_ok=True)
         if entry.delta and not any(other.delta == entry.delta for other in self._entries.values()):
@@ -122,7 +134,7 @@ class DeltaCache:
             if entry is None or (entry.delta and not self.store.has(entry.delta)):
                 path.unlink(missing_ok=True)
             else:
-                self._entries[entry.target, entry.base] = entry
+                self._entries[entry.key] = entry
         known = {entry.delta for entry in self._entries.values()}
         for digest in (self.store.digests() | self.store.partials()) - known:
             self.store.remove(digest)
@@ -135,9 +147,9 @@ class Workshop:
     def __init__(self, blobs: BlobStore, cache: DeltaCache) -> None:
         self.cache = cache
         self._blobs = blobs
-        self._jobs: queue.Queue[tuple[str, str] | None] = queue.Queue(_WAITING)
-        self._under_way: set[tuple[str, str]] = set()
-        self._failed: set[tuple[str, str]] = set()
+        self._jobs: queue.Queue[Key | None] = queue.Queue(_WAITING)
+        self._under_way: set[Key] = set()
+        self._failed: set[Key] = set()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="deltas", daemon=True)
 
@@ -150,28 +162,29 @@ class Workshop:
         with contextlib.suppress(queue.Full):
             self._jobs.put_nowait(None)
 
-    def offer(self, target: str, bases: Sequence[str]) -> Offer:
-        """The answer for a device that holds ``bases``; returns at once."""
-        base = self._choose(target, bases)
-        entry = self.cache.find(target, base)
+    def offer(self, target: str, bases: Sequence[str], kind: str = "") -> Offer:
+        """The answer for a device that holds ``bases`` and reads deltas of that kind; returns at once."""
+        base = self._choose(target, bases, kind)
+        kind = kind if base != NO_BASE else ""
+        entry = self.cache.find(target, base, kind)
         if entry is not None:
             return _offer(entry)
-        key = (target, base)
+        key = (target, base, kind)
         if key in self._failed or not self._begin(key):
             return Offer(state="whole")
         return Offer(state="making")
 
-    def _choose(self, target: str, bases: Sequence[str]) -> str:
+    def _choose(self, target: str, bases: Sequence[str], kind: str) -> str:
         """A base that is here: one for which the delta is made already, else one as long as the target, else the
         first named."""
         held = [base for base in bases[:MOST_BASES] if base != target and self._blobs.has(check_digest(base))]
         if not held:
             return NO_BASE
-        made = next((base for base in held if self.cache.find(target, base)), None)
+        made = next((base for base in held if self.cache.find(target, base, kind)), None)
         size = self._blobs.size(target)
         return made or next((base for base in held if self._blobs.size(base) == size), held[0])
 
-    def _begin(self, key: tuple[str, str]) -> bool:
+    def _begin(self, key: Key) -> bool:
         if key in self._under_way:
             return True
         try:
@@ -195,19 +208,19 @@ class Workshop:
             finally:
                 self._under_way.discard(key)
 
-    def _make(self, target: str, base: str) -> None:
+    def _make(self, target: str, base: str, kind: str) -> None:
         with contextlib.ExitStack() as stack:
             wanted, *known = (
                 Named(digest, stack.enter_context(contextlib.closing(self._blobs.open(digest))))
                 for digest in (target, base)
                 if digest != NO_BASE
             )
-            best = smallest(known[0] if known else None, wanted)
+            best = smallest(known[0] if known else None, wanted, kind)
         if best is None:
-            self.cache.keep(Entry(target, base, "", 0, "", ()), None)
+            self.cache.keep(Entry(target, base, "", 0, "", (), kind), None)
             return
         with best.file as file:
-            self.cache.keep(_entry(target, base, best), file)
+            self.cache.keep(_entry((target, base, kind), best), file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +232,12 @@ class Made:
     file: BinaryIO
 
 
-def smallest(base: Named | None, target: Named) -> Made | None:
-    """The smallest delta by any method; None when the target itself is no larger."""
+def smallest(base: Named | None, target: Named, kind: str = WORDS) -> Made | None:
+    """The smallest delta by any method that devices of that kind read; None when the target itself is no larger."""
     ways: list[tuple[Method, Named | None]] = [(Method.XOR, None), (Method.WHOLE, None)]
     if base is not None:
-        ways = [(Method.XOR, base), (Method.PATCH, base), *ways]
+        words = [(Method.WORDS, base)] if kind == WORDS else []
+        ways = [(Method.XOR, base), *words, (Method.PATCH, base), *ways]
     best: Made | None = None
     for method, known in ways:
         if best is not None and best.size <= target.source.size * GOOD_ENOUGH:
@@ -241,17 +255,21 @@ def smallest(base: Named | None, target: Named) -> Made | None:
 
 def _made(method: Method, base: Named | None, target: Named) -> Made:
     file = tempfile.TemporaryFile()  # noqa: SIM115 - its owner is what this returns
-    encode(method, base, target, file)
+    if method is Method.WORDS and base is not None:
+        word_delta.write(base, target, file)
+    else:
+        encode(method, base, target, file)
     return Made(method, file.tell(), file)
 
 
-def _entry(target: str, base: str, made: Made) -> Entry:
+def _entry(key: Key, made: Made) -> Entry:
+    target, base, kind = key
     made.file.seek(0)
     whole, blocks = hashlib.sha256(), []
     while data := made.file.read(BLOCK_BYTES):
         whole.update(data)
         blocks.append(hashlib.sha256(data).hexdigest())
-    return Entry(target, base, whole.hexdigest(), made.size, made.method.value, tuple(blocks))
+    return Entry(target, base, whole.hexdigest(), made.size, made.method.value, tuple(blocks), kind)
 
 
 def _offer(entry: Entry) -> Offer:
@@ -273,7 +291,11 @@ def _read(path: Path) -> Entry | None:
         entry = msgspec.json.decode(path.read_bytes(), type=Entry)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return entry if path.name == f"{entry.target}-{entry.base}.json" else None
+    return entry if path.name == _file_name(entry) else None
+
+
+def _file_name(entry: Entry) -> str:
+    return f"{'-'.join(part for part in entry.key if part)}.json"
 
 
 def _give_way() -> None:
