@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,6 @@ from landreeve.blobs.delta import Method, Named, decode, encode, read_header  # 
 from landreeve.blobs.store import BlobStore  # noqa: E402
 from landreeve.release.manifest import block_digests  # noqa: E402
 from landreeve.wire.codec import BLOCK_BYTES  # noqa: E402
-from landreeve_hub.registry.deltas import smallest  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.bench.delta_pairs import Pair
@@ -63,6 +63,8 @@ def row(what: str, value: float, unit: str, bar: float | None = None) -> Row:
 
 def measured(pair: "Pair") -> list[Row]:
     """Share of the whole, and the seconds of CPU on either side."""
+    from landreeve_hub.registry.deltas import smallest  # with numpy, which a device has not yet
+
     cpu = time.process_time()
     made = smallest(named(pair.base), named(pair.target))
     encoding = time.process_time() - cpu
@@ -102,15 +104,31 @@ print((after - before) / 1024, took)
 """
 
 
-def big(method: Method) -> Iterator[Row]:
-    """A file of 200 MB of which a tenth moved, decoded as a device does."""
+def moved() -> tuple[bytes, bytes]:
     base = os.urandom(BIG_BYTES)
-    target = b"".join(base[i : i + 900_000] + os.urandom(100_000) for i in range(0, BIG_BYTES, 1_000_000))
+    return base, b"".join(base[i : i + 900_000] + os.urandom(100_000) for i in range(0, BIG_BYTES, 1_000_000))
+
+
+def trained() -> tuple[bytes, bytes]:
+    """Weights of a usual spread, and after a step of which the size does not depend on theirs."""
+    import numpy as np  # a device has it only once it decodes such a delta: its memory counts
+
+    lots = np.random.default_rng(7)
+    weights = lots.standard_normal(BIG_BYTES // 4, np.float32) * np.float32(0.02)
+    steps = lots.standard_normal(weights.size, np.float32) * np.float32(1e-6)
+    return weights.tobytes(), (weights + steps).tobytes()
+
+
+def big(method: Method) -> Iterator[Row]:
+    """A file of 200 MB, decoded as a device does: a tenth of it moved, or for ``words`` all of it trained on."""
+    from landreeve_hub.registry import word_delta
+
+    base, target = trained() if method is Method.WORDS else moved()
     with tempfile.TemporaryDirectory() as folder:
         blobs = BlobStore(Path(folder, "blobs"))
         path = Path(folder, "delta")
         with path.open("wb") as out:
-            encode(method, named(base), named(target), out)
+            (word_delta.write if method is Method.WORDS else partial(encode, method))(named(base), named(target), out)
         held, delta = blobs.put(base), blobs.put(path.read_bytes())
         listed = Path(folder, "blocks")
         listed.write_text("\n".join(block_digests(target, BLOCK_BYTES)))
@@ -148,7 +166,7 @@ def main() -> None:
     for pair in pairs():
         rows += measured(pair)
         print(f"{rows[-3]['what']:<78} {rows[-3]['value']:>9} %" if len(rows) > 2 else rows[-1], flush=True)
-    rows += [*big(Method.XOR), *big(Method.PATCH), hub_memory()]
+    rows += [*big(Method.XOR), *big(Method.PATCH), *big(Method.WORDS), hub_memory()]
     for each in rows:
         bar = f"   bar {each['bar']}: {'holds' if each['holds'] else 'missed'}" if each["bar"] else ""
         print(f"{each['what']:<78} {each['value']:>9} {each['unit']}{bar}")
