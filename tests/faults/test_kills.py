@@ -9,11 +9,16 @@ from tests.faults.yard import ROWS, ROWS_OF_WORSE, Site, Yard
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PHASES = ("RECEIVED", "VERIFIED", "DOWNLOADING", "STAGED", "PREFLIGHT", "ACTIVATING", "PROBATION", "COMMITTED")
+TRIED = ("DOWNLOADING", "PREFLIGHT", "ACTIVATING", "PROBATION")
+RETURN = ("ROLLING_BACK", "ROLLED_BACK")
+WRITES = (*PHASES, *(f"try-{phase}" for phase in TRIED))
+WRITES_OF_RETURN = (*RETURN, "try-ROLLING_BACK")
 POINTS = (
-    *(f"{when}:{phase}" for phase in PHASES for when in ("before", "after")),
+    *(f"{when}:{write}" for write in WRITES for when in ("before", "after")),
     *(f"{when}:{effect}" for effect in ("fetch", "prove", "activate", "look") for when in ("begin", "end")),
+    *(f"{when}:pointer" for when in ("begin", "torn", "end")),
 )
-BACK = ("before:ROLLING_BACK", "after:ROLLING_BACK", "begin:restore", "before:ROLLED_BACK", "after:ROLLED_BACK")
+BACK = ("begin:restore", *(f"{when}:{write}" for write in WRITES_OF_RETURN for when in ("before", "after")))
 
 
 def named(point: str) -> object:
@@ -33,3 +38,15 @@ def test_sigkill(yard: Yard, site: Site, table: Table, point: str) -> None:
     table.add(row)
     assert site.deaths == deaths + 1, f"nobody died at {point}: the point is not reached"
     assert row.holds, row
+
+
+@pytest.mark.parametrize(("worse", "writes"), [(False, WRITES), (True, WRITES_OF_RETURN)], ids=["update", "return"])
+def test_every_journal_write_has_its_row(yard: Yard, site: Site, worse: bool, writes: tuple[str, ...]) -> None:
+    version = yard.push(release(site.folder, worse=worse))
+    (site.faults / "writes").unlink(missing_ok=True)
+    yard.ended(yard.order(version, site, rows=ROWS_OF_WORSE if worse else ROWS))
+    seen = set((site.faults / "writes").read_text().split())
+    site.version = site.version if worse else version
+    site.until(f"{site.version} to answer", lambda: site.prober.serves == site.version)
+    assert seen - set(WRITES) - set(writes) == set(), "the journal writes what no row kills it at"
+    assert seen >= set(writes)

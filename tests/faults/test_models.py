@@ -27,9 +27,9 @@ def test_ill_version_is_left_for_the_last_good_one(yard: Yard, site: Site, table
     ended = yard.ended(yard.order(bad, site, rows=10 * ROWS))
     site.until(f"{good} to answer again", lambda: site.prober.serves == good and not site.prober.last_error)
     causes = [found for state, found in site.transitions() if state == "ROLLED_BACK"]
-    row = site.judged(name, f"{ended}, {causes[-1]}", f"ROLLED_BACK, {cause}")
+    row = site.judged(name, f"{ended}, {causes[-1] if causes else '-'}", f"ROLLED_BACK, {cause}")
     table.add(row)
-    assert row.holds, row
+    assert row.holds, f"{row}\n{site.said()}"
 
 
 @pytest.mark.fault("slow but healthy starter, 15 s")

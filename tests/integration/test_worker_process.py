@@ -258,6 +258,32 @@ async def test_a_worker_that_keeps_dying_is_reported_once_and_tries_the_simplest
         assert (told.models[0].used, told.models[0].shadow) == ("CPU · onnxruntime · fp32 · 1 thread", "")
 
 
+async def killed_while_it_serves(worker: WorkerProcess, bad: str) -> None:
+    """The worker dies as often as it comes up with that version, before anything can be loaded beside it."""
+    while True:
+        told = await worker.status()
+        if any(model.version == bad for model in told.models):
+            with suppress(ProcessLookupError):
+                os.kill(told.pid, signal.SIGKILL)
+        await asyncio.sleep(0.005)
+
+
+async def test_what_keeps_dying_can_be_left_for_what_does_not(tmp_path: Path) -> None:
+    async with running(tmp_path) as (worker, restarts):
+        good, damaged = route(tmp_path, "1.0.0"), route(tmp_path, "3.0.0")
+        (tmp_path / "3.0.0/model.onnx").write_bytes(b"damaged")
+        await worker.apply((route(tmp_path, "2.0.0"),))
+        killer = asyncio.create_task(killed_while_it_serves(worker, "2.0.0"))
+        await until(partial(reached, restarts, 2))
+        with pytest.raises(LoadFailedError, match=r"delay 3\.0\.0"):
+            await worker.apply((damaged,))
+        await until(partial(reached, restarts, 3))
+        await worker.apply((good,))
+        assert worker.routes == (good,)
+        assert (await post(worker, body()))[1]["model_version"] == "1.0.0"
+        killer.cancel()
+
+
 async def test_a_hanging_worker_is_replaced(tmp_path: Path) -> None:
     async with running(tmp_path, Limits(hang_s=0.4, ask_every_s=0.1)) as (worker, restarts):
         await worker.apply((route(tmp_path, "1.0.0"),))

@@ -8,15 +8,13 @@ shadows, on the CPU. This module imports no ML runtime.
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import os
 import socket
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -26,7 +24,6 @@ from landreeve_agent.serving.control import (
     Ask,
     BadFrameError,
     FromWorker,
-    Hello,
     Lost,
     Plan,
     Refused,
@@ -35,12 +32,8 @@ from landreeve_agent.serving.control import (
     Told,
     Version,
     WorkerStatus,
-    frame,
-    let_go,
-    read_frame,
-    read_lines,
 )
-from landreeve_agent.serving.deathsig import exit_words
+from landreeve_agent.serving.conversation import Conversation, WorkerGoneError
 from landreeve_agent.serving.errors import LoadFailedError
 
 BACKLOG = 512
@@ -95,8 +88,20 @@ class Options:
         return given
 
 
-class WorkerGoneError(ConnectionError):
-    """The worker ended before it answered."""
+@dataclass(frozen=True, slots=True)
+class _Afresh:
+    """Routes that the next worker begins with; ``loaded`` ends when it has them, or with `LoadFailedError`."""
+
+    routes: tuple[Route, ...]
+    loaded: asyncio.Future[None]
+
+    def tell(self, failed: LoadFailedError | None) -> None:
+        if self.loaded.done():
+            return
+        if failed is None:
+            self.loaded.set_result(None)
+        else:
+            self.loaded.set_exception(failed)
 
 
 class WorkerProcess:
@@ -123,7 +128,7 @@ class WorkerProcess:
         self._limits = limits or Limits()
         self._options = options or Options()
         self._listening: socket.socket | None = None
-        self._link: _Link | None = None
+        self._link: Conversation | None = None
         self._routes: tuple[Route, ...] = ()
         self._restarts = 0
         self._last_exit = ""
@@ -131,6 +136,8 @@ class WorkerProcess:
         self._keeper: asyncio.Task[None] | None = None
         self._serving = asyncio.Event()
         self._applying = asyncio.Lock()
+        self._afresh: _Afresh | None = None
+        self._hurry = asyncio.Event()
         self._hung = False
 
     @property
@@ -176,14 +183,20 @@ class WorkerProcess:
     async def apply(self, routes: tuple[Route, ...]) -> None:
         """Serve exactly these routes: load and warm what is missing, then swap.
 
-        Raises `LoadFailedError`; the old routes then go on serving.
+        What died lately under its old routes begins anew with these alone: beside what kills it nothing can be
+        loaded. Raises `LoadFailedError`; the old routes then go on serving.
         """
         async with self._applying:
+            dying = self._dying()
+            if dying and not self._serving.is_set() and await self._begin_with(routes):
+                return
             await self._wait_until_up()
             self._crashes.clear()  # from here on, crashes count against these routes
             try:
                 answer = await self._ask(lambda seq: Apply(seq=seq, routes=routes), self._limits.apply_s)
             except WorkerGoneError:
+                if dying and await self._begin_with(routes):
+                    return
                 raise LoadFailedError("worker_died", f"the worker died while loading: {self._last_exit}") from None
             except TimeoutError:
                 self._kill("hung")
@@ -191,6 +204,30 @@ class WorkerProcess:
             if isinstance(answer, Refused):
                 raise LoadFailedError(answer.cause, answer.sentence)
             self._routes = routes
+
+    def _dying(self) -> bool:
+        """Whether what serves now has ended the worker within the last minute."""
+        now = asyncio.get_running_loop().time()
+        return any(now - crash <= self._limits.loop_window_s for crash in self._crashes)
+
+    async def _begin_with(self, routes: tuple[Route, ...]) -> bool:
+        """Whether the next worker began with these routes, before it took a request. False when it was under way
+        already with the old ones. `LoadFailedError`: it could not load them and has the old ones again."""
+        self._serving.clear()
+        asked = self._afresh = _Afresh(routes, asyncio.get_running_loop().create_future())
+        self._hurry.set()
+        up = asyncio.create_task(self._serving.wait())
+        either: set[asyncio.Future[Any]] = {up, asked.loaded}
+        try:
+            patience = self._limits.start_s + self._limits.apply_s
+            await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            if asked.loaded.done():
+                asked.loaded.result()
+            return asked.loaded.done()
+        finally:
+            self._afresh = None
+            for future in either:
+                future.cancel()
 
     async def _wait_until_up(self) -> None:
         try:
@@ -218,6 +255,10 @@ class WorkerProcess:
             limit_mb=told.limit_mb,
         )
 
+    async def _spawn(self, listening: socket.socket) -> Conversation:
+        arguments = ["--spool", str(self._spool_dir), *self._options.arguments()]
+        return await Conversation.spawn(listening, arguments, self._options.secrets, self._lost)
+
     async def _ask(self, make: Callable[[int], Apply | Ask], timeout_s: float) -> FromWorker:
         if self._link is None:
             raise WorkerGoneError("the worker is being restarted")
@@ -243,18 +284,22 @@ class WorkerProcess:
             self._count_crash(loop.time())
             _log.warning("the worker ended (%s); restart %d", self._last_exit, self._restarts)
             self._report()
-            await asyncio.sleep(self._backoff_s())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), self._backoff_s())
+            self._hurry.clear()
 
     async def _once(self) -> None:
         """One life of a worker, from its start to its end."""
         limits = self._limits
         self._hung = False
         assert self._listening is not None  # noqa: S101 - start() bound it before this task began
-        link = self._link = await _Link.spawn(self._listening, self._spool_dir, self._options, self._lost)
+        link = self._link = await self._spawn(self._listening)
         try:
             await asyncio.wait_for(link.hello.wait(), limits.start_s)
-            routes = self._simpler() if len(self._crashes) >= limits.loop_crashes else self._routes
-            await asyncio.wait_for(link.ask(lambda seq: Apply(seq=seq, routes=routes, lenient=True)), limits.apply_s)
+            if self._afresh is None or not await self._load_afresh(link, self._afresh):
+                routes = self._simpler() if len(self._crashes) >= limits.loop_crashes else self._routes
+                again = link.ask(lambda seq: Apply(seq=seq, routes=routes, lenient=True))
+                await asyncio.wait_for(again, limits.apply_s)
             self._serving.set()
             await self._watch(link)
         finally:
@@ -263,7 +308,30 @@ class WorkerProcess:
                 self._last_exit = await link.gone(hung=self._hung)
                 self._link = None
 
-    async def _watch(self, link: "_Link") -> None:
+    async def _load_afresh(self, link: Conversation, asked: "_Afresh") -> bool:
+        """Whether the new routes serve in this worker, as the first it ever had. Whoever asked is told."""
+        self._afresh = None
+        failed: LoadFailedError | None = None
+        try:
+            answer = await asyncio.wait_for(
+                link.ask(lambda seq: Apply(seq=seq, routes=asked.routes)), self._limits.apply_s
+            )
+            if isinstance(answer, Refused):
+                failed = LoadFailedError(answer.cause, answer.sentence)
+        except WorkerGoneError:
+            asked.tell(LoadFailedError("worker_died", "the worker died while loading"))
+            raise
+        except TimeoutError:
+            asked.tell(LoadFailedError("load_hung", f"loading took more than {self._limits.apply_s:g} s"))
+            self._hung = True
+            raise
+        if failed is None:
+            self._routes = asked.routes
+            self._crashes.clear()
+        asked.tell(failed)
+        return failed is None
+
+    async def _watch(self, link: Conversation) -> None:
         """Return when the worker has ended; kill it when it no longer answers."""
         while not link.ended.is_set():
             try:
@@ -321,130 +389,3 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise
     return listening
-
-
-class _Link:
-    """One worker process and the conversation with it."""
-
-    def __init__(self, process: asyncio.subprocess.Process, lost: Callable[[Lost], None]) -> None:
-        self._process = process
-        self._lost = lost
-        self._numbers = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[FromWorker]] = {}
-        self._words: deque[str] = deque(maxlen=40)
-        self.hello = asyncio.Event()
-        self.ended = asyncio.Event()
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._hear())]
-
-    @classmethod
-    async def spawn(
-        cls, listening: socket.socket, spool_dir: Path, options: Options, lost: Callable[[Lost], None]
-    ) -> "_Link":
-        """Start a worker on the listening socket; ``lost`` hears of the models' own processes."""
-        arguments = ["--fd", str(listening.fileno()), "--spool", str(spool_dir), "--parent", str(os.getpid())]
-        arguments += options.arguments()
-        with _piped(options.secrets) as secrets:
-            if secrets:
-                arguments += ["--secrets", str(secrets[0])]
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "landreeve_agent.serving.worker",
-                *arguments,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(listening.fileno(), *secrets),
-                # numpy's own thread pool, one thread for each core of the box, has nothing to do in a worker.
-                env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
-            )
-        return cls(process, lost)
-
-    @property
-    def pid(self) -> int:
-        """The worker's process id."""
-        return self._process.pid
-
-    async def ask(self, make: Callable[[int], Apply | Ask]) -> FromWorker:
-        """Send a message and wait for its answer; `WorkerGoneError` when the worker ends first."""
-        if self.ended.is_set():
-            raise WorkerGoneError("the worker has ended")
-        seq = next(self._numbers)
-        answer: asyncio.Future[FromWorker] = asyncio.get_running_loop().create_future()
-        self._asked[seq] = answer
-        assert self._process.stdin is not None  # noqa: S101 - it was spawned with a pipe
-        try:
-            self._process.stdin.write(frame(make(seq)))
-            return await answer
-        finally:
-            self._asked.pop(seq, None)
-
-    async def _listen(self) -> None:
-        decoder: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
-        assert self._process.stdout is not None  # noqa: S101 - it was spawned with a pipe
-        try:
-            while (message := await read_frame(self._process.stdout, decoder)) is not None:
-                if isinstance(message, Hello):
-                    self.hello.set()
-                elif isinstance(message, Lost):
-                    self._lost(message)
-                elif (future := self._asked.get(message.seq)) is not None and not future.done():
-                    future.set_result(message)
-        except BadFrameError as error:
-            self._words.append(str(error))
-            self.kill()
-        await self._process.wait()
-        self.ended.set()
-        self.hello.set()
-        for future in self._asked.values():
-            if not future.done():
-                future.set_exception(WorkerGoneError("the worker has ended"))
-
-    async def _hear(self) -> None:
-        assert self._process.stderr is not None  # noqa: S101 - it was spawned with a pipe
-        async for line in read_lines(self._process.stderr):
-            self._words.append(line)
-            _log.info("%s", line)
-
-    def kill(self) -> None:
-        """End it by force."""
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-
-    async def end(self, patience_s: float) -> None:
-        """End it by closing its stdin; by force after ``patience_s``."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            await asyncio.wait_for(self.ended.wait(), patience_s)
-        except TimeoutError:
-            self.kill()
-        await asyncio.gather(*self._tasks)
-        await let_go(self._process)
-
-    async def gone(self, *, hung: bool) -> str:
-        """Wait for the end; how it ended: ``signal SIGSEGV``, ``exit 1 (last words)``, ``hung``."""
-        await asyncio.gather(*self._tasks)
-        await let_go(self._process)
-        code = self._process.returncode or 0
-        if hung:
-            return "hung"
-        words = f" ({self._words[-1][:200]})" if code >= 0 and self._words else ""
-        return exit_words(code) + words
-
-
-@contextlib.contextmanager
-def _piped(secrets: Secrets) -> Iterator[tuple[int, ...]]:
-    """A pipe's end that holds the secrets, or none where there are none; closed here once it has been passed on, or
-    could not be. Not an argument, nor the environment: those can be read by other programs."""
-    if secrets == NO_SECRETS:
-        yield ()
-        return
-    reading, writing = os.pipe()
-    try:
-        with os.fdopen(writing, "wb") as pipe:
-            pipe.write(msgspec.json.encode(secrets))
-        yield (reading,)
-    finally:
-        os.close(reading)

@@ -9,8 +9,12 @@
 - ``offset`` holds by how many seconds the clock is off; only a site that finds the file at its start follows it.
 
 Points: ``before:PHASE`` inside the transaction that would enter the phase, ``after:PHASE`` when it is committed and
-nobody knows yet, ``begin:EFFECT`` and ``end:EFFECT`` around an effect, whose outcome is then lost, ``begin:restore``
-before the return to the last good version, ``stage`` before a release is laid out, ``block`` when one arrives.
+nobody knows yet, both also with ``try-PHASE`` when an attempt is counted, ``begin:EFFECT`` and ``end:EFFECT`` around
+an effect, whose outcome is then lost, ``begin:restore`` before the return to the last good version, ``stage`` before a
+release is laid out, ``block`` when one arrives, ``begin:pointer`` before what serves is written, ``torn:pointer`` when
+it lies beside and ``end:pointer`` when it is in its place.
+
+``writes`` lists what the journal wrote, a line each, so that a test can see whether it knows all of it.
 """
 
 import importlib.abc
@@ -55,10 +59,21 @@ def journal(module):
 
     def wrapped(db, outbox, before, after, now, **more):
         save(db, outbox, before, after, now, **more)
-        if after.phase != before.phase:
-            reached(f"before:{after.phase}")
+        if name := written(before, after):
+            with (FOLDER / "writes").open("a") as file:
+                file.write(f"{name}\n")
+            reached(f"before:{name}")
 
     module.save = wrapped
+
+
+def written(before, after):
+    """What the journal writes: a phase that is entered, an attempt that is counted, ``other``, or nothing."""
+    if after == before:
+        return ""
+    if after.phase != before.phase:
+        return str(after.phase)
+    return f"try-{after.phase}" if after.attempt == before.attempt + 1 else "other"
 
 
 def runner(module):
@@ -66,7 +81,7 @@ def runner(module):
 
     async def wrapped(self, model, event, *more):
         state = await dispatch(self, model, event, *more)
-        reached(f"after:{state.phase}")
+        reached(f"after:{'try-' if type(event).__name__ == 'Attempted' else ''}{state.phase}")
         return state
 
     module.Runner._dispatch = wrapped
@@ -89,6 +104,24 @@ def _around(kind, name):
         return result
 
     setattr(kind, name, wrapped)
+
+
+def pointer(module):
+    write, durably = module.write_pointer, module.write_durably
+
+    def wrapped(*arguments):
+        reached("begin:pointer")
+        write(*arguments)
+        reached("end:pointer")
+
+    def torn(path, data, *more):
+        """Half of it lies beside, as when the power goes between the two steps."""
+        if (FOLDER / "point").exists() and (FOLDER / "point").read_text().startswith("torn:pointer"):
+            path.with_name(f".{path.name}.torn").write_bytes(data[: len(data) // 2])
+            reached("torn:pointer")
+        durably(path, data, *more)
+
+    module.write_pointer, module.write_durably = wrapped, torn
 
 
 def layout(module):
@@ -185,6 +218,7 @@ def proving(module):
 AFTER = {
     "landreeve_agent.update.journal": journal,
     "landreeve_agent.update.runner": runner,
+    "landreeve_agent.update.pointer": pointer,
     "landreeve_agent.update.models": effects,
     "landreeve.release.layout": layout,
     "landreeve_agent.link.transfer": transfer,

@@ -1,0 +1,161 @@
+"""One worker process and the conversation with it, over its stdin and stdout."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from landreeve_agent.serving.control import (
+    NO_SECRETS,
+    Apply,
+    Ask,
+    BadFrameError,
+    FromWorker,
+    Hello,
+    Lost,
+    Secrets,
+    frame,
+    let_go,
+    read_frame,
+    read_lines,
+)
+from landreeve_agent.serving.deathsig import exit_words
+
+_log = logging.getLogger("landreeve.worker")
+
+
+class WorkerGoneError(ConnectionError):
+    """The worker ended before it answered."""
+
+
+class Conversation:
+    """One worker process and the conversation with it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, lost: Callable[[Lost], None]) -> None:
+        self._process = process
+        self._lost = lost
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[FromWorker]] = {}
+        self._words: deque[str] = deque(maxlen=40)
+        self.hello = asyncio.Event()
+        self.ended = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._hear())]
+
+    @classmethod
+    async def spawn(
+        cls, listening: socket.socket, arguments: list[str], secret: Secrets, lost: Callable[[Lost], None]
+    ) -> "Conversation":
+        """Start a worker on the listening socket; ``lost`` hears of the models' own processes."""
+        arguments = ["--fd", str(listening.fileno()), "--parent", str(os.getpid()), *arguments]
+        with _piped(secret) as secrets:
+            if secrets:
+                arguments += ["--secrets", str(secrets[0])]
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "landreeve_agent.serving.worker",
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(listening.fileno(), *secrets),
+                # numpy's own thread pool, one thread for each core of the box, has nothing to do in a worker.
+                env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
+            )
+        return cls(process, lost)
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
+        return self._process.pid
+
+    async def ask(self, make: Callable[[int], Apply | Ask]) -> FromWorker:
+        """Send a message and wait for its answer; `WorkerGoneError` when the worker ends first."""
+        if self.ended.is_set():
+            raise WorkerGoneError("the worker has ended")
+        seq = next(self._numbers)
+        answer: asyncio.Future[FromWorker] = asyncio.get_running_loop().create_future()
+        self._asked[seq] = answer
+        assert self._process.stdin is not None  # noqa: S101 - it was spawned with a pipe
+        try:
+            self._process.stdin.write(frame(make(seq)))
+            return await answer
+        finally:
+            self._asked.pop(seq, None)
+
+    async def _listen(self) -> None:
+        decoder: msgspec.json.Decoder[FromWorker] = msgspec.json.Decoder(FromWorker)
+        assert self._process.stdout is not None  # noqa: S101 - it was spawned with a pipe
+        try:
+            while (message := await read_frame(self._process.stdout, decoder)) is not None:
+                if isinstance(message, Hello):
+                    self.hello.set()
+                elif isinstance(message, Lost):
+                    self._lost(message)
+                elif (future := self._asked.get(message.seq)) is not None and not future.done():
+                    future.set_result(message)
+        except BadFrameError as error:
+            self._words.append(str(error))
+            self.kill()
+        await self._process.wait()
+        self.ended.set()
+        self.hello.set()
+        for future in self._asked.values():
+            if not future.done():
+                future.set_exception(WorkerGoneError("the worker has ended"))
+
+    async def _hear(self) -> None:
+        assert self._process.stderr is not None  # noqa: S101 - it was spawned with a pipe
+        async for line in read_lines(self._process.stderr):
+            self._words.append(line)
+            _log.info("%s", line)
+
+    def kill(self) -> None:
+        """End it by force."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def end(self, patience_s: float) -> None:
+        """End it by closing its stdin; by force after ``patience_s``."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            await asyncio.wait_for(self.ended.wait(), patience_s)
+        except TimeoutError:
+            self.kill()
+        await asyncio.gather(*self._tasks)
+        await let_go(self._process)
+
+    async def gone(self, *, hung: bool) -> str:
+        """Wait for the end; how it ended: ``signal SIGSEGV``, ``exit 1 (last words)``, ``hung``."""
+        await asyncio.gather(*self._tasks)
+        await let_go(self._process)
+        code = self._process.returncode or 0
+        if hung:
+            return "hung"
+        words = f" ({self._words[-1][:200]})" if code >= 0 and self._words else ""
+        return exit_words(code) + words
+
+
+@contextlib.contextmanager
+def _piped(secrets: Secrets) -> Iterator[tuple[int, ...]]:
+    """A pipe's end that holds the secrets, or none where there are none; closed here once it has been passed on, or
+    could not be. Not an argument, nor the environment: those can be read by other programs."""
+    if secrets == NO_SECRETS:
+        yield ()
+        return
+    reading, writing = os.pipe()
+    try:
+        with os.fdopen(writing, "wb") as pipe:
+            pipe.write(msgspec.json.encode(secrets))
+        yield (reading,)
+    finally:
+        os.close(reading)
