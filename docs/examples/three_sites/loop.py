@@ -12,7 +12,9 @@ ENGINEER, APPROVER = "mina", "omar"
 OPEN_ROLLOUT = {"DRAFT", "AWAITING_APPROVAL", "RUNNING", "PAUSED", "ROLLING_BACK"}
 NEEDS_TRAFFIC = {"probation"}
 AT_REST = {"committed", "failed", "skipped", "removed", "silent", "returned", "withdrawn", "kept"}
+HELD = {"DRAFT", "AWAITING_APPROVAL", "PAUSED"}
 SETTLE_S = 240.0
+LOOK_S = 1.0
 
 
 def releases(world: World) -> list[dict[str, Any]]:
@@ -46,11 +48,46 @@ def approve(world: World, version: str) -> None:
 def bring(world: World, version: str, *, step_days: float = 0) -> dict[str, Any]:
     """Approve that release and roll it out, canary first; the rollout's last row. Goes on where it was left."""
     world.memory.put("bringing", version)
+    give_way(world, version)
     if any(r["version"] == version and r["state"] == "draft" for r in releases(world)):
         approve(world, version)
     row = finish(world, _rollout_of(world, version) or roll_out(world, version), step_days=step_days)
     world.memory.put("bringing", "")
     return row
+
+
+def in_the_way(world: World, version: str = "") -> dict[str, Any] | None:
+    """The open rollout of another version, which whoever looks around here began; the hub takes one at a time."""
+    mine = {version, world.memory.get("bringing")}
+    return next(
+        (
+            r
+            for r in rollouts(world)
+            if r["kind"] == "update" and r["state"] in OPEN_ROLLOUT and r["version"] not in mine
+        ),
+        None,
+    )
+
+
+def give_way(world: World, version: str) -> None:
+    """Wait until that rollout is over: somebody tries things out, and the story is no reason to stop them."""
+    if world.options.leave or (other := in_the_way(world, version)) is None:
+        return
+    world.tell.say(f"rollout {other['id']} of {other['version']} is {other['state']}: the story waits until it is over")
+    with world.tell.doing(f"waiting for the end of rollout {other['id']} (abort it, or let it finish)"):
+        while in_the_way(world, version):
+            time.sleep(LOOK_S)
+
+
+def _stand_by(world: World, rollout: str) -> None:
+    """Somebody pauses it, or has to approve it: the story's clock stands meanwhile."""
+    row: dict[str, Any] = world.people[ENGINEER].get(f"/api/v1/rollouts/{rollout}")
+    if world.options.leave or row["state"] not in HELD:
+        return
+    world.tell.say(f"rollout {rollout} of {row['version']} is {row['state']}: the story waits. {row['sentence']}")
+    with world.tell.doing(f"waiting for somebody to go on with rollout {rollout} (resume, abort or rollback)"):
+        while world.people[ENGINEER].get(f"/api/v1/rollouts/{rollout}")["state"] in HELD:
+            time.sleep(LOOK_S)
 
 
 def _rollout_of(world: World, version: str) -> str:
@@ -131,6 +168,7 @@ def finish(world: World, rollout: str, *, steps: int = 180, step_days: float = 0
     """Let days pass until a rollout is over; its last row."""
     said = ""
     for _ in range(steps):
+        _stand_by(world, rollout)
         row: dict[str, Any] = world.people[ENGINEER].get(f"/api/v1/rollouts/{rollout}")
         words = "; ".join(row["waiting"])
         step = re.sub(r"[\d,.]+", "", words)  # counts grow every day; what is said is the step

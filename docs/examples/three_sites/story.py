@@ -175,9 +175,15 @@ def stay(world: World) -> None:
     show_doors(world)
     world.tell.plain("Ctrl-C ends every process.")
     world.pace(LIVE_SPEED)
+    said = ""
     while world.clock < world.options.end:
         world.advance(world.clock + timedelta(hours=1))
-        chapters.answer_drafts(world)
+        try:
+            chapters.answer_drafts(world)
+        except StoryError as error:  # whoever looks around may do what the story did not expect; everything stays up
+            if str(error) != said:
+                said = str(error)
+                world.tell.say(f"the story cannot go on by itself ({said}); look into the hub's console")
     world.tell.say("the year is over; everything stays up")
     while True:
         time.sleep(1)

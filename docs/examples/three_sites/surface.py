@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,15 @@ def cli(program: str, *arguments: str, accept: tuple[int, ...] = (0,)) -> Any:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode not in accept:
         said = done.stderr.strip().splitlines()[-6:]
-        raise StoryError(f"{program} {' '.join(arguments)}: exit code {done.returncode}: " + " / ".join(said))
+        asked = " ".join(_public(arguments))
+        raise StoryError(f"{program} {asked}: exit code {done.returncode}: " + " / ".join(said))
     text = done.stdout.strip()
     return json.loads(text) if text[:1] in "[{" and text else text
+
+
+def _public(arguments: Sequence[str]) -> list[str]:
+    """The arguments without the secret that comes after ``--token``: what is said may be copied anywhere."""
+    return ["…" if before == "--token" else word for before, word in zip(("", *arguments), arguments, strict=False)]
 
 
 class Api:
