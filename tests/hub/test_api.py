@@ -122,14 +122,16 @@ class Hub:
         rows = [{"id": d, "fleet": "demo", "site": s, "online": True} for d, s in SITES.items()]
         await self.store.write(lambda c: c.execute(insert(tables.devices), rows) and None)
 
-    async def report(self, device: str, state: str, release: str, rollout: str, sentence: str = "") -> None:
+    async def report(  # noqa: PLR0917  what a report says
+        self, device: str, state: str, release: str, rollout: str, sentence: str = "", cause: str = "told"
+    ) -> None:
         """What ingest does with a device's update report and state."""
         row = {"device": device, "model": "delay", "release": release, "rollout": rollout}
         served = {"model": "delay", "version": "v1", "release": release, "state": "working", "wanted": "", "used": ""}
 
         def apply(connection: Any) -> None:
             connection.execute(tables.updates.delete().where(tables.updates.c.device == device))
-            report = {**row, "state": state, "cause": "told", "sentence": sentence}
+            report = {**row, "state": state, "cause": cause, "sentence": sentence}
             connection.execute(insert(tables.updates).values(report))
             if state == "COMMITTED":
                 doc = {"models": [served], "generation": 1}

@@ -83,12 +83,12 @@ def aborted(stopped: Rollout) -> Rollout:
 
 def _go_back(rollout: Rollout, trigger: Trigger, now: datetime) -> Decision:
     stopped, orders = stop(rollout, trigger.cause, trigger.sentence, now)
-    effect = f"{_spared(rollout)} {_done(stopped)}"
+    effect = f"{_spared(rollout)} {_done(stopped, quarantined=trigger.blames)}"
     raised = RaiseIncident(
         f"rollout:{rollout.id}:failed", "rollout_failed", "error", trigger.cause, f"{trigger.sentence} {effect}", effect
     )
-    quarantine = Quarantine(rollout.digest, trigger.cause, trigger.sentence)
-    return Decision(stopped, (*orders, quarantine, raised), return_waiting(stopped))
+    judged = (Quarantine(rollout.digest, trigger.cause, trigger.sentence),) if trigger.blames else ()
+    return Decision(stopped, (*orders, *judged, raised), return_waiting(stopped))
 
 
 def _spared(rollout: Rollout) -> str:
@@ -98,10 +98,10 @@ def _spared(rollout: Rollout) -> str:
     )
 
 
-def _done(stopped: Rollout) -> str:
+def _done(stopped: Rollout, *, quarantined: bool) -> str:
     sent = [m.site for m in stopped.members.of(Outcome.COMMITTED) if m.back is Back.RETURNING]
     kept = [m.site for m in stopped.members.values() if m.back is Back.KEPT]
-    text = "The rollout was stopped and the release quarantined."
+    text = f"The rollout was stopped{' and the release quarantined' if quarantined else ''}."
     if sent:
         text += f" {named(sent)} had already taken it and go back, each to its own last good version."
     if kept:

@@ -11,7 +11,7 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from landreeve_hub.rollout.back import aborted, stop
-from landreeve_hub.rollout.gates import failures, silent
+from landreeve_hub.rollout.gates import blamed, failures, silent
 from landreeve_hub.rollout.roster import Back, Member, Outcome
 from landreeve_hub.rollout.state import FINAL, Order, Refused, Rollout, State
 
@@ -76,6 +76,7 @@ def resume(rollout: Rollout, asked: Asked) -> Commanded:
         sentence=f"Resumed by {asked.actor}.",
         accepted_failures=len(failures(rollout)),
         accepted_silent=len(silent(rollout)),
+        accepted_blamed=len(blamed(rollout)),
         accepted_waves=rollout.wave + 1 if rollout.cause in _JUDGED else rollout.accepted_waves,
         wave_since=asked.now,
     )
@@ -130,17 +131,20 @@ def retry(rollout: Rollout, asked: Asked) -> Commanded:
         chosen = [m for m in chosen if m.outcome is not Outcome.SILENT]  # its order stands
     if not chosen:
         return rollout, ()
-    again = [_again(member, asked.now) for member in chosen]
-    text = f"{asked.actor} tries {len(again)} of {len(rollout.members)} devices again."
+    again = rollout.members.put([_again(member, asked.now) for member in chosen])
+    text = f"{asked.actor} tries {len(chosen)} of {len(rollout.members)} devices again."
+    standing = replace(rollout, members=again)
+    left = len(blamed(standing))
     return replace(
-        rollout,
+        standing,
         state=State.RUNNING if rollout.state is State.FINISHED else rollout.state,
-        members=rollout.members.put(again),
         cause="retry",
         sentence=text,
         finished=None,
-        accepted_failures=max(0, rollout.accepted_failures - sum(m.outcome is Outcome.FAILED for m in chosen)),
-        accepted_silent=max(0, rollout.accepted_silent - sum(m.outcome is Outcome.SILENT for m in chosen)),
+        # What is tried again is accepted no more; what was accepted and is not tried again still is.
+        accepted_failures=min(rollout.accepted_failures, len(failures(standing))),
+        accepted_silent=min(rollout.accepted_silent, len(silent(standing))),
+        accepted_blamed=None if rollout.accepted_blamed is None else min(rollout.accepted_blamed, left),
     ), ()
 
 

@@ -7,6 +7,7 @@ looked at once a wave shares its chance of a false alarm among the waves (Bonfer
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from landreeve_hub.rollout.blame import NOT_THE_RELEASE, blames
 from landreeve_hub.rollout.drifting import Pool
 from landreeve_hub.rollout.policy import Action
 from landreeve_hub.rollout.pooling import UNKNOWN, Bounds, evidence, pooled_mean, pooled_rate, pooled_ratio, wilson
@@ -22,11 +23,12 @@ _ASKED = ("max_error_rate", "max_latency_ratio", "max_log_loss_increase", "max_d
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """A gate does not hold: what is to be done, and why."""
+    """A gate does not hold: what is to be done, and why. ``blames`` says that it speaks against the release."""
 
     action: Action
     cause: str
     sentence: str
+    blames: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,11 @@ def failures(rollout: Rollout) -> tuple[Member, ...]:
     return rollout.members.of(Outcome.FAILED)
 
 
+def blamed(rollout: Rollout) -> tuple[Member, ...]:
+    """The failures that speak against the release."""
+    return tuple(member for member in failures(rollout) if blames(member.cause))
+
+
 def silent(rollout: Rollout) -> tuple[Member, ...]:
     return rollout.members.of(Outcome.SILENT)
 
@@ -75,15 +82,37 @@ def counted(rollout: Rollout) -> Trigger | None:
 
 
 def too_many_failures(rollout: Rollout) -> Trigger | None:
-    """What the failures so far demand."""
+    """What the failures so far demand: those that speak against the release first, then all of them."""
     gate, failed = rollout.plan.gate, rollout.members.count(Outcome.FAILED)
-    ended = failed + rollout.members.count(Outcome.COMMITTED)
-    if not _beyond(rollout, (failed, ended), (gate.max_failures, rollout.accepted_failures), gate.max_failed_share):
+    committed = rollout.members.count(Outcome.COMMITTED)
+    counts, share = (gate.max_failures, rollout.accepted_failures), gate.max_failed_share
+    if not _beyond(rollout, (failed, failed + committed), counts, share):
         return None
-    bad = failures(rollout)
+    bad = blamed(rollout)
+    counts = (gate.max_failures, _accepted(rollout))
+    if _beyond(rollout, (len(bad), len(bad) + committed), counts, share):
+        return Trigger(gate.on_failure, bad[0].cause or "failed", _failed_on(rollout, bad))
+    return _not_its_fault(rollout)
+
+
+def _accepted(rollout: Rollout) -> int:
+    """So many failures that speak against the release a person has gone on in spite of."""
+    return rollout.accepted_failures if rollout.accepted_blamed is None else rollout.accepted_blamed
+
+
+def _failed_on(rollout: Rollout, bad: Sequence[Member]) -> str:
     why = " ".join(list(dict.fromkeys(ended_by(m.sentence) for m in bad if m.sentence))[:SHOWN_REASONS])
     first = f"{rollout.version} of {rollout.model} failed on {named([m.site for m in bad])}: "
-    return Trigger(gate.on_failure, bad[0].cause or "failed", first + (why or "No reason was reported."))
+    return first + (why or "No reason was reported.")
+
+
+def _not_its_fault(rollout: Rollout) -> Trigger:
+    """Too many failures, and too few of them speak against the release."""
+    bad = failures(rollout)
+    other = [m for m in bad if not blames(m.cause)]
+    why = named(list(dict.fromkeys(NOT_THE_RELEASE[m.cause] for m in other)))
+    text = f"{_failed_on(rollout, bad)} This does not speak against the release: {why}."
+    return Trigger(rollout.plan.actions.site, other[0].cause, text, blames=False)
 
 
 def _too_many_silent(rollout: Rollout) -> Trigger | None:
@@ -134,10 +163,12 @@ def _sample(rollout: Rollout) -> Trigger | None:
 def _shares(rollout: Rollout) -> Trigger | None:
     gate, members = rollout.plan.gate, rollout.members
     failed, quiet = members.count(Outcome.FAILED), members.count(Outcome.SILENT)
-    heard = failed + members.count(Outcome.COMMITTED)
+    committed, actions = members.count(Outcome.COMMITTED), rollout.plan.actions
+    heard, bad = failed + committed, len(blamed(rollout)) if gate.max_failed_share is not None else 0
     for what, events, trials, accepted, limit, action in (
-        ("failed", failed, heard, rollout.accepted_failures, gate.max_failed_share, gate.on_failure),
-        ("silent", quiet, heard + quiet, rollout.accepted_silent, gate.max_silent_share, rollout.plan.actions.silence),
+        ("failed", bad, bad + committed, _accepted(rollout), gate.max_failed_share, gate.on_failure),
+        ("failed", failed, heard, rollout.accepted_failures, gate.max_failed_share, actions.site),
+        ("silent", quiet, heard + quiet, rollout.accepted_silent, gate.max_silent_share, actions.silence),
     ):
         if limit is None or not by_share(rollout, limit) or events <= accepted or events <= limit * trials:
             continue
@@ -146,7 +177,7 @@ def _shares(rollout: Rollout) -> Trigger | None:
             f"After wave {rollout.wave + 1} {events} of {trials} devices are {what} "
             f"({events / trials:.1%}, surely {low:.1%} to {high:.1%}; at most {limit:.1%})."
         )
-        return Trigger(action, what, text)
+        return Trigger(action, what, text, blames=what == "silent" or events == bad)
     return None
 
 
@@ -162,7 +193,8 @@ def _figures(rollout: Rollout, drift: Pool | None) -> Trigger | Missing | None:
             return Trigger(figure.action, figure.cause, text)
         elif figure.bounds.high > figure.limit and asked.strict:
             missing.append(f"{figure.words} is not decided")
-    rows = sum(m.told.rows for m in rollout.members.of(Outcome.COMMITTED, Outcome.FAILED) if m.told)
+    ended = rollout.members.of(Outcome.COMMITTED, Outcome.FAILED)
+    rows = sum(m.told.rows for m in ended if m.told and _speaks(m))
     if asked.min_rows and rows < asked.min_rows:
         missing.append(f"{rows} of {asked.min_rows} rows were answered on probation")
     windows = drift.rows(_committed(rollout)) if drift is not None else 0
@@ -180,7 +212,7 @@ def figures(rollout: Rollout, drift: Pool | None = None) -> list[Figure]:
     asked, actions = rollout.plan.gate.figures, rollout.plan.actions
     if all(getattr(asked, name) is None for name in _ASKED):
         return []
-    ended = rollout.members.of(Outcome.COMMITTED, Outcome.FAILED)
+    ended = [m for m in rollout.members.of(Outcome.COMMITTED, Outcome.FAILED) if _speaks(m)]
     told = [m.told for m in ended if m.told is not None]
     level = 1 - (1 - asked.confidence) / max(1, rollout.members.last_wave + 1)
     need = min(asked.min_devices, max(1, len(ended)))
@@ -202,6 +234,11 @@ def figures(rollout: Rollout, drift: Pool | None = None) -> list[Figure]:
         error = (1 - asked.confidence) / max(1, rollout.members.last_wave + 1) / GROWING
         found += _drift(drift, _committed(rollout), (asked.max_psi, error, need), actions.drift)
     return found
+
+
+def _speaks(member: Member) -> bool:
+    """What a box showed while its accelerator went away, say, is no figure of the release."""
+    return member.outcome is Outcome.COMMITTED or blames(member.cause)
 
 
 def _drift(

@@ -91,13 +91,15 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Actions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What each trigger does. For failures it is ``gate.on_failure``."""
+    """What each trigger does. For failures of the release it is ``gate.on_failure``; ``site`` is for too many failures
+    that do not speak against it (`landreeve_hub.rollout.blame`): a full disk, a lost accelerator."""
 
     silence: Action = "pause"
     latency: Action = "rollback"
     error_rate: Action = "rollback"
     drift: Action = "pause"
     accuracy: Action = "rollback"
+    site: Action = "pause"
 
 
 class Offline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

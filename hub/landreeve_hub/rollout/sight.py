@@ -11,6 +11,7 @@ from landreeve_hub.fleet import health
 from landreeve_hub.fleet.filter import Row as Filtered
 from landreeve_hub.fleet.sessions import is_doubled
 from landreeve_hub.ingest.minutes import read_rows
+from landreeve_hub.rollout.blame import NOT_THE_RELEASE
 from landreeve_hub.rollout.drifting import Pool, Window
 from landreeve_hub.rollout.roster import Outcome, Told
 from landreeve_hub.rollout.state import DeviceFact, Quality, Report, Rollout
@@ -141,7 +142,8 @@ def pooled(connection: Connection, rollout: Rollout, pool: Pool, facts: Mapping[
 
 def _returns(connection: Connection, rollout: Rollout, devices: list[str], now: datetime) -> dict[str, int]:
     """How often this very release went back on each device within the ping-pong window: another release is another
-    question, and a site that keeps its own model against three challengers is right to be asked a fourth time."""
+    question, and a site that keeps its own model against three challengers is right to be asked a fourth time. A full
+    disk or the like is no answer of the release at all."""
     members, rollouts = tables.rollout_members, tables.rollouts
     since = rfc3339(now - timedelta(seconds=rollout.plan.ping_pong.window_s))
     query = (
@@ -149,6 +151,7 @@ def _returns(connection: Connection, rollout: Rollout, devices: list[str], now: 
         .join(rollouts, rollouts.c.id == members.c.rollout)
         .where(rollouts.c.digest == rollout.digest, rollouts.c.kind != "return", rollouts.c.id != rollout.id)
         .where(or_(members.c.outcome == Outcome.FAILED.value, members.c.back.in_(["returning", "returned"])))
+        .where(members.c.doc["cause"].as_string().not_in(sorted(NOT_THE_RELEASE)))
         .where(members.c.device.in_(devices), members.c.changed >= since)
         .group_by(members.c.device)
     )

@@ -38,8 +38,9 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     A ``return`` brings devices back, each to its own last good release, and is begun by the rollout ``of``; a ``late``
     one takes in devices that came after ``of`` had finished.
-    ``accepted_failures`` and ``accepted_silent`` grow when a person resumes in spite of them. ``asked`` names what a
-    person was asked, ``keys`` the commands already obeyed. ``ahead`` are the rollouts of components that come first
+    ``accepted_failures`` and ``accepted_silent`` grow when a person resumes in spite of them, ``accepted_blamed`` are
+    those of the failures that speak against the release (None where that was not told apart yet). ``asked`` names what
+    a person was asked, ``keys`` the commands already obeyed. ``ahead`` are the rollouts of components that come first
     (``plan.after``) that were under way when this one was proposed.
     """
 
@@ -55,6 +56,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str = ""
     accepted_failures: int = 0
     accepted_silent: int = 0
+    accepted_blamed: int | None = None
     accepted_waves: int = 0
     kind: Literal["update", "return", "late"] = "update"
     of: str = ""
