@@ -51,6 +51,12 @@ def test_failed_update_is_left_to_its_rollout_but_a_failed_return_is_not() -> No
     assert incident_of(update("ROLLBACK_FAILED", "load_failed"), "d-1", "EWR").kind == "rollback_failed"
 
 
+def test_artifact_that_arrives_damaged_is_one_incident_for_all_sites() -> None:
+    raised = [incident_of(update("REJECTED", "corrupt_artifact"), device, device) for device in ("d-1", "d-2")]
+    assert {one.key for one in raised} == {"artifact:" + "1" * 64}
+    assert "pushing the same release again" in raised[0].sentence
+
+
 def test_order_that_was_not_believed_is_an_incident() -> None:
     refused = Event(name="update.refused", subject="generation 4", cause="bad_signature", sentence="Not signed.")
     assert incident_of(refused, "d-1", "EWR").kind == "signature_rejected"

@@ -29,7 +29,7 @@ DIGEST = digest_of(DATA)
 BLOCKS = block_digests(DATA, BLOCK_BYTES)
 
 
-def release() -> Packed:
+def release(card: str = "a card") -> Packed:
     """A release whose files nobody here looks into."""
     config = ReleaseConfig(
         model="delay",
@@ -39,7 +39,7 @@ def release() -> Packed:
         gates=Gates(),
         lineage=Lineage(),
     )
-    return pack({"card.md": b"a card", "model.onnx": b"a graph"}, config)
+    return pack({"card.md": card.encode(), "model.onnx": b"a graph"}, config)
 
 
 def _drain(demand: Demand) -> list[Piece]:
@@ -134,6 +134,50 @@ async def test_what_two_devices_want_at_once_is_broadcast(tmp_path: Path, store:
     assert wire.next()[0] == SharedBlocksTopic("f", packed.digest)
     server.stop()
     assert wire.frames.empty()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:3])
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "cut": _cut,
+    "gone": Path.unlink,
+    "other": lambda p: p.write_bytes(b"{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("part", ["manifest", "graph"])
+async def test_what_the_disk_has_lost_is_sent_so_that_it_is_found_damaged_until_it_is_pushed_again(
+    tmp_path: Path, store: Store, part: str, damage: str
+) -> None:
+    """A device gets as many bytes as it waits for, whatever has become of them; other releases go on as ever."""
+    packed, other, blobs, wire = release(), release("another card"), BlobStore(tmp_path / "blobs"), Wire()
+    for one in (packed, other):
+        for data in (one.manifest_bytes, *one.blobs.values()):
+            blobs.put(data)
+        row = {"digest": one.digest, "model": "delay", "version": one.digest[:4], "state": "approved"}
+        row |= {"manifest_bytes": len(one.manifest_bytes)}
+        await store.write(lambda c, row=row: upsert(c, tables.releases, row))
+    graph = packed.manifest.layer("model.onnx")
+    assert graph is not None
+    digest = packed.digest if part == "manifest" else graph.sha256
+    data = packed.manifest_bytes if part == "manifest" else packed.blobs[digest]
+    DAMAGE[damage](blobs.path(digest))
+    server = BlockServer(store, blobs, wire, "f", bytes_per_s=1e9)
+    server.start()
+    everything = Want(bytes=len(data), missing="01")
+    server.on_want("d-1", digest, everything)
+    _, block = wire.next()
+    assert len(block.data) == len(data)
+    assert digest_of(block.data) != digest
+    server.on_want("d-1", other.digest, Want(bytes=len(other.manifest_bytes), missing="01"))
+    assert wire.next()[1].data == other.manifest_bytes
+    blobs.put(data)
+    server.on_want("d-1", digest, everything)
+    assert wire.next()[1].data == data
+    server.stop()
 
 
 class Device:

@@ -258,7 +258,7 @@ async def test_a_device_that_does_not_say_so_is_never_offered_words(tmp_path: Pa
     workshop = Asked(blobs, DeltaCache(tmp_path / "deltas", 10**6))
     workshop.kinds = []
     server = BlockServer(store, blobs, Nobody(), "f", bytes_per_s=1e6, workshop=workshop)
-    server._allowed._by_release = {digest: frozenset({digest})}
+    server._allowed._by_release = {digest: {digest: blobs.size(digest)}}
     for speaks in (("deltas",), ("lanes", "deltas", "words")):
         server.on_want("d-1", digest, Want(bytes=0, missing="", speaks=speaks))
     assert workshop.kinds == ["", WORDS]

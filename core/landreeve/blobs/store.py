@@ -75,14 +75,14 @@ class BlobStore:
             data = read_whole(reader)
         if hashlib.sha256(data).hexdigest() != digest:
             raise CorruptBlobError(
-                f"blob {self.path(digest)} no longer has its digest: the disk changed it; remove and refetch it"
+                f"blob {self.path(digest)} no longer has its digest: the disk changed it; fetch or push it again"
             )
         return data
 
     def put(self, data: bytes) -> str:
-        """Keep the bytes and answer their digest; what is here already is not written again."""
+        """Keep the bytes and answer their digest; what is here already, and whole, is not written again."""
         digest = hashlib.sha256(data).hexdigest()
-        if not self.has(digest):
+        if not self.verify(digest):
             self.reserve(len(data))
             write_durably(self.path(digest), self._codec.encode(digest, data))
         return digest

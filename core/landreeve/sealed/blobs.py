@@ -168,7 +168,7 @@ class _Reader:
             ]
         except (InvalidTag, ValueError) as error:
             raise CorruptBlobError(
-                f"blob {self._path} no longer has its digest: the sealed file was changed; remove and refetch it"
+                f"blob {self._path} no longer has its digest: the sealed file was changed; fetch or push it again"
             ) from error
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from landreeve.blobs.errors import CorruptBlobError, FullDiskError
 from landreeve.release.manifest import BadReleaseError
 from landreeve.wire.ids import BadIdError
 from starlette.exceptions import HTTPException
@@ -41,6 +42,8 @@ _STATUS: dict[type[Exception], int] = {
     NotFoundError: 404,
     UnknownIncidentError: 404,
     LookupError: 404,
+    CorruptBlobError: 500,
+    FullDiskError: 507,
     ValueError: 422,
 }
 _TITLES = {
@@ -54,6 +57,7 @@ _TITLES = {
     415: "Unknown format",
     422: "Not acceptable as it is",
     429: "Too many attempts",
+    507: "No room",
 }
 
 

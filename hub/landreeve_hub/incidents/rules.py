@@ -27,6 +27,8 @@ def incident_of(body: Body, device: str, site: str) -> Raise | None:
             return _quality(body, device, site)
         case UpdateReport() if body.state == "ROLLBACK_FAILED":
             return _stuck(body, device, site)
+        case UpdateReport() if body.state == "REJECTED" and body.cause == "corrupt_artifact":
+            return _damaged(body, device, site)
         case UpdateReport() if body.state == "REJECTED" and _untrusted(body.cause):
             return _signature(_Doubt(body.model, body.rollout, body.cause, body.sentence), device, site)
         case Event() if body.name == "update.refused":
@@ -39,6 +41,15 @@ def incident_of(body: Body, device: str, site: str) -> Raise | None:
 
 def _untrusted(cause: str) -> bool:
     return any(word in cause for word in UNTRUSTED_CAUSES)
+
+
+def _damaged(body: UpdateReport, device: str, site: str) -> Raise:
+    text = (
+        f"{body.model} {body.version} reached {site} damaged, again and again: {body.sentence} What the hub keeps "
+        "of it is most likely damaged; pushing the same release again mends it, and tells nothing against the release."
+    )
+    subject = {"device": device, "site": site, "model": body.model, "version": body.version, "release": body.release}
+    return Raise(f"artifact:{body.release}", "artifact_damaged", "error", body.cause, text, subject)
 
 
 def _quality(body: DriftReport, device: str, site: str) -> Raise:

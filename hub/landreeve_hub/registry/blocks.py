@@ -4,6 +4,7 @@ Blocks travel at QoS 0 and are repaired by asking again, which is cheaper than a
 belongs to an approved or assigned release leaves. Up: only what the hub asked for is kept, within a quota.
 """
 
+import errno
 import logging
 import threading
 import time
@@ -64,6 +65,7 @@ class BlockServer:
         self._workshop = workshop
         self._demand = Demand()
         self._open: dict[str, BlobReader] = {}
+        self._anew: set[str] = set()
         self._sizes: dict[str, int] = {}
         self._lock = threading.Condition()
         self._stopping = False
@@ -112,6 +114,8 @@ class BlockServer:
     def _take_in(self, device: str, digest: str, want: Want, missing: int, *, paced: bool) -> None:
         now = time.monotonic()
         with self._lock:
+            if missing == (1 << -(-self._sizes.get(digest, 0) // BLOCK_BYTES)) - 1:
+                self._anew.add(digest)  # its file may have been mended since it was opened
             if want.report:
                 self._demand.report(device, digest, missing, now)
             else:
@@ -123,21 +127,17 @@ class BlockServer:
 
     def _size_of(self, digest: str) -> int | None:
         """The length of an artifact that may leave, or of a delta that leads to one; None for any other."""
-        target = digest
-        if self._workshop is not None:
-            target = self._workshop.cache.target_of(digest) or digest
-        if not self._allowed.may_leave(target):
-            return None
-        try:
-            return self._sizes.get(digest) or self._measure(digest)
-        except MissingBlobError:
-            return None
-
-    def _measure(self, digest: str) -> int:
-        """Kept, since many report about the same; what is gone meanwhile is found when it is read."""
-        if len(self._sizes) >= MOST_SIZES:
-            self._sizes.clear()
-        self._sizes[digest] = size = self._store_of(digest).size(digest)
+        target = self._workshop.cache.target_of(digest) if self._workshop is not None else None
+        size = self._allowed.size(target or digest)
+        if size is not None and target:
+            try:
+                size = self._store_of(digest).size(digest)
+            except MissingBlobError:
+                return None
+        if size is not None:
+            if len(self._sizes) >= MOST_SIZES:
+                self._sizes.clear()
+            self._sizes[digest] = size
         return size
 
     def _store_of(self, digest: str) -> BlobStore:
@@ -193,7 +193,7 @@ class BlockServer:
         self._carrier.publish(format_topic(DownLaneTopic(self._fleet, device, digest)), encode(lane))
 
     def _send(self, piece: Piece) -> int:
-        data = self._reader(piece.digest).read_at(piece.index * BLOCK_BYTES, BLOCK_BYTES)
+        data = self._block(piece.digest, piece.index)
         if piece.device:
             topic = format_topic(DownTopic(self._fleet, piece.device, Down.BLOCKS))
         else:
@@ -207,6 +207,26 @@ class BlockServer:
                 self._open.pop(next(iter(self._open))).close()
             self._open[digest] = self._store_of(digest).open(digest)
         return self._open[digest]
+
+    def _block(self, digest: str, index: int) -> bytes:
+        """What is on the disk; zeros for what the disk has lost, so that devices find it damaged and say so, instead of
+        waiting for ever."""
+        self._close_replaced()
+        try:
+            data = self._reader(digest).read_at(index * BLOCK_BYTES, BLOCK_BYTES)
+        except (BlobError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EIO:
+                raise
+            log.error("block %d of artifact %s cannot be read: %s", index, digest[:12], error)  # noqa: TRY400
+            data = b""
+        whole = self._sizes.get(digest, 0) - index * BLOCK_BYTES
+        return data.ljust(min(max(whole, 0), BLOCK_BYTES), b"\0")
+
+    def _close_replaced(self) -> None:
+        with self._lock:
+            anew, self._anew = self._anew, set()
+        for digest in anew & self._open.keys():
+            self._open.pop(digest).close()
 
     def _close_all(self) -> None:
         for reader in self._open.values():
