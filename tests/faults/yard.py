@@ -105,6 +105,12 @@ class Yard:
 
         return until(f"the end of rollout {number}", look, seconds, lambda: json.dumps(self.rollout(number))[:3000])
 
+    def retried(self, number: str) -> str:
+        """How the rollout ends that stands, tried again where it failed."""
+        self.process.post(f"rollouts/{number}/retry", {})
+        self.process.post(f"rollouts/{number}/resume", {})
+        return self.ended(number)
+
     def abort_all(self) -> None:
         """Leave no rollout behind that would stand in the way of the next."""
         end = time.monotonic() + 30.0
