@@ -32,7 +32,7 @@ from landreeve_agent.drift.windows import Windows
 from landreeve_agent.errors import StateError
 from landreeve_agent.hardware.room import HardwareRoom
 from landreeve_agent.hardware.survey import Survey
-from landreeve_agent.inference import Hold, Inference, hold_port, is_taken
+from landreeve_agent.inference import Hold, Inference, hold_port, is_taken, replaced
 from landreeve_agent.intake.definitions import Definitions
 from landreeve_agent.intake.intake import Intake
 from landreeve_agent.intake.retention import Retention
@@ -131,7 +131,7 @@ class House:
         self.doors = Doors(settings, functools.partial(_after_a_kill, last=_last_ports(state)))
         self.inference = Inference(
             state.spool, self.hold, self._worker_restarted, door(serving, state), serving.memory_mb, serving.isolated,
-            self.doors.grpc, self.doors.grpc_max_bytes, self.at_rest.secrets,
+            self.doors.grpc, self.doors.grpc_max_bytes, self.at_rest.secrets, lambda why: self._tell(replaced(why)),
         )  # fmt: skip
         self.reporter = Reporter(
             self.database, self.outbox, self.recent, MachineProbe(state.root), self._worker_figures,

@@ -5,20 +5,19 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+from landreeve.wire.messages import Event
 
 from landreeve_agent.serving.control import NO_SECRETS, Route, Secrets, Version, WorkerStatus
 from landreeve_agent.serving.door import Door
 from landreeve_agent.serving.errors import LoadFailedError
-from landreeve_agent.serving.supervise import Options, WorkerProcess
+from landreeve_agent.serving.supervise import OnReplaced, OnRestart, Options, WorkerProcess
 
 logger = logging.getLogger(__name__)
-
-OnRestart = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ class Inference:
     grpc: Hold | None = None
     grpc_max_bytes: int = 0
     secrets: Secrets = NO_SECRETS
+    on_replaced: OnReplaced | None = None
     _worker: WorkerProcess | None = field(default=None)
 
     @property
@@ -110,7 +110,10 @@ class Inference:
     async def _started(self) -> WorkerProcess:
         if self._worker is None:
             host, port = self.address
-            worker = WorkerProcess(self.spool, host, port, on_restart=self.on_restart, options=self._options())
+            worker = WorkerProcess(
+                self.spool, host, port, on_restart=self.on_restart, on_replaced=self.on_replaced,
+                options=self._options(),
+            )  # fmt: skip
             try:
                 await worker.start()
             except OSError as error:
@@ -120,6 +123,12 @@ class Inference:
             self._worker = worker
             logger.info("the inference server answers on %s", self.url)
         return self._worker
+
+
+def replaced(why: str) -> Event:
+    """What is told of a worker that was replaced while it served."""
+    sentence = f"The inference server was replaced by a new one while it served: {why}."
+    return Event(name="worker.replaced", subject="worker", cause="run_stuck", severity="warning", sentence=sentence)
 
 
 def _alone(version: Version) -> Version:

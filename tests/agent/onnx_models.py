@@ -62,6 +62,48 @@ def graph(bias: float = 0.0, *, hidden: int = 16, nan: bool = False, seed: int =
     return bytes(model.SerializeToString())
 
 
+def endless(turns: int = 40_000) -> bytes:
+    """A graph whose run never ends for a row with wind above 1000; any other takes a few milliseconds (too long for the
+    event loop) and answers 0.5."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Identity", ["seen"], ["still"])],
+        "turn",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("seen", TensorProto.FLOAT, [1]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("still", TensorProto.FLOAT, [1]),
+        ],
+    )
+    nodes = [
+        helper.make_node("Gather", ["x", "one"], ["wind"], axis=1),
+        helper.make_node("ReduceMax", ["wind"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "limit"], ["bad"]),
+        helper.make_node("Where", ["bad", "forever", "turns"], ["count"]),
+        helper.make_node("Loop", ["count", "yes", "zero"], ["end"], body=body),
+        helper.make_node("Mul", ["wind", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "end"], ["flat"]),
+        helper.make_node("Sigmoid", ["flat"], ["column"]),
+        helper.make_node("Squeeze", ["column", "one"], ["p"]),
+    ]
+    constants = {
+        "one": np.array([1], np.int64), "limit": np.float32(1000), "zero": np.zeros(1, np.float32),
+        "forever": np.int64(2**62), "turns": np.int64(turns), "yes": np.bool_(True),
+    }  # fmt: skip
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    ends = (
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n"])],
+    )
+    built = helper.make_graph(nodes, "endless", *ends, initializers)
+    model = helper.make_model(built, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
 def answers(graph_bytes: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the graph says, by ONNX's own reference evaluator: another implementation than the one under test."""
     from onnx.reference import ReferenceEvaluator

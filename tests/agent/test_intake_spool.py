@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from landreeve_agent.intake.spool import Spool
+from landreeve_agent.serving.capture import Spool as Writing
 from landreeve_agent.store.database import Database
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -159,3 +160,20 @@ async def test_torn_last_line_of_a_dead_worker_does_not_keep_its_file_for_ever(
 async def test_a_line_longer_than_a_chunk_is_read(database: Database, folder: Path) -> None:
     append(folder, "1-0.jsonl", line("a", row={"x": "y" * 3_000_000}), line("b"))
     assert await Spool(database, folder).drain_all(NOW) == 2
+
+
+async def test_file_that_a_worker_which_is_being_replaced_still_writes_is_not_deleted(
+    database: Database, folder: Path
+) -> None:
+    old = Writing(folder, 1)
+    old.append(line("a"))
+    append(folder, "2-0.jsonl", line("b"))
+    spool, later = Spool(database, folder), NOW + timedelta(days=1)
+    written_now(folder)
+    assert await spool.drain_all(later) == 2
+    old.append(line("c"))  # after an hour without a request
+    assert await spool.drain_all(later) == 1
+    old.close()
+    written_now(folder)
+    await spool.drain_all(later)
+    assert names(folder) == ["2-0.jsonl"]

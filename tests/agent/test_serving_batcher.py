@@ -232,7 +232,7 @@ async def test_no_request_is_forgotten_when_they_come_as_threads_end(streams: in
 async def test_who_waits_behind_a_run_that_never_ends_is_told_so(streams: int) -> None:
     run = Doubling()
     run.gate.clear()
-    batcher = made(run, rows=1, streams=streams, stuck_s=0.3)
+    batcher = made(run, rows=1, streams=streams, stuck_s=0.6)
     stuck = [Ask(float(n)) for n in range(streams)]
     for ask in stuck:
         batcher.submit(ask)
@@ -248,3 +248,19 @@ async def test_who_waits_behind_a_run_that_never_ends_is_told_so(streams: int) -
     run.gate.set()  # it came back after all: it goes on as if nothing had been
     assert [await ask.answer for ask in stuck] == [[2.0 * n] for n in range(streams)]
     assert await answers(batcher, Ask(5)) == [[10.0]]
+
+
+async def test_callers_of_a_run_that_is_given_up_are_told_once_and_it_counts_as_lost_until_it_comes_back() -> None:
+    run = Doubling()
+    run.gate.clear()
+    batcher = made(run, rows=1, stuck_s=0.1)
+    ask = Ask(1)
+    batcher.submit(ask)
+    assert isinstance(await asyncio.wait_for(ask.answer, 5), RunFailedError)
+    assert batcher.lost == 1
+    run.gate.set()  # a second answer would raise in `finish`
+    async with asyncio.timeout(5):
+        while batcher.lost:  # noqa: ASYNC110 - the thread tells nobody
+            await asyncio.sleep(0.01)
+    assert await answers(batcher, Ask(5)) == [[10.0]]
+    batcher.retire()

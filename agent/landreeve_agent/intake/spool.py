@@ -6,6 +6,7 @@ at any moment either both are there or neither.
 
 import asyncio
 import contextlib
+import fcntl
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -131,10 +132,22 @@ def _is_old(path: Path, now: datetime) -> bool:
         return False
 
 
+def _is_held(path: Path) -> bool:
+    """Whether a worker that is being replaced may still write to it, however long ago it last did."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
 def _delete_if_read(path: Path, offset: int, now: datetime) -> bool:
     try:
         status = path.stat()
-        if offset < status.st_size or now.timestamp() - status.st_mtime <= GRACE_S:
+        if offset < status.st_size or now.timestamp() - status.st_mtime <= GRACE_S or _is_held(path):
             return False
         path.unlink()
     except FileNotFoundError:

@@ -4,7 +4,8 @@ A *quick* graph (under 2 ms) runs on the event loop, after the loop has parsed w
 neighbours share the run's fixed cost; the only caller of a moment is run at once. A slower graph runs in the model's
 own threads, one for each stream of its plan; what arrives meanwhile is joined into the next run, which the thread takes
 itself. Nothing is ever delayed by a timer. When no thread comes back from its run, what waits behind fails with the
-reason, so that a version that answers nothing is seen.
+reason, so that a version that answers nothing is seen; later its own callers are told too, and the run counts as lost:
+a thread cannot be ended, only its process (`landreeve_agent.serving.replacing`).
 """
 
 import asyncio
@@ -30,6 +31,8 @@ SWEEP_S = 0.25
 # A run in a thread that takes so long, and so many times as long as usual, is not waited for any more: nobody can end
 # it, but who waits behind it is told.
 STUCK_S, STUCK_TIMES = 20.0, 20
+# So many times that long, and the run is given up. A model in a process of its own has been ended by then.
+LOST_TIMES = 2
 
 
 class Job:
@@ -57,6 +60,14 @@ class Ran(msgspec.Struct, eq=False, gc=False):
     ended_ns: int
 
 
+class _Begun(msgspec.Struct, eq=False):
+    """A run that goes on in a thread; ``told`` says that its callers have been refused already."""
+
+    since_ns: int
+    jobs: Sequence[Job]
+    told: bool = False
+
+
 Features = Callable[[Sequence[Job]], Arrays]
 Run = Callable[[Arrays], Arrays]
 Finish = Callable[[Sequence[Ran]], None]
@@ -79,7 +90,7 @@ class Batcher:
         stuck_s: float = STUCK_S,
     ) -> None:
         self._stuck_s = stuck_s
-        self._begun: dict[int, int] = {}  # by thread, since when it runs
+        self._begun: dict[int, _Begun] = {}  # by thread
         self._features = features
         self._run = run
         self._finish = finish
@@ -107,6 +118,12 @@ class Batcher:
     def busy(self) -> bool:
         """Whether anything waits or runs."""
         return bool(self._count or self._running)
+
+    @property
+    def lost(self) -> int:
+        """Runs that were given up and have not come back: each holds a thread, its memory and perhaps a core."""
+        with self._lock:
+            return sum(begun.told for begun in self._begun.values())
 
     def submit(self, job: Job) -> None:
         """Put a job in the queue, or run it at once; `BusyError` when the queue is full."""
@@ -159,7 +176,7 @@ class Batcher:
         if not self._scheduled and self._running < self._streams:
             self._scheduled = True
             self._loop.call_soon(self._start_threads)  # not at once, as above
-        elif self._sweeping is None:
+        if self._sweeping is None:
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
 
     def _start_threads(self) -> None:
@@ -181,11 +198,14 @@ class Batcher:
                 # In the same hold as the look into the queue: what comes after it finds that a thread must be started.
                 self._running -= not jobs
                 if jobs:
-                    self._begun[threading.get_ident()] = taken
+                    self._begun[threading.get_ident()] = _Begun(taken, jobs)
             if late:
                 self._tell([_too_late(late, taken)])
-            self._tell(self._try(jobs, taken) if jobs else [])
-            self._begun.pop(threading.get_ident(), None)
+            done = self._try(jobs, taken) if jobs else []
+            with self._lock:
+                begun = self._begun.pop(threading.get_ident(), None)
+            # Who was told that it is lost is not answered a second time.
+            self._tell([] if begun is not None and begun.told else done)
             if not jobs:
                 return
 
@@ -199,7 +219,8 @@ class Batcher:
         self._shut_when_idle()
 
     def _sweep(self) -> None:
-        """Refuse what has waited beyond its own limit while a long run goes on, and all when it never ends."""
+        """Refuse what has waited beyond its own limit while a long run goes on, and all when it never ends: first what
+        waits behind it, then its own callers."""
         self._sweeping = None
         now = time.perf_counter_ns()
         with self._lock:
@@ -210,19 +231,31 @@ class Batcher:
             if held:
                 self._waiting = tuple(deque() for _ in range(PRIORITIES))
             self._count -= len(late) + len(held)
+            held += [job for begun in self._give_up(now) for job in begun.jobs]
         if late:
             self._finish([_too_late(late, now)])
         if held:
             error = RunFailedError("the model does not come back from a run; its process has to be started again")
             self._finish([Ran([job], error, now, now, now) for job in held])
-        if self._count:
+        if self._count or any(not begun.told for begun in list(self._begun.values())):
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
         self._shut_when_idle()
 
     def _is_stuck(self, now: int) -> bool:
-        limit_ns = max(self._stuck_s * 1e9, STUCK_TIMES * self._run_ns)
+        limit_ns = self._limit_ns()
         begun = list(self._begun.values())
-        return len(begun) >= self._streams and all(now - since > limit_ns for since in begun)
+        return len(begun) >= self._streams and all(now - each.since_ns > limit_ns for each in begun)
+
+    def _give_up(self, now: int) -> list[_Begun]:
+        """The runs that count as lost from now on."""
+        limit_ns = LOST_TIMES * self._limit_ns()
+        lost = [begun for begun in self._begun.values() if not begun.told and now - begun.since_ns > limit_ns]
+        for begun in lost:
+            begun.told = True
+        return lost
+
+    def _limit_ns(self) -> float:
+        return max(self._stuck_s * 1e9, STUCK_TIMES * self._run_ns)
 
     # --- both
 

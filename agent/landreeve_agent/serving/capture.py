@@ -5,9 +5,12 @@ kill -9 of worker and supervisor. Only a power cut can lose the last seconds: an
 thousand times the prediction. The supervisor tails the files into its database, remembering (file, offset).
 
 Names are ``<generation>-<n>.jsonl``; the generation is the worker's start in unix nanoseconds, so names sort by
-age and are never used twice, even after the files of an earlier worker have been deleted.
+age and are never used twice, even after the files of an earlier worker have been deleted. A worker holds a lock on the
+file it writes: one that is being replaced may still add to a file that is no longer the newest.
 """
 
+import contextlib
+import fcntl
 import os
 from pathlib import Path
 from typing import Protocol
@@ -74,7 +77,10 @@ class Spool:
     def _open(self) -> int:
         self._name = f"{self._generation:020d}-{self._number:06d}{SUFFIX}"
         path = self._folder / self._name
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(OSError):  # a file system without locks: the reader's patience must do
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return opened
 
     def append(self, lines: bytes | bytearray) -> None:
         """Write whole lines at once, or nothing and `SpoolError`."""

@@ -157,6 +157,14 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):
     seq: int
 
 
+class Leave(msgspec.Struct, frozen=True, kw_only=True, tag="leave"):
+    """Another worker takes over: accept no more, answer what comes on open connections and close them after it; those
+    that stay idle for ``patience_s`` are closed. Answered by `Applied`."""
+
+    seq: int
+    patience_s: float
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     """The worker is up and waits for its routes."""
 
@@ -178,7 +186,8 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, tag="told"):
-    """How the worker is. ``held_mb`` of the ``limit_mb`` for models are taken."""
+    """How the worker is. ``held_mb`` of the ``limit_mb`` for models are taken; ``stuck`` names versions, wanted or not,
+    with a run that never comes back."""
 
     seq: int
     rss_mb: float
@@ -186,6 +195,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True, tag="told"):
     counts: Counts
     held_mb: float = 0.0
     limit_mb: float = 0.0
+    stuck: tuple[str, ...] = ()
 
 
 class Lost(msgspec.Struct, frozen=True, kw_only=True, tag="lost"):
@@ -197,7 +207,7 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True, tag="lost"):
     restarts: int
 
 
-ToWorker = Apply | Ask
+ToWorker = Apply | Ask | Leave
 FromWorker = Hello | Applied | Refused | Told | Lost
 
 

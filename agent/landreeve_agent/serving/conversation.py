@@ -19,6 +19,7 @@ from landreeve_agent.serving.control import (
     BadFrameError,
     FromWorker,
     Hello,
+    Leave,
     Lost,
     Secrets,
     frame,
@@ -76,7 +77,7 @@ class Conversation:
         """The worker's process id."""
         return self._process.pid
 
-    async def ask(self, make: Callable[[int], Apply | Ask]) -> FromWorker:
+    async def ask(self, make: Callable[[int], Apply | Ask | Leave]) -> FromWorker:
         """Send a message and wait for its answer; `WorkerGoneError` when the worker ends first."""
         if self.ended.is_set():
             raise WorkerGoneError("the worker has ended")

@@ -90,6 +90,12 @@ class Connections:
     open: "set[HttpProtocol]" = field(default_factory=set)
     broken: int = 0
     heads: Heads = field(default_factory=Heads)
+    leaving: bool = False  # each connection ends after its next answer
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being read or answered."""
+        return any(connection.busy for connection in self.open)
 
     def protocol(self) -> "HttpProtocol":
         """A protocol for a new connection."""
@@ -367,7 +373,8 @@ class HttpProtocol(asyncio.Protocol):
         if transport is None or self._closing or request is None:
             return
         head = request.head
-        keep = head.keep_alive and not (self._ended and not self._waiting)
+        last = self._ended or (self._connections.leaving and not self._reading)
+        keep = head.keep_alive and not (last and not self._waiting)
         transport.write(_bytes(response, keep, b"" if head.method == "HEAD" else response.body))
         if not keep:
             self._close()
@@ -412,9 +419,14 @@ class HttpProtocol(asyncio.Protocol):
         elif not self._reading and now - self._since > IDLE_S:
             self._close()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being read or answered."""
+        return self._current is not None or self._reading
+
     def drain(self) -> None:
         """The server stops."""
-        if self._current is None and not self._reading:
+        if not self.busy:
             self._close()
 
 

@@ -22,6 +22,7 @@ from landreeve_agent.serving.routes import Lane, Routes, Serving
 RETIRE_S = 0.5  # a request that has begun may still ask the shadow it saw
 MOVE_S = 5.0
 _POLL_S = 0.02
+_STUCK_POLL_S = 1.0
 
 OnLost = Callable[[Version, str, int], None]
 # A version that follows as a shadow has a queue of its own: what only follows is never joined with what is asked.
@@ -40,6 +41,13 @@ class Lanes:
         self._loop = asyncio.get_running_loop()
         self._unloaded: dict[str, Route] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: list[Lane] = []
+
+    @property
+    def stuck(self) -> tuple[str, ...]:
+        """Versions, wanted or not any more, with a run that never comes back."""
+        lanes = [lane for lane in (*self._lanes(), *self._leaving) if lane.batcher.lost]
+        return tuple(sorted({f"{lane.model.version.model} {lane.model.version.version}" for lane in lanes}))
 
     async def apply(self, wanted: Sequence[Route], *, lenient: bool) -> None:
         """Load and warm what is missing while the old routes serve, then swap; `LoadFailedError`.
@@ -132,9 +140,11 @@ class Lanes:
         resident = lane.model.resident
         if resident is not None and not self._serves(resident):
             resident.worth = Worth.OLD
+        self._leaving.append(lane)
         await asyncio.sleep(RETIRE_S)
         while lane.batcher.busy:  # noqa: ASYNC110 - the hot path keeps no events for this
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_STUCK_POLL_S if lane.batcher.lost else _POLL_S)
+        self._leaving.remove(lane)
         if resident is None or self._serves(resident):  # another lane of the same version goes on
             return
         await asyncio.to_thread(resident.close)

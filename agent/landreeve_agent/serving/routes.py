@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from landreeve_models.samples import derived_rows, predictions
 
-from landreeve_agent.serving.batcher import Arrays, Batcher, Job, Ran
+from landreeve_agent.serving.batcher import STUCK_S, Arrays, Batcher, Job, Ran
 from landreeve_agent.serving.capture import Line, Spool, SpoolError
 from landreeve_agent.serving.control import ModelStatus, Route
 from landreeve_agent.serving.errors import (
@@ -94,8 +94,9 @@ class Lane:
     """A loaded version with its queue. ``finish`` gets what has run."""
 
     def __init__(
-        self, model: LoadedModel, finish: Callable[[Sequence[Ran]], None], alone: Callable[[], bool] = lambda: False
-    ) -> None:
+        self, model: LoadedModel, finish: Callable[[Sequence[Ran]], None], alone: Callable[[], bool] = lambda: False,
+        stuck_s: float = STUCK_S,
+    ) -> None:  # fmt: skip
         self.model = model
         plan = model.opened.plan
         self.batcher = Batcher(
@@ -106,6 +107,7 @@ class Lane:
             quick=model.quick,
             streams=plan.streams,
             alone=alone,
+            stuck_s=stuck_s,
         )
 
     def _features(self, jobs: Sequence[Job]) -> list[Array]:
@@ -204,7 +206,8 @@ class Serving:
 class Routes:
     """The table and the walk. Owned by the event loop. ``alone`` says whether there is only one caller now."""
 
-    def __init__(self, spool: Spool, metrics: Metrics) -> None:
+    def __init__(self, spool: Spool, metrics: Metrics, *, stuck_s: float = STUCK_S) -> None:
+        self._stuck_s = stuck_s
         self._spool = spool
         self._metrics = metrics
         self._table: Mapping[str, Serving] = {}
@@ -221,7 +224,7 @@ class Routes:
 
     def make_lane(self, model: LoadedModel) -> Lane:
         """A lane whose answers these routes give."""
-        return Lane(model, self._finish, self._alone)
+        return Lane(model, self._finish, self._alone, self._stuck_s)
 
     def _alone(self) -> bool:
         return self.alone()

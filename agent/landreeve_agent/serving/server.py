@@ -70,6 +70,21 @@ class InferenceServer:
         )
         loop.call_later(SWEEP_S, self._sweep, loop)
 
+    async def leave(self, patience_s: float) -> None:
+        """Another process answers on the same socket: accept no more, and end each connection after its next answer,
+        so that no request meets a closed door. What stays idle for ``patience_s`` is closed."""
+        if self._server is None:
+            return
+        self._server.close()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience_s
+        self._connections.leaving = True
+        while self._connections.open and loop.time() < deadline:  # noqa: ASYNC110 - the hot path keeps no events
+            await asyncio.sleep(0.02)
+        self._connections.drain()
+        while self._connections.busy and loop.time() < deadline + patience_s:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.02)
+
     async def stop(self, drain_s: float) -> None:
         """Accept no more; give what is being answered a moment to finish."""
         if self._server is None:

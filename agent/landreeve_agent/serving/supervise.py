@@ -12,11 +12,12 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 from landreeve_agent.serving.control import (
     NO_SECRETS,
@@ -24,6 +25,7 @@ from landreeve_agent.serving.control import (
     Ask,
     BadFrameError,
     FromWorker,
+    Leave,
     Lost,
     Plan,
     Refused,
@@ -35,12 +37,15 @@ from landreeve_agent.serving.control import (
 )
 from landreeve_agent.serving.conversation import Conversation, WorkerGoneError
 from landreeve_agent.serving.errors import LoadFailedError
+from landreeve_agent.serving.memory import usable_bytes
+from landreeve_agent.serving.replacing import Pace, fits_beside
 
 BACKLOG = 512
 CRASH_LOOP = "crash_loop"
 _log = logging.getLogger("landreeve.worker")
 
 OnRestart = Callable[[str, int], None]
+OnReplaced = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +61,16 @@ class Limits:
     loop_window_s: float = 60.0
     first_backoff_s: float = 0.5
     max_backoff_s: float = 30.0
+    leave_s: float = 10.0
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """How the worker serves. ``memory_mb`` is for all models together, 0 a share of what is usable. With ``tls_cert``
     and ``tls_key`` (PEM files) it speaks TLS only; ``tokens`` are files with a token callers must send. ``grpc`` is the
-    address it answers gRPC on too, bound and held by the caller; ``secrets`` are those of a sealed site."""
+    address it answers gRPC on too, bound and held by the caller; ``secrets`` are those of a sealed site; ``stuck_s`` is
+    after how long a run counts as one that never ends."""
 
     memory_mb: int = 0
     max_body_bytes: int | None = None
@@ -72,6 +80,7 @@ class Options:
     grpc: tuple[str, int] | None = None
     grpc_max_bytes: int | None = None
     secrets: Secrets = NO_SECRETS
+    stuck_s: float | None = None
 
     def arguments(self) -> list[str]:
         """As the worker's command line takes them. Tokens go by file: an argument can be read by every program."""
@@ -81,7 +90,7 @@ class Options:
         if self.grpc is not None:
             given += ["--grpc-host", self.grpc[0], "--grpc-port", str(self.grpc[1])]
         for name, value in (
-            ("--grpc-max-bytes", self.grpc_max_bytes),
+            ("--grpc-max-bytes", self.grpc_max_bytes), ("--stuck-s", self.stuck_s),
             ("--max-body-bytes", self.max_body_bytes), ("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)
         ):  # fmt: skip
             given += [name, str(value)] if value is not None else []
@@ -109,7 +118,8 @@ class WorkerProcess:
 
     ``on_restart(cause, count)`` is called after every unexpected end: ``cause`` is ``signal SIGSEGV``, ``exit 1``,
     ``hung`` or, when the worker keeps dying within a minute, ``crash_loop``; ``count`` is the number of restarts
-    since `start`.
+    since `start`. A worker with a run that never comes back is replaced while it serves, and ``on_replaced(why)`` is
+    called: that is no unexpected end.
     """
 
     def __init__(
@@ -119,12 +129,14 @@ class WorkerProcess:
         port: int = 0,
         *,
         on_restart: OnRestart | None = None,
+        on_replaced: OnReplaced | None = None,
         limits: Limits | None = None,
         options: Options | None = None,
     ) -> None:
         self._spool_dir = spool_dir
         self._bind = (host, port)
         self._on_restart = on_restart
+        self._on_replaced = on_replaced
         self._limits = limits or Limits()
         self._options = options or Options()
         self._listening: socket.socket | None = None
@@ -139,6 +151,8 @@ class WorkerProcess:
         self._afresh: _Afresh | None = None
         self._hurry = asyncio.Event()
         self._hung = False
+        self._replaced: tuple[float, ...] = ()
+        self._leaving: set[asyncio.Task[None]] = set()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -173,6 +187,9 @@ class WorkerProcess:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
             self._keeper = None
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         if self._link is not None:
             await self._link.end(self._limits.stop_s)
             self._link = None
@@ -301,7 +318,8 @@ class WorkerProcess:
                 again = link.ask(lambda seq: Apply(seq=seq, routes=routes, lenient=True))
                 await asyncio.wait_for(again, limits.apply_s)
             self._serving.set()
-            await self._watch(link)
+            while (successor := await self._watch(link)) is not None:
+                link = successor
         finally:
             if not asyncio.current_task().cancelling():  # type: ignore[union-attr]  # stop() ends it gently instead
                 link.kill()
@@ -331,19 +349,98 @@ class WorkerProcess:
         asked.tell(failed)
         return failed is None
 
-    async def _watch(self, link: Conversation) -> None:
-        """Return when the worker has ended; kill it when it no longer answers."""
+    async def _watch(self, link: Conversation) -> Conversation | None:
+        """Return when the worker has ended, or the one that took its place; kill it when it no longer answers."""
         while not link.ended.is_set():
             try:
                 await asyncio.wait_for(link.ended.wait(), self._limits.ask_every_s)
             except TimeoutError:
                 try:
-                    await asyncio.wait_for(link.ask(lambda seq: Ask(seq=seq)), self._limits.hang_s)
+                    told = await asyncio.wait_for(link.ask(lambda seq: Ask(seq=seq)), self._limits.hang_s)
                 except TimeoutError:
                     self._kill("hung")
-                    return
+                    return None
                 except WorkerGoneError:
-                    return
+                    return None
+                if isinstance(told, Told) and told.stuck:
+                    successor = await self._replace(link, told)
+                    if successor is not None:
+                        return successor
+        return None
+
+    # --- replacing it while it serves
+
+    async def _replace(self, old: Conversation, told: Told) -> Conversation | None:
+        """A new worker with the same routes in the place of one with a run that never comes back; None when it is not
+        the time, or the new one could not serve what the old one serves. No request is refused for it."""
+        now = asyncio.get_running_loop().time()
+        if self._applying.locked() or not self._limits.pace.may(self._replaced, now):
+            return None
+        assert self._listening is not None  # noqa: S101 - start() bound it before this task began
+        async with self._applying:
+            self._replaced = (*self._limits.pace.recent(self._replaced, now), now)
+            why = f"{', '.join(told.stuck)} did not come back from a run"
+            try:
+                new = await self._spawn(self._listening)
+            except OSError as error:
+                _log.warning("a new worker cannot be started: %s", error)
+                return None
+            try:
+                await asyncio.wait_for(new.hello.wait(), self._limits.start_s)
+                # gRPC binds its port itself: there the new one cannot stand beside the old one.
+                beside = self._options.grpc is None and fits_beside(told.rss_mb * 1e6, _available_bytes())
+                served = await (self._take_over(new) if beside else self._take_turns(old, new))
+            except (TimeoutError, WorkerGoneError) as error:
+                served = False
+                _log.warning("a new worker did not come up: %s", error or "no answer in time")
+            except BaseException:
+                new.kill()
+                await new.gone(hung=False)
+                raise
+            if not served:
+                new.kill()
+                await new.gone(hung=False)
+                return None
+            self._link = new
+            self._serving.set()
+            if beside:
+                self._start_leaving(old)
+        _log.warning("the worker was replaced: %s", why)
+        if self._on_replaced is not None:
+            self._on_replaced(why)
+        return new
+
+    async def _take_over(self, new: Conversation) -> bool:
+        """Load everything beside the old worker; whether it all loaded."""
+        routes = self._routes
+        answer = await asyncio.wait_for(new.ask(lambda seq: Apply(seq=seq, routes=routes)), self._limits.apply_s)
+        if isinstance(answer, Refused):
+            _log.warning("a new worker cannot serve what the old one does: %s", answer.sentence)
+        return not isinstance(answer, Refused)
+
+    async def _take_turns(self, old: Conversation, new: Conversation) -> bool:
+        """Too little room for two: the old one answers what it has and ends; who comes meanwhile waits a moment."""
+        routes = self._routes
+        self._serving.clear()
+        await self._leave(old)
+        await asyncio.wait_for(new.ask(lambda seq: Apply(seq=seq, routes=routes, lenient=True)), self._limits.apply_s)
+        return True
+
+    def _start_leaving(self, old: Conversation) -> None:
+        task = asyncio.create_task(self._leave(old), name="worker-leaves")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, old: Conversation) -> None:
+        patience_s = self._limits.leave_s
+        try:
+            with contextlib.suppress(TimeoutError, WorkerGoneError):
+                left = old.ask(lambda seq: Leave(seq=seq, patience_s=patience_s))
+                await asyncio.wait_for(left, 2 * patience_s + self._limits.hang_s)
+            await old.end(self._limits.stop_s)
+        except asyncio.CancelledError:
+            await old.end(0.0)
+            raise
 
     def _count_crash(self, now: float) -> None:
         self._crashes.append(now)
@@ -376,6 +473,16 @@ class WorkerProcess:
 
 def _on_cpu(version: Version, reason: str) -> Version:
     return msgspec.structs.replace(version, plan=Plan(wanted=version.plan.wanted, reason=f"{reason}: default plan"))
+
+
+def _available_bytes() -> int:
+    """What the system can give, within the limit of the group that this process runs in."""
+    own = psutil.Process()
+    taken = 0
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            taken += process.memory_info().rss
+    return min(psutil.virtual_memory().available, usable_bytes(Path("/")) - taken)
 
 
 def _listen(host: str, port: int) -> socket.socket:

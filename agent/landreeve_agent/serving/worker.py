@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from landreeve_agent.serving.access import Access, read_access, tls_context
+from landreeve_agent.serving.batcher import STUCK_S
 from landreeve_agent.serving.capture import Spool
 from landreeve_agent.serving.control import (
     Applied,
@@ -29,6 +30,7 @@ from landreeve_agent.serving.control import (
     Ask,
     FromWorker,
     Hello,
+    Leave,
     Lost,
     Refused,
     Secrets,
@@ -77,6 +79,11 @@ class Worker:
         """Carry out one message; the answer to it."""
         if isinstance(message, Ask):
             return self._tell(message.seq)
+        if isinstance(message, Leave):
+            if self._grpc is not None:
+                await self._grpc.stop(message.patience_s)
+            await self._server.leave(message.patience_s)
+            return Applied(seq=message.seq)
         async with self._applying:
             try:
                 await self._apply(message)
@@ -93,6 +100,7 @@ class Worker:
             counts=self._metrics.counts(),
             held_mb=round(self._memory.held_bytes / 1e6, 1),
             limit_mb=round(self._memory.limit_bytes / 1e6, 1),
+            stuck=self._lanes.stuck,
         )
 
     async def _apply(self, message: Apply) -> None:
@@ -140,7 +148,7 @@ async def _serve(options: argparse.Namespace, stdin: int, stdout: int) -> None:
     metrics = Metrics()
     secrets = _secrets(options.secrets)
     spool = Spool(Path(options.spool), time.time_ns(), sealer=_sealer(secrets))
-    routes = Routes(spool, metrics)
+    routes = Routes(spool, metrics, stuck_s=options.stuck_s)
     memory = Memory(budget_bytes(options.memory_mb, usable_bytes(Path("/"))))
 
     def lost(version: Version, cause: str, restarts: int) -> None:
@@ -162,6 +170,8 @@ async def _serve(options: argparse.Namespace, stdin: int, stdout: int) -> None:
     await server.stop(_DRAIN_S)
     await asyncio.to_thread(lanes.close)
     spool.close()
+    if lanes.stuck:
+        os._exit(0)  # Python would wait for their threads for ever
 
 
 def _secrets(descriptor: int) -> Secrets:
@@ -238,6 +248,7 @@ def main() -> None:
     parser.add_argument("--grpc-host", default="", help="answer gRPC on this address too")
     parser.add_argument("--grpc-port", type=int, default=0)
     parser.add_argument("--grpc-max-bytes", type=int, default=DEFAULT_BODY_BYTES)
+    parser.add_argument("--stuck-s", type=float, default=STUCK_S, help="when a run counts as one that never ends")
     parser.add_argument("--secrets", type=int, default=-1, help="an inherited pipe with the keys of a sealed site")
     options = parser.parse_args()
     die_with_parent(options.parent)
