@@ -293,7 +293,7 @@ async def test_bad_body_names_the_field(hub: Hub) -> None:
     async with await hub.person("root", Role.ADMIN) as admin:
         answer = await admin.post("/api/v1/users", json={"name": "x", "role": 7})
         assert answer.status_code == 422
-        assert "$.role" in answer.json()["detail"]
+        assert "body.role: must be a text" in answer.json()["detail"]
 
 
 async def test_repeated_post_with_the_same_key_happens_once(hub: Hub) -> None:
@@ -478,6 +478,17 @@ async def test_preview_shows_the_exact_waves(hub: Hub, ann: httpx2.AsyncClient) 
     await hub.enrol()
     asked = {"model": "delay", "preview": True, "plan": {"waves": [{"share": 0.34}, {"rest": True}]}}
     assert (await ann.post("/api/v1/rollouts", json=asked)).json()["waves"] == [["EWR"], ["JFK", "LGA"]]
+
+
+async def test_preview_says_which_wave_takes_nobody_and_who_is_in_none(hub: Hub, ann: httpx2.AsyncClient) -> None:
+    await hub.enrol()
+    plan = {"waves": [{"query": "tag:pilot"}, {"devices": ["EWR"]}, {"query": "site:ewr"}]}
+    notes = (await ann.post("/api/v1/rollouts/preview", json={"plan": plan})).json()["notes"]
+    assert notes[:3] == [
+        "Wave 1 takes nobody: no device answers to 'tag:pilot' now. No device has a label.",
+        "Wave 3 takes nobody: its devices are in earlier waves.",
+        "JFK and LGA are in no wave and keep the version there is; a last wave of the rest would take everyone.",
+    ]
 
 
 # --- the rest ---

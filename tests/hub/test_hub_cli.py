@@ -1,14 +1,18 @@
 """The hub's command line against a running hub: what it writes where, and its exit codes."""
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from landreeve_hub.commands.client import Hub as Client
+from landreeve_hub.commands.rollouts import follow, read_plan
 from landreeve_models.definition import load_definition
 
 from tests.models.tensor_releases import image_release, series_release, text_release
@@ -75,6 +79,46 @@ def test_unknown_thing_is_not_found(state: Path) -> None:
     done = run("rollout", "status", "r-000009", "--state", str(state))
     assert (done.returncode, done.stdout) == (4, "")
     assert "rollout: 'r-000009' is unknown" in done.stderr
+
+
+def test_waves_are_written_as_people_say_them() -> None:
+    assert read_plan("", [], (), ["10%", "tag:pilot", "rest"])["waves"] == [
+        {"share": 0.1},
+        {"query": "tag:pilot"},
+        {"rest": True},
+    ]
+    with pytest.raises(SystemExit) as stop:
+        read_plan("", ["EWR"], (), ["10%"])
+    assert stop.value.code == 2
+
+
+def test_following_a_rollout_outlives_a_hub_that_starts_anew(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    wave = {"committed": 3, "total": 3}
+    row = {"id": "r-000001", "version": "v2", "waiting": [], "sentence": "Done.", "waves": [wave]}
+    states = iter(["RUNNING", "FINISHED"])
+    hub = socket.socket()
+    hub.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+
+    def answer() -> None:
+        for state in states:
+            link, _ = hub.accept()
+            with link:
+                link.recv(65536)
+                body = json.dumps({**row, "state": state}).encode()
+                link.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    def begin(_seconds: float) -> None:  # the first wait of the follower: now the hub is up
+        if not server.is_alive():
+            hub.listen()
+            server.start()
+
+    server = threading.Thread(target=answer, daemon=True)
+    monkeypatch.setattr(time, "sleep", begin)
+    _, code = follow(Client(f"http://127.0.0.1:{hub.getsockname()[1]}", "t", away_s=60), "r-000001", 0, period_s=0)
+    server.join(timeout=10)
+    hub.close()
+    assert code == 0
+    assert "Asking again" in capsys.readouterr().err
 
 
 def test_people_get_tokens_that_work_without_the_state_folder(state: Path) -> None:

@@ -281,4 +281,4 @@ def test_finished_rollout_can_still_be_rolled_back() -> None:
 
 def test_command_out_of_state_is_refused_with_the_reason() -> None:
     refused = commands.pause(rollout(state=State.FINISHED), ANN)
-    assert refused == Refused("rollout r-000001 cannot pause: it is not running (it is FINISHED)")
+    assert refused == Refused("rollout r-000001 cannot be paused: it is not running (it is FINISHED)")

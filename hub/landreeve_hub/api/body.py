@@ -6,6 +6,7 @@ import msgspec
 from starlette.requests import Request
 
 from landreeve_hub.api.problems import Problem
+from landreeve_hub.rollout import slips
 
 T = TypeVar("T")
 MAX_JSON_BYTES = 1024 * 1024
@@ -20,6 +21,8 @@ async def read(request: Request, kind: type[T]) -> T:
             raise Problem(413, f"body: at most {MAX_JSON_BYTES} bytes of JSON are accepted")
     try:
         return msgspec.json.decode(data or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        raise Problem(422, slips.in_words(error, kind, "body")) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem(422, f"body: {error}") from error
     except RecursionError as error:

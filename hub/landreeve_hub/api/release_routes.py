@@ -196,8 +196,18 @@ def find(connection: Connection, name: str) -> dict[str, Any]:
         )
     found = connection.execute(query).mappings().all()
     if len(found) != 1:
-        raise Problem(404, f"release: {len(found) or 'none'} found for {text_of(name)}")
+        raise Problem(404, f"release: {len(found) or 'none'} found for {text_of(name)}{_known(connection, model)}")
     return dict(found[0])
+
+
+def _known(connection: Connection, model: str) -> str:
+    """What might have been meant: the model's newest versions, else the models there are."""
+    table = tables.releases
+    newest = select(table.c.version).where(table.c.model == model).order_by(table.c.created.desc()).limit(6)
+    if versions := connection.execute(newest).scalars().all():
+        return f"; the newest versions of {model} are {', '.join(versions)}"
+    models = connection.execute(select(table.c.model).distinct().order_by(table.c.model).limit(6)).scalars().all()
+    return f"; models here: {', '.join(models)}" if models else "; the hub has no release yet (model push)"
 
 
 def plan_rows(connection: Connection, release: str, model: str) -> list[dict[str, Any]]:

@@ -140,6 +140,8 @@ def _start(routes: APIRouter, services: Services) -> None:
             raise Problem(422, "release: name the release by digest, or give its version")
         name = asked.release or f"{asked.model}@{asked.version}"
         found = await store.read(lambda c: find(c, name))
+        if found["model"] != asked.model:
+            raise Problem(422, f"release: {text_of(name)} is a release of {found['model']}, not of {asked.model!r}")
         more = {name: getattr(asked, name) for name in ("force", "queue", "why", "risk", "rollback_plan")}
         proposal = Proposal(asked.model, found["digest"], parsed, **more)
         made = await services.runner.create(proposal, person.name, services.clock())

@@ -109,7 +109,7 @@ def waves(rollout: Rollout, sight: Fleet) -> list[dict[str, Any]]:
                 "silent": sum(m.outcome is Outcome.SILENT for m in members),
                 "excluded": sum(m.outcome is Outcome.EXCLUDED for m in members),
                 "in_flight": sum(m.flying for m in members),
-                "devices": [_member(m, sight) for m in members],
+                "devices": [_explained(_member(m, sight), m, rollout) for m in members],
             }
         )
     return shown
@@ -121,6 +121,11 @@ def _member(member: Member, sight: Fleet) -> dict[str, str]:
     state = member.stage.lower() if member.flying and member.stage else member.back.value or member.outcome.value
     sentence = report.sentence if member.flying and report and report.state == member.stage else member.sentence
     return {"id": member.device, "site": member.site, "state": state, "sentence": sentence}
+
+
+def _explained(shown: dict[str, str], member: Member, rollout: Rollout) -> dict[str, str]:
+    """A device that goes back for no reason of its own goes back for the rollout's."""
+    return shown if shown["sentence"] or member.back is Back.NO else {**shown, "sentence": rollout.sentence}
 
 
 def gates(rollout: Rollout, drift: Pool | None = None) -> list[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 import json
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landreeve.cli import Exit, fail
+from landreeve.cli import Exit, fail, note
 
 if TYPE_CHECKING:
     import httpx2
@@ -15,14 +16,25 @@ if TYPE_CHECKING:
 _EXITS = {401: Exit.AUTH, 403: Exit.AUTH, 404: Exit.NOT_FOUND, 409: Exit.CONFLICT, 422: Exit.USAGE, 429: Exit.AUTH}
 TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 600.0
+AGAIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    """No answer, and how the command ends when none comes."""
+
+    code: Exit
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """Calls of ``/api/v1`` with a bearer token; a problem ends the command with its sentence."""
+    """Calls of ``/api/v1`` with a bearer token; a problem ends the command with its sentence. A hub that does
+    not answer is asked again for ``away_s``."""
 
     url: str
     token: str
+    away_s: float = 0.0
 
     def get(self, path: str, **query: str) -> Any:
         """The JSON of an answer."""
@@ -53,20 +65,29 @@ class Hub:
         return self._call("GET", path, timeout=UPLOAD_TIMEOUT_S).content
 
     def _call(self, method: str, path: str, **more: Any) -> "httpx2.Response":
+        until = time.monotonic() + self.away_s
+        while isinstance(answer := self._ask(method, path, **more), _Silence):
+            if time.monotonic() >= until:
+                fail(answer.code, answer.text)
+            note(f"{answer.text} Asking again.")
+            time.sleep(AGAIN_S)
+        if answer.status_code >= 400:
+            fail(_EXITS.get(answer.status_code, Exit.FAILURE), _detail(answer))
+        return answer
+
+    def _ask(self, method: str, path: str, **more: Any) -> "httpx2.Response | _Silence":
         import httpx2
 
         headers = {"Authorization": f"Bearer {self.token}", **more.pop("headers", {})}
         timeout = more.pop("timeout", TIMEOUT_S)
         url = f"{self.url.rstrip('/')}/api/v1/{path}"
         try:
-            answer = httpx2.request(method, url, headers=headers, timeout=timeout, **more)
+            return httpx2.request(method, url, headers=headers, timeout=timeout, **more)
         except httpx2.TimeoutException:
-            fail(Exit.TIMEOUT, f"the hub at {self.url} did not answer within {timeout:.0f} s")
+            return _Silence(Exit.TIMEOUT, f"the hub at {self.url} did not answer within {timeout:.0f} s.")
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            fail(Exit.UNREACHABLE, f"no hub answers at {self.url}: {error}. Is it running (landreeve-hub serve)?")
-        if answer.status_code >= 400:
-            fail(_EXITS.get(answer.status_code, Exit.FAILURE), _detail(answer))
-        return answer
+            text = f"no hub answers at {self.url}: {error}. Is it running (landreeve-hub serve)?"
+            return _Silence(Exit.UNREACHABLE, text)
 
 
 def _detail(answer: "httpx2.Response") -> str:
@@ -84,7 +105,11 @@ def connect(url: str, token: str, state: Path | None) -> Hub:
         url = url or _address(state)
         token = token or _admin_token(state)
     if not url or not token:
-        fail(Exit.USAGE, "which hub? give --url and --token, or --state with the hub's state folder")
+        fail(
+            Exit.USAGE,
+            "which hub? give --url and --token, or --state with the hub's state folder; "
+            "or set LANDREEVE_HUB_URL and LANDREEVE_HUB_TOKEN, or LANDREEVE_HUB_STATE",
+        )
     return Hub(url, token)
 
 

@@ -1,11 +1,13 @@
 """``rollout``."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from landreeve.cli import Exit, Format, emit, fail, note
@@ -14,6 +16,17 @@ from landreeve_hub.commands.client import Hub, connect
 from landreeve_hub.commands.options import Output, State, Token, Url
 
 After = Annotated[list[str] | None, typer.Option(help="A component that comes first on each device; may be repeated.")]
+Waves = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--wave",
+        help="Who is next: 10% of the fleet, a number of devices, SITE,SITE…, a filter like tag:pilot, or rest. "
+        "May be repeated, in order.",
+    ),
+]
+Watch = Annotated[bool, typer.Option("--watch", help="Follow it, with the exit codes of rollout watch.")]
+AWAY_S = 300.0
+"""How long `watch` goes on asking a hub that does not answer: it may be starting anew."""
 COLUMNS = ("id", "model", "version", "from_version", "state", "devices", "waiting", "created_by", "approved_by")
 _ENDED = {"FINISHED": Exit.OK, "ROLLED_BACK": Exit.PROBLEMS, "ABORTED": Exit.PROBLEMS}
 _HELD = {"PAUSED"}
@@ -41,6 +54,7 @@ def _plan(group: typer.Typer) -> None:
         *,
         plan: Annotated[str, typer.Option(help="The plan as JSON, or @FILE.")] = "",
         canary: Annotated[list[str] | None, typer.Option(help="A site of the first wave; the rest follows.")] = None,
+        wave: Waves = None,
         after: After = None,
         url: Url = "",
         token: Token = "",
@@ -48,8 +62,8 @@ def _plan(group: typer.Typer) -> None:
         output: Output = Format.TABLE,
     ) -> None:
         """Check a plan and show exactly which devices each wave would take; nothing is started."""
-        seen = connect(url, token, state).post("rollouts/preview", {"plan": read_plan(plan, canary or [], after or [])})
-        _show_preview(seen, output)
+        asked = read_plan(plan, canary or [], after or [], wave or [])
+        _show_preview(connect(url, token, state).post("rollouts/preview", {"plan": asked}), output)
 
 
 def _show_preview(seen: dict[str, Any], output: Format) -> None:
@@ -69,6 +83,7 @@ def _start(group: typer.Typer) -> None:
         model: Annotated[str, typer.Option(help="The model, when the release is a digest.")] = "",
         plan: Annotated[str, typer.Option(help="The plan as JSON, or @FILE.")] = "",
         canary: Annotated[list[str] | None, typer.Option(help="A site of the first wave; the rest follows.")] = None,
+        wave: Waves = None,
         after: After = None,
         force: Annotated[str, typer.Option(help="The reason to take a quarantined release.")] = "",
         preview: Annotated[bool, typer.Option("--preview", help="Only show who is in which wave.")] = False,
@@ -76,18 +91,19 @@ def _start(group: typer.Typer) -> None:
         why: Annotated[str, typer.Option(help="The reason, for the change record.")] = "",
         risk: Annotated[str, typer.Option(help="low, medium or high, for the change record.")] = "",
         rollback_plan: Annotated[str, typer.Option(help="How it is taken back, for the change record.")] = "",
+        watch: Watch = False,
         url: Url = "",
         token: Token = "",
         state: State = None,
         output: Output = Format.TABLE,
     ) -> None:
         """Propose a rollout; it runs once someone else approved it."""
-        name, _, version = release.partition("@")
+        name, _, version = release.replace(":", "@", 1).partition("@")
         body = {
             "model": model or name,
             "version": version,
             "release": "" if version else release,
-            "plan": read_plan(plan, canary or [], after or []),
+            "plan": read_plan(plan, canary or [], after or [], wave or []),
             "force": force,
             "preview": preview,
             "queue": queue,
@@ -95,24 +111,34 @@ def _start(group: typer.Typer) -> None:
             "risk": risk,
             "rollback_plan": rollback_plan,
         }
-        made = connect(url, token, state).post("rollouts", body)
+        hub = connect(url, token, state)
+        made = hub.post("rollouts", body)
         if preview:
             _show_preview(made, output)
-        else:
-            _show(made, output)
+            return
+        if made["state"] == "AWAITING_APPROVAL":
+            note(f"next, by someone else: landreeve-hub rollout approve {made['id']}")
+        if watch:
+            _watch(hub, made["id"], output)
+        _show(made, output)
 
     @group.command("approve")
     def approve(
         rollout: str,
         *,
         emergency: Annotated[str, typer.Option(help="Admins only: the reason to approve one's own rollout.")] = "",
+        watch: Watch = False,
         url: Url = "",
         token: Token = "",
         state: State = None,
         output: Output = Format.TABLE,
     ) -> None:
         """Begin the first wave. Not by whoever proposed it."""
-        _show(connect(url, token, state).post(f"rollouts/{rollout}/approve", {"emergency": emergency}), output)
+        hub = connect(url, token, state)
+        row = hub.post(f"rollouts/{rollout}/approve", {"emergency": emergency})
+        if watch:
+            _watch(hub, rollout, output)
+        _show(row, output)
 
 
 def _look(group: typer.Typer) -> None:
@@ -148,10 +174,9 @@ def _look(group: typer.Typer) -> None:
         state: State = None,
         output: Output = Format.TABLE,
     ) -> None:
-        """Follow a rollout until it ends or is paused (exit 0 finished, 3 rolled back, aborted or paused)."""
-        row, code = follow(connect(url, token, state), rollout, timeout)
-        _show(row, output)
-        raise SystemExit(int(code))
+        """Follow a rollout until it ends or is paused (exit 0 finished, 3 rolled back, aborted or paused, 8 time is
+        up). A hub that is away for less than five minutes is waited for."""
+        _watch(connect(url, token, state), rollout, output, timeout)
 
 
 def _steer(group: typer.Typer) -> None:
@@ -194,16 +219,46 @@ def _verb(verb: str) -> Any:
     return command
 
 
-def read_plan(text: str, canary: list[str], after: Sequence[str] = ()) -> dict[str, Any]:
-    """The plan of ``--plan`` (JSON or @FILE), with the waves of ``--canary`` and the names of ``--after`` where it has
-    none."""
+def _watch(hub: Hub, rollout: str, output: Format, timeout_s: float = 0.0) -> NoReturn:
+    row, code = follow(replace(hub, away_s=AWAY_S), rollout, timeout_s)
+    _show(row, output)
+    raise SystemExit(int(code))
+
+
+def wave_of(text: str) -> dict[str, Any]:
+    """A wave as people write it; what it may be is the hub's matter.
+
+    >>> [wave_of(text) for text in ("10%", "5", "EWR,JFK", "tag:pilot", "rest")]
+    [{'share': 0.1}, {'count': 5}, {'devices': ['EWR', 'JFK']}, {'query': 'tag:pilot'}, {'rest': True}]
+    """
+    said = text.strip()
+    if said.lower() in {"rest", "everyone"}:
+        return {"rest": True}
+    if found := re.fullmatch(r"(-?\d+(?:\.\d+)?)\s*%", said):
+        return {"share": float(found[1]) / 100}
+    if re.fullmatch(r"-?\d+", said):
+        return {"count": int(said)}
+    if ":" in said:
+        return {"query": said}
+    return {"devices": [name.strip() for name in said.split(",") if name.strip()]}
+
+
+def read_plan(text: str, canary: list[str], after: Sequence[str] = (), waves: Sequence[str] = ()) -> dict[str, Any]:
+    """The plan of ``--plan`` (JSON or @FILE), with the waves of ``--wave`` or ``--canary`` and the names of ``--after``
+    where it has none."""
     try:
         raw = Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text
         plan = json.loads(raw) if raw else {}
     except (OSError, ValueError) as error:
-        fail(Exit.USAGE, f"--plan: {error}")
+        fail(Exit.USAGE, f"--plan: {error}; give a JSON object, or @FILE with one")
     if not isinstance(plan, dict):
-        fail(Exit.USAGE, "--plan: must be a JSON object")
+        fail(Exit.USAGE, '--plan: must be a JSON object, such as {"waves": [{"share": 0.1}, {"rest": true}]}')
+    if waves and (canary or "waves" in plan):
+        fail(
+            Exit.USAGE, f"--wave: the waves are given by {'--canary' if canary else '--plan'} already; give one of them"
+        )
+    if waves:
+        plan["waves"] = [wave_of(one) for one in waves]
     if canary and "waves" not in plan:
         plan["waves"] = [{"devices": canary, "name": "Canary"}, {"rest": True}]
     if after and "after" not in plan:

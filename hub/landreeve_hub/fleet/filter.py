@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 Row = Mapping[str, Any]
+KEYS = ("is", "hw", "model", "site", "tag", "version", "agent")
 
 
 def select(rows: Iterable[Row], text: str) -> list[Row]:
@@ -17,6 +18,16 @@ def select(rows: Iterable[Row], text: str) -> list[Row]:
     """
     terms = text.lower().split()
     return [row for row in rows if all(_holds(row, term) for term in terms)]
+
+
+def unknown_key(text: str) -> str:
+    """The first term with a key that is none, without its value; such a term is otherwise looked for as a word.
+
+    >>> unknown_key("tag:lab -colour:red"), unknown_key("tag:lab dubai")
+    ('colour:', '')
+    """
+    keys = [key.removeprefix("-") for key, colon, _ in (term.partition(":") for term in text.lower().split()) if colon]
+    return next((f"{key}:" for key in keys if key not in KEYS), "")
 
 
 def _holds(row: Row, term: str) -> bool:

@@ -163,8 +163,19 @@ def _again(member: Member, now: datetime) -> Member:
     )
 
 
+PASSIVE = {
+    "approve": "be approved",
+    "pause": "be paused",
+    "resume": "be resumed",
+    "next": "begin another wave",
+    "abort": "be aborted",
+    "rollback": "be rolled back",
+    "retry": "be tried again",
+}
+
+
 def _refused(rollout: Rollout, verb: str, why: str) -> Refused:
-    return Refused(f"rollout {rollout.id} cannot {verb}: {why} (it is {rollout.state.value})")
+    return Refused(f"rollout {rollout.id} cannot {PASSIVE[verb]}: {why} (it is {rollout.state.value})")
 
 
 COMMANDS: dict[str, Callable[[Rollout, Asked], Commanded]] = {

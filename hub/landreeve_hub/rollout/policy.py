@@ -13,6 +13,9 @@ from landreeve.wire.ordering import fault_of_names
 from landreeve.wire.schedule import DayWindow, fault_of_windows, fault_of_zone
 from landreeve.wire.strategy import Strategy, fault_of
 
+from landreeve_hub.fleet.filter import KEYS, unknown_key
+from landreeve_hub.rollout import slips
+
 MAX_WAVES = 50
 MOST_S = 400 * 86_400.0
 MOST = 1_000_000_000
@@ -191,7 +194,7 @@ def parse_plan(raw: Any) -> Plan:
     try:
         plan = msgspec.convert({} if raw is None else raw, Plan)
     except msgspec.ValidationError as error:
-        raise BadPlanError(f"plan: {error}") from error
+        raise BadPlanError(slips.in_words(error, Plan, "plan")) from error
     _check_waves("plan.waves", plan.waves)
     _check_waves("plan.back.waves", plan.back.waves)
     _check_way_back(plan.back.waves)
@@ -213,9 +216,13 @@ def _check_waves(place: str, waves: tuple[Wave, ...]) -> None:
         if sum(given) != 1:
             raise BadPlanError(f"{where}: give exactly one of devices, share, count, query, rest")
         if wave.share is not None and not 0 < wave.share <= 1:
-            raise BadPlanError(f"{where}.share: {wave.share} must be above 0 and at most 1")
+            raise BadPlanError(f"{where}.share: {wave.share:g} must be above 0 and at most 1 (0.1 is 10 %)")
         if wave.count is not None:
             _counts(where, wave, count=1)
+        if wave.query and (slip := unknown_key(wave.query)):
+            raise BadPlanError(
+                f"{where}.query: {slip[:60]!r} is no key; there are: {', '.join(KEYS)} (a label is tag:)"
+            )
         if wave.rest and number != len(waves) - 1:
             raise BadPlanError(f"{where}.rest: only the last wave can take the rest")
 
@@ -319,7 +326,7 @@ def _known_fields(place: str, given: Any, kind: type[msgspec.Struct]) -> None:
     """A struct of the wire ignores what it does not know; a person's slip must not be ignored."""
     unknown = next((name for name in given or () if name not in kind.__struct_fields__), None)
     if unknown is not None:
-        raise BadPlanError(f"{place}: unknown field {str(unknown)[:40]!r}")
+        raise BadPlanError(slips.unknown_field(place, str(unknown), kind))
 
 
 def _counts(place: str, values: Any, **least: int) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, select
 
 from landreeve_hub.fleet.filter import Row
 from landreeve_hub.rollout import book
+from landreeve_hub.rollout.forecast import wave_notes
 from landreeve_hub.rollout.holds import opens, schedule_of
 from landreeve_hub.rollout.policy import BadPlanError, Plan
 from landreeve_hub.rollout.resolve import Waves, resolve
@@ -72,7 +73,8 @@ def preview(connection: Connection, plan: Plan, now: datetime) -> Preview:
     }
     _check_zones(plan, facts, now)
     places = {d: f.labels[plan.site_label] for d, f in facts.items() if f.labels.get(plan.site_label)}
-    return Preview(waves, sites, places, tuple(_notes(plan, facts)))
+    notes = (*wave_notes(plan, waves, sites, rows), *_notes(plan, facts))
+    return Preview(waves, sites, places, notes)
 
 
 def _check_zones(plan: Plan, facts: Mapping[str, DeviceFact], now: datetime) -> None:

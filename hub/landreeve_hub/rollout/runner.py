@@ -20,7 +20,7 @@ from landreeve_hub.desired.publish import ConflictedDeviceError
 from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.incidents.rules import Raise
 from landreeve_hub.rollout import book, commands, conflicts
-from landreeve_hub.rollout.commands import Asked
+from landreeve_hub.rollout.commands import PASSIVE, Asked
 from landreeve_hub.rollout.drifting import Pool
 from landreeve_hub.rollout.joiners import Joiners
 from landreeve_hub.rollout.live import Baselines, Live, no_baseline
@@ -255,7 +255,7 @@ def _check_newest(connection: Connection, rollout: Rollout, verb: str) -> None:
     newer = book.followed(connection, rollout) if rollout.kind == "update" else ""
     if newer:
         raise RolloutRefusedError(
-            f"rollout {rollout.id} cannot {verb}: it was followed by {newer}; act on that one, "
+            f"rollout {rollout.id} cannot {PASSIVE[verb]}: it was followed by {newer}; act on that one, "
             "or start a rollout of the version wanted"
         )
 
