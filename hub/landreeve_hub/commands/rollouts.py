@@ -43,6 +43,7 @@ def group() -> typer.Typer:
     group = typer.Typer(help="Bring a release to the fleet in waves.", no_args_is_help=True)
     _plan(group)
     _start(group)
+    _approve(group)
     _look(group)
     _steer(group)
     return group
@@ -122,6 +123,8 @@ def _start(group: typer.Typer) -> None:
             _watch(hub, made["id"], output)
         _show(made, output)
 
+
+def _approve(group: typer.Typer) -> None:
     @group.command("approve")
     def approve(
         rollout: str,
