@@ -24,6 +24,7 @@ from landreeve.wire.messages import (
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.pause import MIN_RETRY_S, pause_s
 from landreeve_agent.link.session import Handlers, Options, Session
+from landreeve_agent.store.continuity import begin_epoch
 from landreeve_agent.store.database import Database
 
 from tests.fakes.carrier import FakeBroker
@@ -162,6 +163,22 @@ async def test_facts_of_a_box_set_back_to_an_older_copy_are_sent_under_new_numbe
     site.acknowledge(99)
     await site.until(lambda: site.facts()[-1].epoch > old and site.facts()[-1].seq == 2)
     site.down("ack", Ack(epoch=site.facts()[-1].epoch, seq=2))
+    await site.emptied()
+
+
+async def test_facts_of_a_former_epoch_go_first_and_keep_their_numbers(site: Site) -> None:
+    await site.say(event(1), event(2))
+    await site.until(lambda: len(site.facts()) >= 2)
+    old = site.facts()[0].epoch
+    await site.outbox.database.write(lambda db: begin_epoch(db, old + 7))
+    site.broker.cut()
+    await site.say(event(3))
+    before = len(site.facts())
+    await site.until(lambda: len(site.facts()) >= before + 2)
+    assert {(fact.epoch, fact.seq) for fact in site.facts()} == {(old, 1), (old, 2)}
+    site.down("ack", Ack(epoch=old, seq=2))
+    await site.until(lambda: (site.facts()[-1].epoch, site.facts()[-1].seq) == (old + 7, 1))
+    site.down("ack", Ack(epoch=old + 7, seq=1))
     await site.emptied()
 
 

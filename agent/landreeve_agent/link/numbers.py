@@ -4,7 +4,8 @@ import secrets
 
 from sqlite_utils import Database as SqliteDatabase
 
-_SESSION = "link.session"
+from landreeve_agent.store.continuity import SESSION
+
 _CLIENT = "link.client"
 _HUB_READS = "link.hub_reads"
 
@@ -16,7 +17,7 @@ def next_session(db: SqliteDatabase) -> tuple[int, str, frozenset[str]]:
     number = db.conn.execute(
         "INSERT INTO meta VALUES (?, '1') ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1 "
         "RETURNING value",
-        (_SESSION,),
+        (SESSION,),
     ).fetchone()
     db.conn.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (_CLIENT, secrets.token_hex(8)))
     client = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_CLIENT,)).fetchone()

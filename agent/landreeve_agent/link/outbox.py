@@ -32,6 +32,7 @@ from landreeve.wire.messages import (
 from landreeve.wire.topics import Up
 from sqlite_utils import Database as SqliteDatabase
 
+from landreeve_agent.store.continuity import EPOCH, epoch_at
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import stamp
 
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 64 * 1024 * 1024
 # Under what brokers take by default (NATS: 1 MiB): one fact above it would end every connection it is sent on.
 MAX_FACT_BYTES = 1_000_000
-_EPOCH = "outbox.epoch"
 _DROPPABLE = "metric"
 _GAP = "gap"
 _CHANNELS: dict[type[AnyBody], Up] = {
@@ -80,7 +80,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """How many facts an acknowledgement let go, and whether the outbox had to begin a new incarnation."""
+    """How many facts an acknowledgement let go, and whether those of another incarnation are sent from now on."""
 
     facts: int
     renumbered: bool = False
@@ -120,12 +120,13 @@ class Outbox:
         return seq
 
     async def pending(self, after: int, limit: int) -> list[Pending]:
-        """Waiting facts with numbers above ``after``, lowest first."""
+        """Waiting facts of the epoch that is sent now with numbers above ``after``, lowest first."""
         return await self.database.read(lambda db: _pending(db, after, limit))
 
     async def epoch(self, now: datetime) -> int:
-        """This outbox's incarnation: unix nanoseconds of its creation."""
-        return await self.database.write(lambda db: _epoch(db, now))
+        """The incarnation whose facts are sent now: unix nanoseconds of its creation. What waits of a former one goes
+        first (`landreeve_agent.store.continuity`)."""
+        return await self.database.write(lambda db: _sending(db, now))
 
     async def acknowledge(self, epoch: int, seq: int, now: datetime) -> Acknowledged:
         """Forgets every fact up to ``seq`` of that incarnation.
@@ -158,9 +159,10 @@ class Outbox:
             severity="warning",
             data={"first": first, "last": last},
         )
+        sent = _sending(db, now)
         self.enqueue(db, event, now)
         gap = Gap(first=first, last=last, count=last - first + 1)
-        fact = Fact(epoch=_epoch(db, now), seq=last, at=stamp(now), body=gap)
+        fact = Fact(epoch=sent, seq=last, at=stamp(now), body=gap)
         logger.warning("%s", event.sentence)
         return Pending(last, Up.EVENT, encode(fact))
 
@@ -176,19 +178,27 @@ class Outbox:
 
 
 def _epoch(db: SqliteDatabase, now: datetime) -> int:
-    row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_EPOCH,)).fetchone()
+    row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (EPOCH,)).fetchone()
     if row is not None:
         return int(row[0])
-    epoch = _epoch_at(now)
-    db.conn.execute("INSERT INTO meta VALUES (?, ?)", (_EPOCH, str(epoch)))
+    epoch = epoch_at(now)
+    db.conn.execute("INSERT INTO meta VALUES (?, ?)", (EPOCH, str(epoch)))
     return epoch
 
 
-def _epoch_at(now: datetime) -> int:
-    return int(now.timestamp() * 1_000_000) * 1000
+def _former(db: SqliteDatabase) -> int | None:
+    """The oldest former epoch of which facts wait."""
+    row = db.conn.execute("SELECT min(epoch) FROM outbox_former").fetchone()
+    return None if row[0] is None else int(row[0])
+
+
+def _sending(db: SqliteDatabase, now: datetime) -> int:
+    return _former(db) or _epoch(db, now)
 
 
 def _forgotten(db: SqliteDatabase) -> int:
+    if (former := _former(db)) is not None:
+        return int(db.conn.execute("SELECT min(seq) FROM outbox_former WHERE epoch = ?", (former,)).fetchone()[0]) - 1
     row = db.conn.execute("SELECT min(seq) FROM outbox").fetchone()
     return _next_seq(db) - 1 if row[0] is None else int(row[0]) - 1
 
@@ -222,12 +232,19 @@ def _next_seq(db: SqliteDatabase) -> int:
 
 
 def _pending(db: SqliteDatabase, after: int, limit: int) -> list[Pending]:
-    rows = db.conn.execute("SELECT seq, kind, body FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
+    if (former := _former(db)) is not None:
+        select = "SELECT seq, kind, body FROM outbox_former WHERE epoch = ? AND seq > ? ORDER BY seq LIMIT ?"
+        rows = db.conn.execute(select, (former, after, limit))
+    else:
+        rows = db.conn.execute("SELECT seq, kind, body FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
     return [Pending(seq, _CHANNEL_OF_KIND[kind], body) for seq, kind, body in rows]
 
 
 def _acknowledge(db: SqliteDatabase, epoch: int, seq: int, now: datetime) -> Acknowledged:
-    row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (_EPOCH,)).fetchone()
+    if epoch == _former(db):
+        gone = db.conn.execute("DELETE FROM outbox_former WHERE epoch = ? AND seq <= ?", (epoch, seq)).rowcount
+        return Acknowledged(int(gone), renumbered=_former(db) != epoch)
+    row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (EPOCH,)).fetchone()
     if row is None or int(row[0]) != epoch:
         return Acknowledged(0)
     if seq >= _next_seq(db):
@@ -240,9 +257,9 @@ def _renumber(db: SqliteDatabase, epoch: int, now: datetime) -> None:
     waiting = [decode(body, Fact) for (body,) in db.conn.execute("SELECT body FROM outbox ORDER BY seq")]
     db.conn.execute("DELETE FROM outbox")
     db.conn.execute("DELETE FROM sqlite_sequence WHERE name = 'outbox'")
-    db.conn.execute("DELETE FROM meta WHERE key = ?", (_EPOCH,))
-    fresh = max(_epoch_at(now), epoch + 1)
-    db.conn.execute("INSERT INTO meta VALUES (?, ?)", (_EPOCH, str(fresh)))
+    db.conn.execute("DELETE FROM meta WHERE key = ?", (EPOCH,))
+    fresh = max(epoch_at(now), epoch + 1)
+    db.conn.execute("INSERT INTO meta VALUES (?, ?)", (EPOCH, str(fresh)))
     # A gap speaks of numbers of the old incarnation; its metrics are gone in either.
     for seq, fact in enumerate((fact for fact in waiting if not isinstance(fact.body, Gap)), start=1):
         _insert(db, Fact(epoch=fresh, seq=seq, at=fact.at, body=fact.body))

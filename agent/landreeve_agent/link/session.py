@@ -373,7 +373,7 @@ class Session:
         done = await self._outbox.acknowledge(ack.epoch, ack.seq, self._clock())
         self.contact.counts.acknowledged += done.facts
         if done.renumbered:
-            raise CarrierError("the waiting facts were numbered anew: connecting again to send them")
+            raise CarrierError("facts of another epoch are sent from now on: connecting again for them")
         self._outbox.wake.set()
 
     async def _take_orders(self) -> None:

@@ -53,6 +53,7 @@ class Database:
         self.path = path
         self.set_aside: Path | None = None  # the damaged store whose place this one took
         self.on_damage: Callable[[], None] = lambda: None  # called in one of its threads, once
+        self.before_close: Callable[[], None] = lambda: None  # called when nobody writes any more
         self._damaged = False
         self._key = _key_for(path, keys)
         self._writer_connection = _prepare(path, self._key)
@@ -78,6 +79,17 @@ class Database:
             self._queue.put(item)
         return cast("T", await asyncio.wrap_future(item.future))
 
+    def write_now(self, run: Callable[[SqliteDatabase], T]) -> T:
+        """The same for a caller without an event loop, which it blocks."""
+        item = _Write(run)
+        self._queue.put(item)
+        return cast("T", item.future.result())
+
+    @property
+    def connection(self) -> SqliteDatabase:
+        """The writer's own: for callbacks after a commit and before the end."""
+        return self._writer_connection
+
     async def read(self, run: Callable[[SqliteDatabase], T]) -> T:
         """What ``run(db)`` returns, seeing one moment of the database; a write inside it fails."""
         if self._closed:
@@ -102,6 +114,8 @@ class Database:
             self._queue.put(None)
         self._writer.join()
         self._readers.shutdown(wait=True)
+        with contextlib.suppress(sqlite3.Error):  # a damaged store must be closed as well
+            self.before_close()
         for db in (*self._read_connections, self._writer_connection):
             db.conn.close()
 

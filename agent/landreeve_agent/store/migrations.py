@@ -189,3 +189,27 @@ def arms(db: SqliteDatabase) -> None:
     """The assignment of each row that a split gave to one of two versions."""
     for statement in _ARMS:
         db.conn.execute(statement)
+
+
+_FORMER = (
+    # Facts that wait under the epoch they were made in, after the outbox had to begin a new one.
+    (
+        "CREATE TABLE outbox_former (epoch INTEGER NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, "
+        "body BLOB NOT NULL, bytes INTEGER NOT NULL, at TEXT NOT NULL, PRIMARY KEY (epoch, seq)) STRICT"
+    ),
+    (
+        "CREATE TRIGGER outbox_former_insert AFTER INSERT ON outbox_former BEGIN "
+        "UPDATE outbox_size SET facts = facts + 1, bytes = bytes + new.bytes; END"
+    ),
+    (
+        "CREATE TRIGGER outbox_former_delete AFTER DELETE ON outbox_former BEGIN "
+        "UPDATE outbox_size SET facts = facts - 1, bytes = bytes - old.bytes; END"
+    ),
+)
+
+
+@migrations()
+def former(db: SqliteDatabase) -> None:
+    """Facts of former epochs."""
+    for statement in _FORMER:
+        db.conn.execute(statement)

@@ -1,5 +1,8 @@
 """A damaged store is set aside and an empty one takes its place: a site goes on serving without waiting for a person.
 
+A store that was doubted and reads whole may yet have lost what was written last: it goes on in a new epoch
+(`landreeve_agent.store.continuity`), as an empty one does.
+
 What serves is written down beside the store (`landreeve_agent.update.pointer`), and what is wanted is retained at the
 broker, so an agent with an empty store takes up both. Lost are facts that had not left, captured rows and labels; the
 file that may still hold them is kept. A sealed store is never set aside: a wrong key looks the same as damage.
@@ -16,6 +19,7 @@ from pathlib import Path
 from landreeve.sealed.sqlite import is_sealed
 from landreeve.wire.messages import Event
 
+from landreeve_agent.store.continuity import settle
 from landreeve_agent.store.database import Database, StoreError, is_damage
 
 logger = logging.getLogger(__name__)
@@ -28,8 +32,12 @@ def open_store(path: Path, keys: Sequence[bytes], now: datetime) -> Database:
 
     All of the file is looked at when the last run met damage, else only what opening it reads.
     """
+    doubted = Database.mark_of(path).exists()
     if keys:
-        return Database(path, keys=keys)
+        database = Database(path, keys=keys)
+        settle(database, now, doubted=doubted)
+        Database.mark_of(path).unlink(missing_ok=True)
+        return database
     gone = _set_aside(path, now) if is_sealed(path) or _found_bad(path) else None
     try:
         database = Database(path)
@@ -39,6 +47,8 @@ def open_store(path: Path, keys: Sequence[bytes], now: datetime) -> Database:
         gone = _set_aside(path, now)
         database = Database(path)
     database.set_aside = gone
+    settle(database, now, doubted=doubted or gone is not None)
+    Database.mark_of(path).unlink(missing_ok=True)  # only now: a kill before the new epoch is on the disk begins again
     return database
 
 
@@ -64,12 +74,7 @@ def _event(aside: Path) -> Event:
 
 def _found_bad(path: Path) -> bool:
     """Whether the last run met damage that is really there."""
-    mark = Database.mark_of(path)
-    if not mark.exists():
-        return False
-    bad = path.exists() and not _is_whole(path)
-    mark.unlink()
-    return bad
+    return Database.mark_of(path).exists() and path.exists() and not _is_whole(path)
 
 
 def _is_whole(path: Path) -> bool:
