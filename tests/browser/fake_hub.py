@@ -194,6 +194,8 @@ def running(devices: list[dict[str, Any]]) -> dict[str, Any]:
         ],
         "waiting": ["JFK is proving v4 on real traffic (412 of 500 rows)"],
         "cause": "",
+        "plan": {"waves": [{"devices": ["EWR"], "name": "Canary"}, {"share": 0.17}, {"rest": True}]},
+        "wave": 1,
         "created": at(190),
         "created_by": "mona",
         "approved_by": "omar",

@@ -203,10 +203,41 @@ def test_the_wizard_starts_what_its_preview_showed(hub: Any, look: Look) -> None
     expect(watched.page.locator(".step").first).to_contain_text("JFK")
     expect(watched.page.locator(".step").nth(1)).to_contain_text("EWR")
     with watched.page.expect_response("**/api/v1/rollouts"):
-        watched.page.get_by_role("button", name="Start the rollout").click()
+        watched.page.get_by_role("button", name="Propose the rollout").click()
     path, order = hub.fake.calls[0]
     assert (path, order["model"], order["version"]) == ("rollouts", "flight-delay", "4")
     assert order["plan"]["waves"] == [{"devices": ["JFK"], "name": "Canary"}, {"rest": True, "name": "Everyone"}]
+
+
+def test_the_wizard_keeps_what_is_unfolded_and_focused_and_says_what_was_half_typed(hub: Any, look: Look) -> None:
+    from playwright.sync_api import expect
+
+    page = look(hub, "/rollouts/new").page
+    page.get_by_text("More choices").click()
+    page.get_by_label("Switch only from (site time)").fill("22:00")
+    page.keyboard.press("Tab")
+    expect(page.locator("#live_preview .cause")).to_contain_text("A window needs both times")
+    expect(page.get_by_role("button", name="Propose the rollout")).to_have_count(0)
+    expect(page.get_by_label("until")).to_be_visible()
+    expect(page.get_by_label("Switch only from (site time)")).to_be_focused()  # on its minutes
+    page.get_by_label("until").fill("04:00")
+    page.get_by_label("Second wave by filter").fill("tag:nobody")
+    page.get_by_label("How the new version takes over").select_option("canary")
+    expect(page.locator("#live_preview")).to_contain_text("Wave 2 takes nobody: no device answers to 'tag:nobody' now.")
+    with page.expect_response("**/api/v1/rollouts"):
+        page.get_by_role("button", name="Propose the rollout").click()
+    plan = hub.fake.calls[0][1]["plan"]
+    assert plan["windows"] == {"activate": [{"start": "22:00", "end": "04:00"}]}
+    assert plan["strategy"]["shares"] == [0.05, 0.25, 1.0]
+
+
+def test_ending_a_rollout_here_asks_first_and_next_names_its_wave(hub: Any, look: Look) -> None:
+    page = look(hub, "/rollouts/r-0001").page
+    for name, path in (("Next wave now", "next"), ("End here", "abort")):
+        page.get_by_role("button", name=name).click()
+        with page.expect_response(f"**/{path}"):
+            page.locator("#confirm .button").last.click()
+    assert hub.fake.calls == [("rollouts/r-0001/next", {"wave": 3}), ("rollouts/r-0001/abort", {})]
 
 
 def test_filtering_narrows_the_table_while_typing(hub: Any, look: Look) -> None:

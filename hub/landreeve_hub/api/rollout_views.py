@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+import msgspec.structs
 from sqlalchemy import Connection, func, select
 
 from landreeve_hub.rollout import book
@@ -75,6 +76,7 @@ def _row(
         "waves": waves(rollout, sight),
         "gates": gates(rollout, pools.get(rollout.id)),
         "after": list(rollout.plan.after),
+        "plan": asked(rollout.plan),
         "waiting": waiting,
         "cause": rollout.cause,
         "sentence": rollout.sentence,
@@ -85,6 +87,27 @@ def _row(
         "approved_by": kept.approved_by,
         "log": book.log_of(connection, rollout.id, 500),
     }
+
+
+def asked(value: Any) -> Any:
+    """What of a plan is not as usual.
+
+    >>> from landreeve_hub.rollout.policy import parse_plan
+    >>> asked(parse_plan({"waves": [{"share": 0.1}, {"rest": True}], "gate": {"max_failures": 2, "max_silent": 0}}))
+    {'waves': [{'share': 0.1}, {'rest': True}], 'gate': {'max_failures': 2}}
+    """
+    if isinstance(value, msgspec.Struct):
+        fields = msgspec.structs.fields(value)
+        return {f.name: asked(held) for f in fields if (held := getattr(value, f.name)) != _usual(f)}
+    return [asked(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _usual(field: msgspec.structs.FieldInfo) -> Any:
+    return (
+        field.default_factory()
+        if field.default is msgspec.NODEFAULT and callable(field.default_factory)
+        else field.default
+    )
 
 
 def _watched(rollout: Rollout, now: datetime) -> bool:

@@ -40,7 +40,7 @@ def install(app: FastAPI) -> Console:
             Page("/models", "models.html", releases.models, "models"),
             Page("/models/{name}", "model.html", releases.model, "models"),
             Page("/rollouts", "rollouts.html", rollouts.every, "rollouts"),
-            Page("/rollouts/new", "wizard.html", wizard.load, "rollouts"),
+            Page("/rollouts/new", "wizard.html", wizard.load, "rollouts", period_s=30),
             Page("/rollouts/{id}", "rollout.html", rollouts.one, "rollouts"),
             Page("/drift", "drift.html", drift.load, "drift"),
             Page("/incidents", "incidents.html", _incidents, "incidents"),

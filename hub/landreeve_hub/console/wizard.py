@@ -4,19 +4,28 @@ The preview is made by the rollout's own rules (`landreeve_hub.rollout.resolve`)
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from landreeve.ui.inside import Api
 
 from landreeve_hub.console.answers import listed, order_of
-from landreeve_hub.rollout.policy import BadPlanError, parse_plan
-from landreeve_hub.rollout.resolve import resolve
+from landreeve_hub.rollout.forecast import wave_notes
+from landreeve_hub.rollout.policy import BadPlanError, Plan, parse_plan
+from landreeve_hub.rollout.resolve import Waves, resolve
+from landreeve_hub.rollout.waiting import named
 
 SHARES = ("0", "0.1", "0.25", "0.5")
 RISKS = ("low", "medium", "high")
 MOST_DEVICES = "10000"
-MOST = {"max_failures": "0", "max_in_flight": "20", "watch_days": "0"}
+MOST = {"max_failures": "0", "max_in_flight": "20", "watch_days": "0", "soak_minutes": "0"}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "": {},
+    "shadow": {"kind": "shadow", "min_rows": 200},
+    "canary": {"kind": "canary", "shares": [0.05, 0.25, 1.0], "step_rows": 100},
+    "blue_green": {"kind": "blue_green", "min_s": 60},
+}
 
 
 async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
@@ -29,12 +38,26 @@ async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> 
     version = _one_of(versions, query.get("version"))
     canary = query.get("canary") or min((row["site"] for row in devices), default="")
     share = _one_of(SHARES, query.get("share"))
+    strategy = _one_of(tuple(STRATEGIES), query.get("strategy"))
     plan = _plan(canary, share, query)
+    if strategy:
+        plan["strategy"] = STRATEGIES[strategy]
     choice = {"models": models, "model": model, "versions": versions, "version": version}
     form = {"canary": canary, "share": share, "shares": SHARES, "risks": RISKS}
     typed = {name: query.get(name, MOST.get(name, "")) for name in (*MOST, "second", "from", "to", "why")}
     form |= {"typed": typed, "risk": _one_of(RISKS, query.get("risk"))}
-    return {**choice, **form, "devices": devices, **_preview(plan, devices, (model, version, form))}
+    form |= {"strategies": tuple(STRATEGIES), "strategy": strategy}
+    seen = _preview(plan, devices, (model, version, form))
+    if slip := _slip(query):
+        seen |= {"trouble": slip, "order": ""}
+    return {**choice, **form, "devices": devices, **seen}
+
+
+def _slip(query: Mapping[str, str]) -> str:
+    """What was typed and would otherwise be passed over."""
+    if bool(query.get("from")) != bool(query.get("to")):
+        return "A window needs both times: from when and until when versions may be switched."
+    return ""
 
 
 def _one_of(choices: Sequence[str], wanted: str | None) -> str:
@@ -53,6 +76,8 @@ def _plan(canary: str, share: str, query: Mapping[str, str]) -> dict[str, Any]:
     plan: dict[str, Any] = {"waves": waves, "gate": limits}
     if query.get("from") and query.get("to"):
         plan["windows"] = {"activate": [{"start": query["from"], "end": query["to"]}]}
+    if minutes := _count(query, "soak_minutes"):
+        plan["gate"]["soak_s"] = minutes * 60
     if days := _count(query, "watch_days"):
         plan["watch"] = {"for_s": days * 86_400, "max_quality_lost": limits["max_failures"]}
     return plan
@@ -69,13 +94,26 @@ def _preview(
     sites = {row["id"]: row["site"] for row in devices}
     model, version, form = chosen
     try:
-        taken = resolve(parse_plan(plan), sites, devices)
+        parsed = parse_plan(plan)
+        taken = resolve(parsed, sites, devices)
     except BadPlanError as error:
-        return {"preview": [], "trouble": str(error), "order": ""}
+        return {"preview": [], "trouble": str(error), "order": "", "notes": [], "command": ""}
     preview = [
         {"name": wave["name"], "sites": [{"id": device, "site": sites[device]} for device in members]}
         for wave, members in zip(plan["waves"], taken, strict=True)
     ]
     words = {"why": form["typed"]["why"], "risk": form["risk"]}
     order = json.dumps({"model": model, "version": version, "plan": plan, **words})
-    return {"preview": preview, "trouble": "", "order": order}
+    asked = shlex.quote(json.dumps(plan, ensure_ascii=False))
+    said = f" --why {shlex.quote(words['why'])}" if words["why"] else ""
+    command = f"landreeve-hub rollout start {model}@{version} --risk {words['risk']}{said} --plan {asked}"
+    notes = _notes(parsed, taken, sites, devices)
+    return {"preview": preview, "trouble": "", "order": order, "notes": notes, "command": command}
+
+
+def _notes(plan: Plan, taken: Waves, sites: Mapping[str, str], devices: Sequence[dict[str, Any]]) -> list[str]:
+    away = [row["site"] for row in devices if not row.get("online", True)]
+    told = wave_notes(plan, taken, sites, devices)
+    if away:
+        told.append(f"{named(away)} {'is' if len(away) == 1 else 'are'} not connected now and would be ordered later.")
+    return told

@@ -19,21 +19,39 @@
     }
   };
 
+  // The form stays as it is, with what has the focus and what is unfolded; only what follows from it is drawn anew.
+  const ask = (form) => {
+    const query = new URLSearchParams(new FormData(form));
+    for (const [name, value] of [...query]) if (!value) query.delete(name);
+    const address = location.pathname + (query.size ? "?" + query : "");
+    if (form.dataset.asked === address) return;
+    form.dataset.asked = address;
+    follows(true);
+    history.replaceState(null, "", address);
+    landreeve.reconnect();
+  };
+  // Until the answer is there, what was drawn before does nothing: see data-follows.
+  const follows = (stale) => {
+    for (const button of document.querySelectorAll("[data-follows] button")) button.disabled = stale;
+  };
+
   let typing = 0;
   document.addEventListener("input", (event) => {
-    const form = event.target.closest("form[data-filter]");
+    const form = event.target.closest("form[data-filter], form[data-auto]");
     if (!form) return;
     clearTimeout(typing);
-    typing = setTimeout(() => {
-      const query = new URLSearchParams(new FormData(form));
-      for (const [name, value] of [...query]) if (!value) query.delete(name);
-      history.replaceState(null, "", location.pathname + (query.size ? "?" + query : ""));
-      landreeve.reconnect();
-    }, 220);
+    typing = setTimeout(() => { if (form.checkValidity()) ask(form); }, 220);
   });
   document.addEventListener("change", (event) => {
-    if (event.target.closest("form[data-auto]")) event.target.form.requestSubmit();
+    const form = event.target.closest("form[data-auto]");
+    if (form && form.reportValidity()) ask(form);
   });
+  document.addEventListener("submit", (event) => {
+    if (!event.target.closest("form[data-auto]")) return;
+    event.preventDefault();
+    ask(event.target);
+  });
+  document.addEventListener("landreeve:patched", () => follows(false));
 
   landreeve.charts();
 })();
