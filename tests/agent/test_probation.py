@@ -30,6 +30,10 @@ def losses(mean: float, deviation: float, n: int) -> Moments:
     return Moments(n, mean, (n - 1) * deviation**2)
 
 
+UNLABELLED = Probation(min_labelled=0)
+UNDECIDED_LATE = replace(ENOUGH, rows=1000, difference=losses(0.004, 0.4, 500), elapsed_s=90_000)
+
+
 def test_harmless_version_passes_as_soon_as_that_is_sure() -> None:
     verdict = judge(ENOUGH, POLICY)
     assert isinstance(verdict, Pass)
@@ -111,6 +115,37 @@ def test_technical_faults_fail_whatever_the_quality(stats: ProbationStats, cause
     assert verdict.cause == cause
 
 
+FIRST = replace(ENOUGH, reference="base_rate", claimed_loss=0.1)
+
+
+@pytest.mark.parametrize(
+    ("stats", "policy", "kind"),
+    [
+        pytest.param(ProbationStats(rows=99, distinct=1, distinct_before=9), POLICY, Wait, id="few equal answers"),
+        pytest.param(ProbationStats(rows=100, distinct=1, distinct_before=9), POLICY, Fail, id="many equal answers"),
+        pytest.param(ProbationStats(rows=97, errors=5, distinct=9), POLICY, Wait, id="errors chance may bring"),
+        pytest.param(ProbationStats(rows=97, errors=12, distinct=9), POLICY, Fail, id="errors chance does not bring"),
+        pytest.param(replace(ENOUGH, rows=499, p95_ms=80.0, p95_ratio=6.0), POLICY, Wait, id="few service times"),
+        pytest.param(replace(ENOUGH, p95_ms=80.0, p95_ratio=5.0), POLICY, Pass, id="long, as before"),
+        pytest.param(replace(ENOUGH, memory_growth_mb=1024.0), POLICY, Pass, id="memory within the limit"),
+        pytest.param(replace(ENOUGH, confidence=losses(-0.5, 0.6, 12)), POLICY, Pass, id="unsure about confidence"),
+        pytest.param(replace(ENOUGH, shift=0.9, compared=20), POLICY, Pass, id="answers apart on a few rows"),
+        pytest.param(replace(ENOUGH, claimed_loss=0.1, loss=losses(0.5, 0.3, 500)), POLICY, Pass, id="claim, no first"),
+        pytest.param(replace(FIRST, loss=losses(0.5, 0.01, 299)), POLICY, Pass, id="claim with few labels"),
+        pytest.param(replace(FIRST, loss=losses(0.21, 0.5, 400)), POLICY, Pass, id="claim missed by chance"),
+        pytest.param(replace(ENOUGH, difference=losses(0.3, 0.01, 299)), POLICY, Wait, id="worse on few labels"),
+        pytest.param(replace(ENOUGH, difference=losses(0.3, 0.01, 300)), POLICY, Fail, id="worse on enough labels"),
+        pytest.param(replace(ENOUGH, difference=losses(0.02, 0.4, 500)), POLICY, Wait, id="worse, perhaps by chance"),
+        pytest.param(replace(ENOUGH, rows=499), POLICY, Wait, id="enough labels on few rows"),
+        pytest.param(replace(ENOUGH, difference=losses(0.3, 0.01, 300)), UNLABELLED, Pass, id="labels not asked for"),
+        pytest.param(replace(ENOUGH, difference=Moments()), UNLABELLED, Pass, id="none, and not asked for"),
+        pytest.param(UNDECIDED_LATE, POLICY, Pass, id="time over before the rows"),
+    ],
+)
+def test_each_limit_lies_where_it_is_said(stats: ProbationStats, policy: Probation, kind: type) -> None:
+    assert isinstance(judge(stats, policy), kind)
+
+
 def test_failures_on_a_device_that_went_away_do_not_speak_against_the_release() -> None:
     failing = replace(ENOUGH, errors=60)
     assert not isinstance(judge(replace(failing, device_doubted=True), POLICY), Fail)
@@ -181,6 +216,14 @@ def ever_outside(rng: random.Random, rows: int) -> bool:
 def test_confidence_sequence_keeps_its_promise_at_every_look() -> None:
     rng = random.Random(11)
     assert sum(ever_outside(rng, 4000) for _ in range(150)) / 150 <= 0.05 + 0.02
+
+
+def test_figures_are_those_of_the_papers() -> None:
+    """By hand: rho^2 = (-2 ln .05 + ln(1 - 2 ln .05)) / 2000 = .003968; at n = 1000 the half width is .0975."""
+    assert radius(losses(0.0, 1.0, 1000), 0.05, 2000) == pytest.approx(0.0975, abs=1e-4)
+    # .85 sqrt((ln ln(1000 e) + .8 ln(1612 / .025)) / 1000) = .0891, once for each of the two distributions
+    assert surely_apart(0.5, 1000, 0.05) == pytest.approx(0.5 - 2 * 0.0891, abs=1e-3)
+    assert (error_evidence(1, 10, 0.0), error_evidence(0, 10, 0.0)) == (math.inf, 0.0)
 
 
 def test_radius_shrinks_and_is_infinite_without_rows() -> None:

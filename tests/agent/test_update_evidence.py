@@ -149,3 +149,36 @@ async def test_answers_that_moved_and_lost_confidence_are_seen_on_the_same_rows(
     stats = await look(database)
     assert (stats.shift, stats.compared) == (1.0, 10)
     assert stats.confidence.mean == pytest.approx(-0.8)
+
+
+async def test_listening_counts_only_what_the_last_good_version_answered_in_this_stage(database: Database) -> None:
+    heard = {"release": OLD, "version": "1", "shadow_release": NEW}
+    await add(database, 1, **heard, p=0.6, shadow=0.2)
+    await add(database, 2, **heard, p=None, err="run failed", shadow=None)
+    await add(database, -5, **heard, p=0.6, shadow=0.2)
+    stats = await roles(database, Role.LISTENS)
+    assert (stats.rows, stats.errors) == (1, 0), "where both failed, the new one is no worse"
+
+
+async def test_only_answers_from_before_tell_how_long_the_last_good_version_took(database: Database) -> None:
+    await asyncio.gather(*(add(database, -n, release=OLD, us=1000) for n in range(1, 61)))
+    await asyncio.gather(*(add(database, -n, release=OLD, us=90_000, p=None, err="late") for n in range(101, 161)))
+    await asyncio.gather(*(add(database, n, us=2000) for n in range(1, 61)))
+    await asyncio.gather(*(add(database, n, us=90_000, p=None, err="late") for n in range(101, 161)))
+    await asyncio.gather(*(add(database, n, release=OLD, us=50_000) for n in range(201, 261)))
+    stats = await look(database)
+    assert (stats.p95_ms, stats.p95_ratio) == (2.0, 2.0)
+
+
+async def test_versions_that_share_are_timed_side_by_side(database: Database) -> None:
+    await asyncio.gather(*(add(database, n, us=3000) for n in range(1, 61)))
+    await asyncio.gather(*(add(database, n, release=OLD, us=1000) for n in range(101, 161)))
+    await asyncio.gather(*(add(database, n, release=OLD, us=90_000, p=None, err="late") for n in range(201, 261)))
+    assert (await roles(database, Role.SHARES)).p95_ratio == 3.0
+
+
+async def test_claim_and_the_number_of_answers_before_are_part_of_the_evidence(database: Database) -> None:
+    for number, shadow in enumerate((0.4, 0.4, 0.5)):
+        await add(database, number, shadow=shadow)
+    stats = await look(database)
+    assert (stats.distinct, stats.distinct_before, stats.claimed_loss) == (1, 2, 0.5)

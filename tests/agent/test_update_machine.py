@@ -335,13 +335,15 @@ def test_only_failures_of_the_release_itself_quarantine_it() -> None:
 class Histories(RuleBasedStateMachine):
     """Any order of events, with a reload from the serialised form in between."""
 
-    @initialize(has_good=st.booleans())
-    def begin(self, has_good: bool) -> None:
-        self.state = State("demo", good=good("a") if has_good else None)
-        self.proven: set[str] = {"a"} if has_good else set()
-        self.activatable: set[str] = set(self.proven)
-        self.ever_good = has_good
-        self.highest = 0
+    @initialize(has_good=st.booleans(), phase=st.sampled_from(Phase), strategy=st.sampled_from(STRATEGIES))
+    def begin(self, has_good: bool, phase: Phase, strategy: Strategy) -> None:
+        """Anywhere: a walk from IDLE alone hardly ever comes as far as a probation."""
+        self.state = at(phase, has_good=has_good)
+        if self.state.order is not None:
+            self.state = replace(self.state, order=replace(self.state.order, strategy=strategy))
+        installed = (self.state.good, self.state.previous, self.state.candidate, self.state.target)
+        self.activatable: set[str] = {item.release for item in installed if item is not None}
+        self.ever_good = self.state.good is not None
 
     def feed(self, event: Event) -> None:
         before, after = self.state, decide(self.state, event)
@@ -350,7 +352,6 @@ class Histories(RuleBasedStateMachine):
             self.activatable.add(before.order.release)
         if after.phase is Phase.COMMITTED and before.phase is not Phase.COMMITTED:
             assert after.good is not None
-            self.proven.add(after.good.release)
         self.ever_good = self.ever_good or after.good is not None
         self.state = after
 
@@ -388,6 +389,16 @@ class Histories(RuleBasedStateMachine):
     def effect_fails(self) -> None:
         if self.state.order is not None:
             self.feed(Failed(self.state.order.generation, "broken", "It broke."))
+
+    @rule(kind=st.sampled_from([*LEGAL, Attempted]))
+    def outcome_of_the_running_order_arrives(self, kind: type) -> None:
+        if self.state.order is not None:
+            of = self.state.order.generation
+            self.feed(Proven(of, "{}") if kind is Proven else outcome(kind, of))
+
+    @rule()
+    def waiting_order_is_taken_up(self) -> None:
+        self.feed(NextTaken())
 
     @rule(kind=st.sampled_from([*LEGAL, Attempted]), of=st.integers(0, 30))
     def something_arrives_out_of_turn(self, kind: type, of: int) -> None:

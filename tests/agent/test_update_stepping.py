@@ -54,3 +54,18 @@ def test_standing_by_ends_by_time_alone() -> None:
     green = Strategy(kind="blue_green", min_s=60)
     assert isinstance(conclude(Stage(Role.STANDS_BY), green, verdict("wait"), Progress(0, 59, 59), last=False), Wait)
     assert isinstance(conclude(Stage(Role.STANDS_BY), green, verdict("wait"), Progress(0, 60, 60), last=False), Step)
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "kind"), [(100, 60, Pass), (99, 60, Wait), (100, 59, Wait)], ids=["enough", "few rows", "early"]
+)
+def test_last_stage_also_waits_for_the_rows_and_the_time_of_the_strategy(rows: int, seconds: float, kind: type) -> None:
+    strategy = Strategy(kind="direct", min_s=60, min_rows=100)
+    found = conclude(Stage(Role.ANSWERS, 1.0), strategy, verdict("pass"), Progress(rows, seconds, seconds), last=True)
+    assert isinstance(found, kind)
+
+
+def test_listening_also_waits_for_the_time_of_the_strategy() -> None:
+    shadow = Strategy(kind="shadow", min_s=60, min_rows=100)
+    found = conclude(Stage(Role.LISTENS), shadow, verdict("pass"), Progress(900, 59, 900), last=False)
+    assert isinstance(found, Wait)

@@ -58,12 +58,45 @@ async def test_worker_that_cannot_be_asked_tells_nothing() -> None:
     assert await grown(None, status(0, pid=0), status(50)) == [None, None, 0]
 
 
+async def test_version_that_follows_in_the_same_process_begins_at_its_own_first_look() -> None:
+    later = Installed("c" * 64, "v9", candidate().plan)
+    vitals = Vitals(Looks(status(100), status(400), status(400), status(450)))
+    grown_mb = [
+        (await vitals.added(ProbationStats(), "demo", version)).memory_growth_mb
+        for version in (candidate(), candidate(), later, later)
+    ]
+    assert grown_mb == [0, 300, 0, 50]
+
+
+async def test_doubt_about_the_device_is_told_of_this_version_alone() -> None:
+    def doubting(**changes: object) -> WorkerStatus:
+        told = status(10)
+        return msgspec.structs.replace(told, models=(msgspec.structs.replace(told.models[0], doubted=True, **changes),))
+
+    looks = Looks(doubting(), doubting(model="other"), doubting(release="c" * 64), status(10))
+    vitals = Vitals(looks)
+    found = [(await vitals.added(ProbationStats(), "demo", candidate("npu"))).device_doubted for _ in range(4)]
+    assert found == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": "other"}, {"release": "c" * 64}, {"ready": False}, {"used": ""}],
+    ids=["another model", "another release", "not loaded", "asleep since the start"],
+)
+async def test_device_is_lost_only_by_this_version_and_where_it_runs(changes: dict[str, object]) -> None:
+    told = status(10)
+    told = msgspec.structs.replace(told, models=(msgspec.structs.replace(told.models[0], **changes),))
+    assert not (await Vitals(Looks(told)).added(ProbationStats(), "demo", candidate("npu"))).device_lost
+
+
 @pytest.mark.parametrize(
     ("device", "used", "lost"),
     [
         ("npu", "CPU · onnxruntime · fp32 · 1 thread", True),
         ("npu", "NPU · openvino · fp16 · 1 thread", False),
         ("cpu", "CPU · openvino · int8 · 2 threads", False),
+        ("cpu", "GPU · openvino · fp16 · 1 thread", False),
     ],
 )
 async def test_version_that_left_its_device_is_told_of_with_the_reason(device: str, used: str, lost: bool) -> None:
