@@ -45,11 +45,20 @@ class Api:
                 return None
             raise
 
-    async def _ask(self, path: str, query: str) -> tuple[int, bytes]:
+    async def ask(self, *segments: str, body: Mapping[str, Any]) -> Any:
+        """Like `get` for a question that is asked by POST, since it needs a body: a preview, of which nothing is kept.
+        A page that is only looked at must ask for nothing else."""
+        path = "/api/v1/" + "/".join(quote(segment, safe="") for segment in segments)
+        status, answer = await self._ask(path, "", json.dumps(body).encode())
+        if 200 <= status < 300:
+            return json.loads(answer)
+        raise _problem(status, answer)
+
+    async def _ask(self, path: str, query: str, body: bytes | None = None) -> tuple[int, bytes]:
         status, chunks = 500, list[bytes]()
 
         async def receive() -> MutableMapping[str, Any]:
-            return {"type": "http.request", "body": b"", "more_body": False}
+            return {"type": "http.request", "body": body or b"", "more_body": False}
 
         async def send(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -58,11 +67,11 @@ class Api:
             elif message["type"] == "http.response.body":
                 chunks.append(message.get("body", b""))
 
-        await self.app(_scope(self.request, path, query), receive, send)
+        await self.app(_scope(self.request, path, query, "GET" if body is None else "POST"), receive, send)
         return status, b"".join(chunks)
 
 
-def _scope(request: Request, path: str, query: str) -> dict[str, Any]:
+def _scope(request: Request, path: str, query: str, method: str) -> dict[str, Any]:
     kept = ("cookie", "host", "user-agent", "x-forwarded-for", "x-forwarded-proto")
     headers = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in request.headers.items() if k in kept]
     outer = request.scope
@@ -70,13 +79,13 @@ def _scope(request: Request, path: str, query: str) -> dict[str, Any]:
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
-        "method": "GET",
+        "method": method,
         "scheme": outer.get("scheme", "http"),
         "path": path,
         "raw_path": path.encode("ascii"),
         "query_string": query.encode("ascii"),
         "root_path": "",
-        "headers": [*headers, (b"accept", b"application/json")],
+        "headers": [*headers, (b"accept", b"application/json"), (b"content-type", b"application/json")],
         "client": outer.get("client"),
         "server": outer.get("server"),
         "state": dict(outer.get("state", {})),

@@ -44,7 +44,10 @@ class NewRollout(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Plan(msgspec.Struct, forbid_unknown_fields=True):
+    """A plan to look at; with ``model`` also what must come first is looked at as for a rollout of it."""
+
     plan: dict[str, Any] = {}
+    model: str = ""
 
 
 class Steering(msgspec.Struct, forbid_unknown_fields=True):
@@ -120,21 +123,22 @@ def _audited(connection: Connection, rollout: str) -> list[dict[str, Any]]:
 def _start(routes: APIRouter, services: Services) -> None:
     store = services.store
 
-    async def shown(raw: dict[str, Any]) -> dict[str, Any]:
+    async def shown(raw: dict[str, Any], model: str) -> dict[str, Any]:
         plan, now = parse_plan(raw), services.clock()
-        return _preview(await store.read(lambda c: preview(c, plan, now)))
+        return _preview(await store.read(lambda c: preview(c, plan, now, model)))
 
     @routes.post("/rollouts/preview")
     async def plan(request: Request, _: Annotated[Person, may(Permission.VIEW)]) -> dict[str, Any]:
         """Exactly which devices a plan would take, wave by wave. Nothing is kept."""
-        return await shown((await read(request, Plan)).plan)
+        asked = await read(request, Plan)
+        return await shown(asked.plan, asked.model)
 
     @routes.post("/rollouts", status_code=201)
     async def start(request: Request, person: Annotated[Person, may(Permission.PROPOSE)]) -> dict[str, Any]:
         """Propose a rollout; it runs once someone else approved it."""
         asked = await read(request, NewRollout)
         if asked.preview:
-            return await shown(asked.plan)
+            return await shown(asked.plan, asked.model)
         parsed = parse_plan(asked.plan)
         if not (asked.release or asked.version):
             raise Problem(422, "release: name the release by digest, or give its version")

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from landreeve.ui.inside import Api
+from landreeve.ui.inside import Api, ApiError
 
 from landreeve_hub.console.answers import listed, order_of
 from landreeve_hub.rollout.forecast import wave_notes
@@ -44,13 +44,24 @@ async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> 
         plan["strategy"] = STRATEGIES[strategy]
     choice = {"models": models, "model": model, "versions": versions, "version": version}
     form = {"canary": canary, "share": share, "shares": SHARES, "risks": RISKS}
-    typed = {name: query.get(name, MOST.get(name, "")) for name in (*MOST, "second", "from", "to", "why")}
+    typed = {name: query.get(name, MOST.get(name, "")) for name in (*MOST, "second", "after", "from", "to", "why")}
     form |= {"typed": typed, "risk": _one_of(RISKS, query.get("risk"))}
     form |= {"strategies": tuple(STRATEGIES), "strategy": strategy}
     seen = _preview(plan, devices, (model, version, form))
     if slip := _slip(query):
         seen |= {"trouble": slip, "order": ""}
+    if plan.get("after") and not seen["trouble"] and (trouble := await _refused(api, model, plan)):
+        seen |= {"trouble": trouble, "order": ""}
     return {**choice, **form, "devices": devices, **seen}
+
+
+async def _refused(api: Api, model: str, plan: Mapping[str, Any]) -> str:
+    """What the API has against the plan: only it knows what components there are and which rollouts wait for which."""
+    try:
+        await api.ask("rollouts", "preview", body={"plan": plan, "model": model})
+    except ApiError as error:
+        return str(error)
+    return ""
 
 
 def _slip(query: Mapping[str, str]) -> str:
@@ -74,6 +85,8 @@ def _plan(canary: str, share: str, query: Mapping[str, str]) -> dict[str, Any]:
     waves.append({"rest": True, "name": "Everyone"})
     limits = {name: _count(query, name) for name in ("max_failures", "max_in_flight")}
     plan: dict[str, Any] = {"waves": waves, "gate": limits}
+    if after := query.get("after", "").replace(",", " ").split():
+        plan["after"] = after
     if query.get("from") and query.get("to"):
         plan["windows"] = {"activate": [{"start": query["from"], "end": query["to"]}]}
     if minutes := _count(query, "soak_minutes"):

@@ -57,9 +57,12 @@ class Preview:
     notes: tuple[str, ...]
 
 
-def preview(connection: Connection, plan: Plan, now: datetime) -> Preview:
-    """What the plan would take now; `BadPlanError` when it can take nothing or keep no window."""
+def preview(connection: Connection, plan: Plan, now: datetime, model: str = "") -> Preview:
+    """What the plan would take now, as a rollout of ``model`` where that is known; `BadPlanError` when it can take
+    nothing or keep no window, `RolloutRefusedError` when what must come first never would."""
     _check_known(connection, plan)
+    if model and plan.after:
+        _check_order(model, plan, [k.rollout for k in book.listed(connection, active=True, kind="update")])
     sites = fleet_sites(connection)
     asked = any(wave.query for wave in plan.waves)
     rows: Sequence[Row] = filter_rows(connection, now) if asked else ()
@@ -104,14 +107,14 @@ def _check_known(connection: Connection, plan: Plan) -> None:
         raise BadPlanError(f"plan.after: no component {unknown!r} is known; there are: {there}")
 
 
-def _check_order(proposal: Proposal, going: Sequence[Rollout]) -> None:
+def _check_order(model: str, plan: Plan, going: Sequence[Rollout]) -> None:
     """No two rollouts may wait for each other, nor one for itself."""
-    if proposal.model in proposal.plan.after:
-        raise RolloutRefusedError(f"plan.after: {proposal.model} cannot come after itself")
-    after: dict[str, set[str]] = {proposal.model: set(proposal.plan.after)}
+    if model in plan.after:
+        raise RolloutRefusedError(f"plan.after: {model} cannot come after itself")
+    after: dict[str, set[str]] = {model: set(plan.after)}
     for other in going:
         after.setdefault(other.model, set()).update(other.plan.after)
-    way = circle(after, proposal.model)
+    way = circle(after, model)
     if way:
         others = [other.id for other in going if other.plan.after and other.model in way]
         raise RolloutRefusedError(
@@ -156,7 +159,7 @@ def propose(connection: Connection, proposal: Proposal, actor: str, now: datetim
             "finish, abort or roll it back first, or let this one wait behind it (queue)"
         )
     under_way = [k.rollout for k in book.listed(connection, active=True, kind="update")]
-    _check_order(proposal, under_way)
+    _check_order(proposal.model, proposal.plan, under_way)
     seen = preview(connection, proposal.plan, now)
     members = (
         Member(device, seen.sites[device], number, place=seen.places.get(device, ""))
