@@ -25,7 +25,7 @@ from landreeve_agent.console.access import Codes, Sessions, doors, ensure_tokens
 from landreeve_agent.console.api import LocalApi
 from landreeve_agent.console.audit_api import AuditApi
 from landreeve_agent.console.server import ConsoleServer, build, listen
-from landreeve_agent.console.status import StatusSource, UpdateView, read_active
+from landreeve_agent.console.status import StatusSource, UpdateView, read_active, update_view
 from landreeve_agent.console.verdict import Finding
 from landreeve_agent.doors.opening import Doors
 from landreeve_agent.drift.windows import Windows
@@ -399,10 +399,7 @@ class House:
 
     def _updates(self) -> Mapping[str, UpdateView]:
         shown = {name: view for name, view in self.runner.views.items() if view.state.phase is not Phase.IDLE}
-        return {
-            name: UpdateView(view.state.phase.value, view.waiting or view.state.sentence, kept(view.state))
-            for name, view in shown.items()
-        }
+        return {name: update_view(view.state, view.waiting, kept(view.state)) for name, view in shown.items()}
 
     def _findings(self) -> tuple[Finding, ...]:
         found = []

@@ -141,7 +141,12 @@ def models() -> list[dict[str, Any]]:
             "reason": "",
             "precision": "fp32",
             "today": 1204,
-            "update": {"state": "probation", "sentence": "212 of 400 labelled rows seen; no worse so far."},
+            "update": {
+                "state": "probation",
+                "sentence": "212 of 400 labelled rows seen; no worse so far.",
+                "offered": "4",
+                "good": "3",
+            },
         },
         base
         | {

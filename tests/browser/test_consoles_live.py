@@ -147,6 +147,16 @@ def test_rolling_back_asks_first(site: Any, look: Look) -> None:
     assert [path for path, _ in site.fake.calls] == ["models/flight-delay/rollback"]
 
 
+def test_an_update_is_cancelled_where_it_is_shown(site: Any, look: Look) -> None:
+    from playwright.sync_api import expect
+
+    page = look(site, "/updates").page
+    expect(page.locator("#live_under_way")).to_contain_text("v3 → v4")
+    page.get_by_role("button", name="Cancel the update").click()
+    with page.expect_response("**/rollback"):
+        page.locator("#confirm .button.primary, #confirm .button.danger").click()
+
+
 def test_hundreds_of_sites_with_long_names_fit_a_phone(hub: Any, look: Look) -> None:
     hub.fake.fleet = fake_hub.fleet(700)
     for row in hub.fake.fleet["devices"][:40]:

@@ -23,6 +23,10 @@ def install(app: typer.Typer) -> None:
     model.command("splits")(splits)
     model.command("rollback")(rollback)
     app.add_typer(model, name="model")
+    update = typer.Typer(help="What is being changed on this box, and what was.", no_args_is_help=True)
+    update.command("list")(list_updates)
+    update.command("cancel")(cancel)
+    app.add_typer(update, name="update")
 
 
 def list_models(context: typer.Context, output: Output = Format.TABLE) -> None:
@@ -91,3 +95,38 @@ def _said_of(split: dict[str, Any]) -> str:
 def rollback(context: typer.Context, model: Name, output: Output = Format.TABLE) -> None:
     """Return a model to its last good version."""
     emit(connected(state_of(context)).post(f"/models/{quote(model, safe='')}/rollback"), output)
+
+
+def list_updates(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="only this model's")] = "",
+    limit: Annotated[int, typer.Option(help="so many steps, the newest first")] = 40,
+    output: Output = Format.TABLE,
+) -> None:
+    """What is under way, and each step of the updates before it with its reason."""
+    box = connected(state_of(context))
+    going = [one for one in box.get("/models")["items"] if _under_way(one) and model in {"", one["name"]}]
+    steps = [one for one in box.get("/updates")["transitions"] if model in {"", one["model"]}][:limit]
+    if output is not Format.TABLE:
+        emit({"under_way": going, "transitions": steps}, output)
+        return
+    emit(steps, output, ("at", "model", "version", "state", "cause", "sentence"))
+    for one in going:
+        told = one["update"]
+        note(
+            f"under way: {one['name']} {told['good'] or '-'} -> {told['offered']}: {told['state']}. {told['sentence']}"
+        )
+
+
+def _under_way(model: dict[str, Any]) -> bool:
+    update = model.get("update")
+    return update is not None and update["state"] not in {"COMMITTED", "ROLLED_BACK", "REJECTED", "CANCELLED"}
+
+
+def cancel(context: typer.Context, model: Name, output: Output = Format.TABLE) -> None:
+    """Leave the update that is under way: the last good version serves on. Changes nothing when none is."""
+    box = connected(state_of(context))
+    found = box.get(f"/models/{quote(model, safe='')}")
+    if not _under_way(found):
+        fail(Exit.CONFLICT, f"{model}: no update is under way; landreeve model rollback returns to the version before")
+    emit(box.post(f"/models/{quote(model, safe='')}/rollback"), output)

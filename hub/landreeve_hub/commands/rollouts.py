@@ -27,7 +27,7 @@ Waves = Annotated[
 Watch = Annotated[bool, typer.Option("--watch", help="Follow it, with the exit codes of rollout watch.")]
 AWAY_S = 300.0
 """How long `watch` goes on asking a hub that does not answer: it may be starting anew."""
-COLUMNS = ("id", "model", "version", "from_version", "state", "devices", "waiting", "created_by", "approved_by")
+COLUMNS = ("id", "kind", "model", "version", "from_version", "state", "devices", "waiting", "created_by", "approved_by")
 _ENDED = {"FINISHED": Exit.OK, "ROLLED_BACK": Exit.PROBLEMS, "ABORTED": Exit.PROBLEMS}
 _HELD = {"PAUSED"}
 _VERBS = {
