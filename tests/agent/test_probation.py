@@ -123,7 +123,7 @@ FIRST = replace(ENOUGH, reference="base_rate", claimed_loss=0.1)
     [
         pytest.param(ProbationStats(rows=99, distinct=1, distinct_before=9), POLICY, Wait, id="few equal answers"),
         pytest.param(ProbationStats(rows=100, distinct=1, distinct_before=9), POLICY, Fail, id="many equal answers"),
-        pytest.param(ProbationStats(rows=97, errors=5, distinct=9), POLICY, Wait, id="errors chance may bring"),
+        pytest.param(ProbationStats(rows=95, errors=7, distinct=9), POLICY, Wait, id="errors chance may bring"),
         pytest.param(ProbationStats(rows=97, errors=12, distinct=9), POLICY, Fail, id="errors chance does not bring"),
         pytest.param(replace(ENOUGH, rows=499, p95_ms=80.0, p95_ratio=6.0), POLICY, Wait, id="few service times"),
         pytest.param(replace(ENOUGH, p95_ms=80.0, p95_ratio=5.0), POLICY, Pass, id="long, as before"),
