@@ -47,6 +47,7 @@ from landreeve_agent.rooms import Rooms, Trouble
 from landreeve_agent.schedule.jobs import BadScheduleError, Schedule
 from landreeve_agent.sealing import AtRest, training_folder
 from landreeve_agent.selfupdate import beside_models, health_of
+from landreeve_agent.serving.control import Lost
 from landreeve_agent.serving.door import door
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.rescue import attend, open_store
@@ -132,6 +133,7 @@ class House:
         self.inference = Inference(
             state.spool, self.hold, self._worker_restarted, door(serving, state), serving.memory_mb, serving.isolated,
             self.doors.grpc, self.doors.grpc_max_bytes, self.at_rest.secrets, lambda why: self._tell(replaced(why)),
+            self._model_lost,
         )  # fmt: skip
         self.reporter = Reporter(
             self.database, self.outbox, self.recent, MachineProbe(state.root), self._worker_figures,
@@ -357,14 +359,18 @@ class House:
         status = await self.inference.status()
         return WorkerFigures(status.rss_mb, status.restarts) if status else WorkerFigures()
 
-    def _worker_restarted(self, cause: str, count: int) -> None:
+    def _worker_restarted(self, cause: str, count: int, whose: tuple[str, str] | None = None) -> None:
         """The worker came back: told once each, and held against a version on probation."""
         event = Event(
             name="worker.restarted", subject="worker", cause=cause, severity="warning", data={"restarts": count},
             sentence=f"The inference server ended ({cause}) and was started again ({count} since the agent's start).",
         )  # fmt: skip
         self._start(self.reporter.event(event, self.clock()))
-        self._start(self.runner.worker_restarted(cause))
+        self._start(self.runner.worker_restarted(cause, whose))
+
+    def _model_lost(self, lost: Lost) -> None:
+        """A model's own process ended: held against that version alone."""
+        self._worker_restarted(f"{lost.model}: {lost.cause}", lost.restarts, (lost.model, lost.version))
 
     async def _room_failed(self, trouble: Trouble) -> None:
         if trouble.failures not in _TOLD_FAILURES:

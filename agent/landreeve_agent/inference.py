@@ -15,7 +15,7 @@ from landreeve.wire.messages import Event
 from landreeve_agent.serving.control import NO_SECRETS, Route, Secrets, Version, WorkerStatus
 from landreeve_agent.serving.door import Door
 from landreeve_agent.serving.errors import LoadFailedError
-from landreeve_agent.serving.supervise import OnReplaced, OnRestart, Options, WorkerProcess
+from landreeve_agent.serving.supervise import OnLost, OnReplaced, OnRestart, Options, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Inference:
     grpc_max_bytes: int = 0
     secrets: Secrets = NO_SECRETS
     on_replaced: OnReplaced | None = None
+    on_lost: OnLost | None = None
     _worker: WorkerProcess | None = field(default=None)
 
     @property
@@ -111,7 +112,7 @@ class Inference:
         if self._worker is None:
             host, port = self.address
             worker = WorkerProcess(
-                self.spool, host, port, on_restart=self.on_restart, on_replaced=self.on_replaced,
+                self.spool, host, port, on_restart=self.on_restart, on_replaced=self.on_replaced, on_lost=self.on_lost,
                 options=self._options(),
             )  # fmt: skip
             try:

@@ -191,6 +191,21 @@ async def test_worker_that_keeps_dying_ends_the_probation(box: Box) -> None:
     assert await box.settled() == {"demo": ("A", None)}
 
 
+async def test_death_of_another_version_s_own_process_speaks_against_nobody_else(box: Box) -> None:
+    box.hub.stats[B.digest] = WAITING
+    await box.order(1, wanted(A, "A", "r1"))
+    await box.until(Phase.COMMITTED)
+    await box.order(2, wanted(B, "B", "r2"))
+    await box.until(Phase.PROBATION)
+    for whose in (("other", "B"), ("demo", "A")):
+        for _ in range(5):
+            await box.runner.worker_restarted("signal SIGSEGV", whose)
+    assert box.runner.views["demo"].state.crashes == 0
+    for _ in range(5):
+        await box.runner.worker_restarted("signal SIGSEGV", ("demo", "B"))
+    assert (await box.until(Phase.ROLLED_BACK)).cause == "worker_crashed"
+
+
 async def test_files_of_releases_nobody_needs_are_removed_and_the_first_one_stays(box: Box) -> None:
     for generation, (packed, version) in enumerate(((A, "A"), (B, "B"), (C, "C"), (D, "D")), start=1):
         await box.order(generation, wanted(packed, version, f"r{generation}"))

@@ -116,7 +116,7 @@ def started(folder: Path, told: list[str], limits: Limits = LIMITS, stuck_s: flo
 async def test_worker_with_a_run_that_never_ends_is_replaced_without_a_failed_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool, wanted: bool
 ) -> None:
-    monkeypatch.setattr(supervise, "_available_bytes", lambda: 10**12 if room else 0)
+    monkeypatch.setattr(supervise, "available_bytes", lambda: 10**12 if room else 0)
     told: list[str] = []
     worker = started(tmp_path, told)
     await worker.start()

@@ -87,6 +87,18 @@ def usable_bytes(root: Path) -> int:
     return min(total or 2_000_000_000, limit or total or 2_000_000_000)
 
 
+def available_bytes() -> int:
+    """What the system can give, within the limit of the group that this process runs in."""
+    import psutil  # for the supervisor, and seldom: a worker does without it
+
+    own = psutil.Process()
+    taken = 0
+    for process in (own, *own.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            taken += process.memory_info().rss
+    return min(psutil.virtual_memory().available, usable_bytes(Path("/")) - taken)
+
+
 class Memory:
     """The ledger of one worker's models. Used from any thread; ``wait`` is `time.sleep` outside tests."""
 

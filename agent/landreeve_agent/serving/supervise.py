@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 from landreeve_agent.serving.control import (
     NO_SECRETS,
@@ -37,7 +36,7 @@ from landreeve_agent.serving.control import (
 )
 from landreeve_agent.serving.conversation import Conversation, WorkerGoneError
 from landreeve_agent.serving.errors import LoadFailedError
-from landreeve_agent.serving.memory import usable_bytes
+from landreeve_agent.serving.memory import available_bytes
 from landreeve_agent.serving.replacing import Pace, fits_beside
 
 BACKLOG = 512
@@ -46,6 +45,7 @@ _log = logging.getLogger("landreeve.worker")
 
 OnRestart = Callable[[str, int], None]
 OnReplaced = Callable[[str], None]
+OnLost = Callable[[Lost], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class WorkerProcess:
     ``on_restart(cause, count)`` is called after every unexpected end: ``cause`` is ``signal SIGSEGV``, ``exit 1``,
     ``hung`` or, when the worker keeps dying within a minute, ``crash_loop``; ``count`` is the number of restarts
     since `start`. A worker with a run that never comes back is replaced while it serves, and ``on_replaced(why)`` is
-    called: that is no unexpected end.
+    called: that is no unexpected end. ``on_lost`` hears of the ends of models' own processes, else ``on_restart`` does.
     """
 
     def __init__(
@@ -130,6 +130,7 @@ class WorkerProcess:
         *,
         on_restart: OnRestart | None = None,
         on_replaced: OnReplaced | None = None,
+        on_lost: OnLost | None = None,
         limits: Limits | None = None,
         options: Options | None = None,
     ) -> None:
@@ -137,6 +138,7 @@ class WorkerProcess:
         self._bind = (host, port)
         self._on_restart = on_restart
         self._on_replaced = on_replaced
+        self._on_lost = on_lost
         self._limits = limits or Limits()
         self._options = options or Options()
         self._listening: socket.socket | None = None
@@ -388,7 +390,7 @@ class WorkerProcess:
             try:
                 await asyncio.wait_for(new.hello.wait(), self._limits.start_s)
                 # gRPC binds its port itself: there the new one cannot stand beside the old one.
-                beside = self._options.grpc is None and fits_beside(told.rss_mb * 1e6, _available_bytes())
+                beside = self._options.grpc is None and fits_beside(told.rss_mb * 1e6, available_bytes())
                 served = await (self._take_over(new) if beside else self._take_turns(old, new))
             except (TimeoutError, WorkerGoneError) as error:
                 served = False
@@ -456,7 +458,9 @@ class WorkerProcess:
     def _lost(self, lost: Lost) -> None:
         """A model's own process ended: the worker serves on, but whoever watches a new version should know."""
         _log.warning("the process of %s %s ended (%s); restart %d", lost.model, lost.version, lost.cause, lost.restarts)
-        if self._on_restart is not None:
+        if self._on_lost is not None:
+            self._on_lost(lost)
+        elif self._on_restart is not None:
             self._on_restart(f"{lost.model}: {lost.cause}", lost.restarts)
 
     def _backoff_s(self) -> float:
@@ -473,16 +477,6 @@ class WorkerProcess:
 
 def _on_cpu(version: Version, reason: str) -> Version:
     return msgspec.structs.replace(version, plan=Plan(wanted=version.plan.wanted, reason=f"{reason}: default plan"))
-
-
-def _available_bytes() -> int:
-    """What the system can give, within the limit of the group that this process runs in."""
-    own = psutil.Process()
-    taken = 0
-    for process in (own, *own.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):
-            taken += process.memory_info().rss
-    return min(psutil.virtual_memory().available, usable_bytes(Path("/")) - taken)
 
 
 def _listen(host: str, port: int) -> socket.socket:

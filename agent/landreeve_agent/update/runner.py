@@ -221,11 +221,13 @@ class Runner:
         self._changed()
         return Answer(True, after.sentence or "The version will be left as soon as it is activated.")
 
-    async def worker_restarted(self, cause: str) -> None:
-        """The worker died: counts against every version on probation."""
+    async def worker_restarted(self, cause: str, whose: tuple[str, str] | None = None) -> None:
+        """The worker died: counts against every version on probation; the own process of one model's version only
+        against that one."""
         for model, view in self.views.items():
             order = view.state.order
-            if view.state.phase is Phase.PROBATION and order is not None:
+            its = whose is None or (order is not None and whose == (model, order.version))
+            if view.state.phase is Phase.PROBATION and order is not None and its:
                 before = view.state
                 self._interrupt(model, before, await self._dispatch(model, machine.Crashed(order.generation, cause)))
 
