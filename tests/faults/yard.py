@@ -68,16 +68,22 @@ class Yard:
 
     def push(self, packed: Packed) -> str:
         """The version of an approved release."""
+        return self.take(write_archive(packed))
+
+    def take(self, archive: bytes) -> str:
+        """The version of the release in that archive, approved."""
         token = (self.state / "run" / "admin-token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/x-tar"}
         url = f"{self.ports['url']}/api/v1/releases"
-        answer = httpx2.post(url, content=write_archive(packed), headers=headers, timeout=60)
+        answer = httpx2.post(url, content=archive, headers=headers, timeout=60)
         assert answer.status_code < 400, answer.text
         pushed = answer.json()
         self.process.post(f"releases/{pushed['digest']}/approve", {"emergency": "one person only"})
         return str(pushed["version"])
 
-    def order(self, version: str, *sites: "Site", rows: int = ROWS, force: str = "", **plan: Any) -> str:
+    def order(
+        self, version: str, *sites: "Site", rows: int = ROWS, model: str = MODEL, force: str = "", **plan: Any
+    ) -> str:
         """A rollout to these sites alone, begun; its number. ``probation`` in the plan adds to what is needed here;
         ``force`` is the reason to take a release that is in quarantine."""
         probation = {"min_rows": rows, "min_labelled": 0, "max_rows": 20 * rows, "max_s": 90.0}
@@ -87,7 +93,7 @@ class Yard:
             **plan,
             "probation": {**probation, **plan.get("probation", {})},
         }
-        asked = {"model": MODEL, "version": version, "plan": whole, "force": force}
+        asked = {"model": model, "version": version, "plan": whole, "force": force}
         started = self.process.post("rollouts", asked)
         self.process.post(f"rollouts/{started['id']}/approve", {"emergency": "one person only"})
         return str(started["id"])
@@ -130,7 +136,10 @@ class Yard:
 class Site:
     """One site, kept up. `arm` makes something go wrong at a point of the next update."""
 
-    def __init__(self, yard: Yard, folder: Path, *settings: str, state: Path | None = None) -> None:
+    def __init__(
+        self, yard: Yard, folder: Path, *settings: str, state: Path | None = None, launched: bool = False
+    ) -> None:
+        """With ``launched`` a launcher keeps the agent, and is itself kept."""
         self.yard = yard
         self.name = f"site-{next(_sites)}"
         self.folder = folder / self.name
@@ -142,6 +151,7 @@ class Site:
         self.version = ""
         self.prober = Prober(self.state, MODEL)
         self._settings = (*SITE_SETTINGS, *settings)
+        self._launched = launched
         self._wanted = threading.Event()
         self._child: subprocess.Popen[bytes] | None = None
         self._keeper: threading.Thread | None = None
@@ -178,7 +188,9 @@ class Site:
 
     def _keep(self) -> None:
         flags = [part for setting in self._settings for part in ("--set", setting)]
-        command = [sys.executable, "-m", "landreeve_agent", "--state", str(self.state), "run", *flags]
+        module = "landreeve_agent.launch.launcher" if self._launched else "landreeve_agent"
+        run = [] if self._launched else ["run"]
+        command = [sys.executable, "-m", module, "--state", str(self.state), *run, *flags]
         environment = {**os.environ, "PYTHONPATH": str(EARLY), "FAULTS": str(self.faults), "PYTHONFAULTHANDLER": "1"}
         while self._wanted.is_set():
             with self.log.open("ab") as out:

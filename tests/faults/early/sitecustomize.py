@@ -2,14 +2,16 @@
 
 ``FAULTS`` names a folder through which the test says what shall go wrong, while everything runs:
 
-- ``point`` holds ``NAME`` and ``die`` or ``halt``: the process that comes to that point dies by SIGKILL, or waits there
-  until the test takes away the file ``reached`` that it made. Either happens once.
+- ``point`` holds ``NAME`` and ``die``, ``cut`` or ``halt``: the process that comes to that point dies by SIGKILL, dies
+  together with the launcher that keeps it, or waits there until the test takes away the file ``reached`` that it made.
+  Each happens once.
 - ``models.json`` maps a version to how it behaves once it serves: ``crash``, ``hang``, ``garbage``, ``slow SECONDS``.
 - ``npu`` is an accelerator while the file is there: a pretended device whose runs are the CPU's.
 - ``offset`` holds by how many seconds the clock is off; only a site that finds the file at its start follows it.
 
 Points: ``before:PHASE`` inside the transaction that would enter the phase, ``after:PHASE`` when it is committed and
-nobody knows yet, both also with ``try-PHASE`` when an attempt is counted, ``begin:EFFECT`` and ``end:EFFECT`` around
+nobody knows yet, both also with ``try-PHASE`` when an attempt is counted and
+``step-PHASE`` when a strategy goes on, ``begin:EFFECT`` and ``end:EFFECT`` around
 an effect, whose outcome is then lost, ``begin:restore`` before the return to the last good version, ``stage`` before a
 release is laid out, ``block`` when one arrives, ``begin:pointer`` before what serves is written, ``torn:pointer`` when
 it lies beside and ``end:pointer`` when it is in its place.
@@ -28,6 +30,7 @@ import time
 from pathlib import Path
 
 FOLDER = Path(os.environ["FAULTS"])
+NAMES = {"Attempted": "try-", "Stepped": "step-"}
 EFFECTS = ("fetch", "prove", "activate", "look", "direct", "clean")
 MOST_HALT_S = 120.0
 WARM_RUNS = 5  # what the worker runs before a version serves
@@ -43,8 +46,10 @@ def reached(name):
         return
     (FOLDER / "point").unlink()
     (FOLDER / "reached").write_text(name)
-    if action == "die":
+    if action in {"die", "cut"}:
         os.sync()
+        if action == "cut":
+            os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
     until = time.perf_counter() + MOST_HALT_S
     while (FOLDER / "reached").exists() and time.perf_counter() < until:
@@ -68,11 +73,13 @@ def journal(module):
 
 
 def written(before, after):
-    """What the journal writes: a phase that is entered, an attempt that is counted, ``other``, or nothing."""
+    """What the journal writes: a phase that is entered, a step, an attempt that is counted, ``other``, or nothing."""
     if after == before:
         return ""
     if after.phase != before.phase:
         return str(after.phase)
+    if after.step != before.step:
+        return f"step-{after.phase}"
     return f"try-{after.phase}" if after.attempt == before.attempt + 1 else "other"
 
 
@@ -81,7 +88,7 @@ def runner(module):
 
     async def wrapped(self, model, event, *more):
         state = await dispatch(self, model, event, *more)
-        reached(f"after:{'try-' if type(event).__name__ == 'Attempted' else ''}{state.phase}")
+        reached(f"after:{NAMES.get(type(event).__name__, '')}{state.phase}")
         return state
 
     module.Runner._dispatch = wrapped
@@ -90,6 +97,11 @@ def runner(module):
 def effects(module):
     for name in EFFECTS:
         _around(module.ModelEffects, name)
+
+
+def itself(module):
+    for name in ("fetch", "prove", "activate", "look"):
+        _around(module.AgentEffects, name)
 
 
 def _around(kind, name):
@@ -220,6 +232,7 @@ AFTER = {
     "landreeve_agent.update.runner": runner,
     "landreeve_agent.update.pointer": pointer,
     "landreeve_agent.update.models": effects,
+    "landreeve_agent.update.itself": itself,
     "landreeve.release.layout": layout,
     "landreeve_agent.link.transfer": transfer,
     "landreeve_agent.serving.model": model,

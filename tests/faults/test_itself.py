@@ -1,0 +1,118 @@
+"""The agent updates itself and is killed meanwhile, alone or together with its launcher, as by a power cut."""
+
+import itertools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from landreeve_hub.commands.agents import packed
+
+from tests.faults.table import Table
+from tests.faults.yard import Site, Yard
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+AGENT = "landreeve-agent"
+_numbers = itertools.count(1)
+PHASES = ("STAGED", "PREFLIGHT", "ACTIVATING", "PROBATION", "COMMITTED")
+DIE = (
+    *(f"{when}:{phase}" for phase in PHASES for when in ("before", "after")),
+    *("begin:prove", "end:prove", "begin:activate", "end:activate", "begin:look", "end:look"),
+)
+CUT = ("end:prove", "begin:activate", "end:activate", "after:PROBATION", "end:look", "before:COMMITTED")
+BACK = (("before:ROLLING_BACK", "die"), ("after:ROLLING_BACK", "cut"), ("before:ROLLED_BACK", "die"))
+WORDS = {"die": "SIGKILL of the agent", "cut": "power cut"}
+
+
+def wheel(folder: Path, *, broken: bool = False) -> tuple[Path, str]:
+    """A wheel that holds nothing but a higher version, and one line that keeps a ``broken`` one from coming up."""
+    version = f"9.9.{next(_numbers)}"
+    own = f"landreeve-{version}.dist-info"
+    files = {
+        f"{own}/METADATA": f"Metadata-Version: 2.1\nName: landreeve\nVersion: {version}\n",
+        f"{own}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    if broken:
+        files["haste.pth"] = "import sys; sys.argv[1:2] == ['--state'] and sys.exit('built in haste')\n"
+    files[f"{own}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{own}/RECORD"])
+    path = folder / f"landreeve-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path, version
+
+
+@pytest.fixture(scope="module")
+def _kept(yard: Yard, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Site]]:
+    sites: list[Site] = []
+    yield sites
+    for site in sites:
+        site.close()
+
+
+@pytest.fixture
+def launched(
+    yard: Yard, _kept: list[Site], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Site]:
+    """A site that rows share as long as it ends each of them whole."""
+    if not _kept:
+        _kept.append(Site(yard, tmp_path_factory.mktemp("launched"), launched=True).open())
+    site = _kept[0]
+    site.mark()
+    failed = request.session.testsfailed
+    yield site
+    site.disarm()
+    if request.session.testsfailed != failed:
+        yard.abort_all()
+        _kept.remove(site)
+        site.close()
+
+
+def version_of(site: Site) -> str:
+    """The agent's version as the hub knows it."""
+    rows = site.yard.process.get("devices")
+    found = rows["items"] if isinstance(rows, dict) else rows
+    return next(str(row["agent"]) for row in found if row["id"] == site.device)
+
+
+def named(point: str, action: str) -> object:
+    fault = f"agent updates itself: {WORDS[action]} {point}"
+    return pytest.param((point, action, fault), marks=pytest.mark.fault(fault), id=f"{action}-{point}")
+
+
+ROWS = [*(named(point, "die") for point in DIE), *(named(point, "cut") for point in CUT)]
+
+
+@pytest.mark.parametrize("kill", ROWS)
+def test_agent_is_killed_while_it_updates_itself(
+    yard: Yard, launched: Site, table: Table, kill: tuple[str, str, str]
+) -> None:
+    site, deaths = launched, launched.deaths
+    point, action, fault = kill
+    path, version = wheel(site.folder)
+    site.arm(point, action)
+    ended = yard.ended(yard.order(yard.take(packed([path], "")), site, model=AGENT))
+    assert not (site.faults / "point").exists(), f"nobody died at {point}: the point is not reached"
+    site.until("the new version", lambda: version_of(site) == version)
+    row = site.judged(fault, ended, "FINISHED")
+    table.add(row)
+    assert site.deaths - deaths == (action == "cut")
+    assert row.holds, row
+
+
+@pytest.mark.parametrize("kill", [named(*one) for one in BACK])
+def test_agent_is_killed_while_it_returns_from_one_that_does_not_come_up(
+    yard: Yard, launched: Site, table: Table, kill: tuple[str, str, str]
+) -> None:
+    point, action, fault = kill
+    site, before = launched, version_of(launched)
+    path, _ = wheel(site.folder, broken=True)
+    site.arm(point, action)
+    ended = yard.ended(yard.order(yard.take(packed([path], "")), site, model=AGENT))
+    assert not (site.faults / "point").exists(), f"nobody died at {point}: the point is not reached"
+    site.until("the version before", lambda: version_of(site) == before)
+    causes = [cause for state, cause in site.transitions() if state == "ROLLED_BACK"]
+    row = site.judged(fault, f"{ended}, {causes[-1] if causes else '-'}", "ROLLED_BACK, boot_loop")
+    table.add(row)
+    assert row.holds, row
