@@ -40,6 +40,35 @@ def test_sigkill(yard: Yard, site: Site, table: Table, point: str) -> None:
     assert row.holds, row
 
 
+STRATEGIES: dict[str, dict[str, object]] = {
+    "shadow": {"kind": "shadow", "min_s": 0.5, "min_rows": 5},
+    "canary": {"kind": "canary", "shares": [0.3, 0.6], "step_s": 0.5, "step_rows": 5},
+    "ab": {"kind": "ab", "shares": [0.5], "min_s": 0.5, "min_rows": 5},
+    "blue_green": {"kind": "blue_green", "min_s": 0.5},
+}
+STEPS = [
+    *((kind, f"{when}:step-PROBATION") for kind in ("shadow", "canary", "blue_green") for when in ("before", "after")),
+    *((kind, "end:look") for kind in STRATEGIES),
+]
+
+
+def stepped(kind: str, point: str) -> object:
+    return pytest.param(kind, point, marks=pytest.mark.fault(f"SIGKILL {point}, {kind}"), id=f"{kind}-{point}")
+
+
+@pytest.mark.parametrize(("kind", "point"), [stepped(*one) for one in STEPS])
+def test_sigkill_while_a_strategy_goes_on(yard: Yard, site: Site, table: Table, kind: str, point: str) -> None:
+    version, deaths = yard.push(release(site.folder)), site.deaths
+    site.arm(point, "die")
+    ended = yard.ended(yard.order(version, site, strategy=STRATEGIES[kind]))
+    site.version = version
+    site.until(f"{version} to answer", lambda: site.prober.serves == version)
+    row = site.judged(f"SIGKILL {point}, {kind}", ended, "FINISHED")
+    table.add(row)
+    assert site.deaths == deaths + 1, f"nobody died at {point}: the point is not reached"
+    assert row.holds, row
+
+
 @pytest.mark.parametrize(("worse", "writes"), [(False, WRITES), (True, WRITES_OF_RETURN)], ids=["update", "return"])
 def test_every_journal_write_has_its_row(yard: Yard, site: Site, worse: bool, writes: tuple[str, ...]) -> None:
     version = yard.push(release(site.folder, worse=worse))
