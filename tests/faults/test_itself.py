@@ -26,7 +26,8 @@ WORDS = {"die": "SIGKILL of the agent", "cut": "power cut"}
 
 
 def wheel(folder: Path, *, broken: bool = False) -> tuple[Path, str]:
-    """A wheel that holds nothing but a higher version, and one line that keeps a ``broken`` one from coming up."""
+    """A wheel that holds nothing but a higher version, and a module that marks a ``broken`` one, which passes its own test and
+    never comes up."""
     version = f"9.9.{next(_numbers)}"
     own = f"landreeve-{version}.dist-info"
     files = {
@@ -34,7 +35,7 @@ def wheel(folder: Path, *, broken: bool = False) -> tuple[Path, str]:
         f"{own}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     if broken:
-        files["haste.pth"] = "import sys; sys.argv[1:2] == ['--state'] and sys.exit('built in haste')\n"
+        files["built_in_haste.py"] = ""
     files[f"{own}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{own}/RECORD"])
     path = folder / f"landreeve-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:

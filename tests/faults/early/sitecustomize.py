@@ -281,6 +281,8 @@ def follow_clock():
     threading.Thread(target=follow, daemon=True).start()
 
 
+if importlib.util.find_spec("built_in_haste") and sys.argv[1:2] == ["--state"]:
+    sys.exit("built in haste")
 sys.meta_path.insert(0, Finder())
 if (FOLDER / "offset").exists():
     follow_clock()
