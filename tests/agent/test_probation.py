@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from landreeve.wire.messages import Probation
+from landreeve_agent.update.bounded import evidence_below, spread
 from landreeve_agent.update.probation import (
     Fail,
     Moments,
@@ -106,7 +107,7 @@ def test_labels_that_never_come_prove_nothing_where_they_are_asked_for() -> None
         (replace(ENOUGH, memory_growth_mb=1100.0), "memory"),
         (replace(ENOUGH, device_lost="It was proven on the NPU and now runs on CPU."), "accelerator_lost"),
         (replace(ENOUGH, shift=0.9, compared=600), "prediction_shift"),
-        (replace(ENOUGH, confidence=losses(-0.5, 0.2, 600)), "confidence_drop"),
+        (replace(ENOUGH, confidence=spread([-0.6, -0.4] * 300)), "confidence_drop"),
     ],
 )
 def test_technical_faults_fail_whatever_the_quality(stats: ProbationStats, cause: str) -> None:
@@ -128,7 +129,7 @@ FIRST = replace(ENOUGH, reference="base_rate", claimed_loss=0.1)
         pytest.param(replace(ENOUGH, rows=499, p95_ms=80.0, p95_ratio=6.0), POLICY, Wait, id="few service times"),
         pytest.param(replace(ENOUGH, p95_ms=80.0, p95_ratio=5.0), POLICY, Pass, id="long, as before"),
         pytest.param(replace(ENOUGH, memory_growth_mb=1024.0), POLICY, Pass, id="memory within the limit"),
-        pytest.param(replace(ENOUGH, confidence=losses(-0.5, 0.6, 12)), POLICY, Pass, id="unsure about confidence"),
+        pytest.param(replace(ENOUGH, confidence=spread([-0.6, -0.1] * 6)), POLICY, Pass, id="unsure about confidence"),
         pytest.param(replace(ENOUGH, shift=0.9, compared=20), POLICY, Pass, id="answers apart on a few rows"),
         pytest.param(replace(ENOUGH, claimed_loss=0.1, loss=losses(0.5, 0.3, 500)), POLICY, Pass, id="claim, no first"),
         pytest.param(replace(FIRST, loss=losses(0.5, 0.01, 299)), POLICY, Pass, id="claim with few labels"),
@@ -144,6 +145,40 @@ FIRST = replace(ENOUGH, reference="base_rate", claimed_loss=0.1)
 )
 def test_each_limit_lies_where_it_is_said(stats: ProbationStats, policy: Probation, kind: type) -> None:
     assert isinstance(judge(stats, policy), kind)
+
+
+def ever_less_sure(rng: random.Random, seldom: float, rows: int) -> bool:
+    """Whether a confidence that fell by exactly the limit is ever found to have fallen by more: nearly always by a
+    little more, ``seldom`` by much less."""
+    limit, values = -POLICY.max_confidence_drop, []
+    low = limit - seldom * 0.5
+    for n in range(1, rows + 1):
+        values.append(low + 0.5 if rng.random() < seldom else low)
+        if n % 10 == 0 and evidence_below(spread(values), limit) >= 1 / POLICY.alpha:
+            return True
+    return False
+
+
+def test_rare_values_do_not_pass_for_lost_confidence() -> None:
+    rng = random.Random(5)
+    for seldom in (0.02, 0.1):
+        assert sum(ever_less_sure(rng, seldom, 500) for _ in range(60)) / 60 <= POLICY.alpha + 0.03
+    two = ProbationStats(rows=2, distinct=1, distinct_before=1, compared=2, confidence=spread([-0.36] * 2))
+    assert isinstance(judge(two, POLICY), Wait)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=60), st.floats(-0.9, 0.9))
+def test_bets_do_not_depend_on_the_order_and_never_win_on_what_is_not_below(values: list[float], limit: float) -> None:
+    assert evidence_below(spread(values), limit) == pytest.approx(evidence_below(spread(values[::-1]), limit))
+    assert evidence_below(spread(max(value, limit) for value in values), limit) <= 1.0 + 1e-9
+    assert spread(values).mean == pytest.approx(sum(values) / len(values), abs=0.011)
+
+
+def test_a_loss_that_was_always_the_same_is_not_taken_for_certain() -> None:
+    """Three hundred labels of the frequent kind say little of what the rare kind will cost."""
+    alike = replace(ENOUGH, difference=moments([POLICY.max_log_loss_increase + 0.005] * 300))
+    assert isinstance(judge(alike, POLICY), Wait)
+    assert radius(moments([0.1] * 29), 0.05, 2000) == math.inf
 
 
 def test_failures_on_a_device_that_went_away_do_not_speak_against_the_release() -> None:

@@ -26,8 +26,8 @@ WORDS = {"die": "SIGKILL of the agent", "cut": "power cut"}
 
 
 def wheel(folder: Path, *, broken: bool = False) -> tuple[Path, str]:
-    """A wheel that holds nothing but a higher version, and a module that marks a ``broken`` one, which passes its own test and
-    never comes up."""
+    """A wheel that holds nothing but a higher version, and a module that marks a ``broken`` one: it passes its own test
+    and never comes up."""
     version = f"9.9.{next(_numbers)}"
     own = f"landreeve-{version}.dist-info"
     files = {

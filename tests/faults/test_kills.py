@@ -43,7 +43,7 @@ def test_sigkill(yard: Yard, site: Site, table: Table, point: str) -> None:
 STRATEGIES: dict[str, dict[str, object]] = {
     "shadow": {"kind": "shadow", "min_s": 0.5, "min_rows": 5},
     "canary": {"kind": "canary", "shares": [0.3, 0.6], "step_s": 0.5, "step_rows": 5},
-    "ab": {"kind": "ab", "shares": [0.5], "min_s": 0.5, "min_rows": 5},
+    "ab": {"kind": "ab", "key": "user", "shares": [0.5], "min_s": 0.5, "min_rows": 5},
     "blue_green": {"kind": "blue_green", "min_s": 0.5},
 }
 STEPS = [

@@ -14,6 +14,7 @@ from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import moment
+from landreeve_agent.update.bounded import spread
 from landreeve_agent.update.directing import Role
 from landreeve_agent.update.probation import Moments, ProbationStats, log_loss, moments
 from landreeve_agent.update.shift import distance
@@ -140,7 +141,7 @@ def _summarise(seen: _Seen, good: str | None, claimed_loss: float | None, elapse
         elapsed_s=elapsed_s,
         shift=distance([p for p, _ in pairs], others),
         compared=len(pairs),
-        confidence=moments(abs(2 * p - 1) - abs(2 * other - 1) for p, other in pairs),
+        confidence=spread(abs(2 * p - 1) - abs(2 * other - 1) for p, other in pairs),
     )
 
 

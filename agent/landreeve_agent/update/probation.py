@@ -7,6 +7,7 @@ The evidence is looked at every few seconds, so each test must hold at every loo
   confidence sequences", Annals of Statistics 52 (2024), Theorem 2.2 and its Appendix on tuning rho);
 - errors: a mixture of likelihood ratios against every rate up to the limit, a test supermartingale that exceeds
   1 / alpha with probability at most alpha (Ville 1939; Wald 1945);
+- confidence: bets on bounded differences, which hold from the first row on (`landreeve_agent.update.bounded`);
 - answers: a band around both distribution functions that holds at every count (`landreeve_agent.update.shift`).
 
 The reference is the last good version, which sees the same rows as a shadow. The first model ever has none: there
@@ -20,11 +21,15 @@ from typing import Literal
 
 from landreeve.wire.messages import Probation
 
+from landreeve_agent.update.bounded import NO_VALUES, Spread, evidence_below
 from landreeve_agent.update.shift import surely_apart
 
 LOSS_CLIP = 1e-3
 LATENCY_FLOOR_MS = 10.0
 CONSTANT_ROWS = 100
+LEAST_ROWS = 30
+# Before a version is left for its labels, a label of the rare kind is thought of that costs a nat more (nats).
+UNSEEN = 1.0
 CLAIM_FACTOR = 2.0
 _ERROR_FACTORS = (1.5, 2.0, 4.0, 8.0, 16.0)
 
@@ -36,10 +41,6 @@ class Moments:
     n: int = 0
     mean: float = 0.0
     m2: float = 0.0
-
-    @property
-    def deviation(self) -> float:
-        return math.sqrt(self.m2 / (self.n - 1)) if self.n > 1 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class ProbationStats:
     elapsed_s: float = 0.0
     shift: float = 0.0
     compared: int = 0
-    confidence: Moments = Moments()
+    confidence: Spread = NO_VALUES
     memory_growth_mb: float | None = None
     device_lost: str = ""
     device_doubted: bool = False
@@ -132,14 +133,19 @@ def log_loss(p: float, label: float) -> float:
     return -math.log(clipped if label >= 0.5 else 1.0 - clipped)
 
 
-def radius(sample: Moments, alpha: float, tuned_for: int) -> float:
+def radius(sample: Moments, alpha: float, tuned_for: int, unseen: float = 0.0) -> float:
     """Half the width of the confidence sequence at this count: the true mean lies within it of the sample mean
-    at *every* count with probability about 1 - alpha. ``tuned_for`` is the count at which it is tightest."""
-    if sample.n < 2:
+    at *every* count with probability about 1 - alpha. ``tuned_for`` is the count at which it is tightest.
+
+    The promise is one for large counts: before `LEAST_ROWS` nothing is known. Values that were all alike say nothing of
+    a rare one that is still to come: one that far from their mean, ``unseen``, is thought of.
+    """
+    if sample.n < LEAST_ROWS:
         return math.inf
     rho2 = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha) + 1)) / max(tuned_for, 1)
     grown = sample.n * rho2 + 1
-    return sample.deviation * math.sqrt(2 * grown / (sample.n**2 * rho2) * math.log(math.sqrt(grown) / alpha))
+    deviation = math.sqrt((sample.m2 + unseen**2) / (sample.n - 1))
+    return deviation * math.sqrt(2 * grown / (sample.n**2 * rho2) * math.log(math.sqrt(grown) / alpha))
 
 
 def error_evidence(errors: int, trials: int, limit: float) -> float:
@@ -216,8 +222,7 @@ def _shift(stats: ProbationStats, policy: Probation) -> Fail | None:
 
 
 def _confidence(stats: ProbationStats, policy: Probation) -> Fail | None:
-    surely = stats.confidence.mean + radius(stats.confidence, policy.alpha, policy.max_rows // 2)
-    if surely >= -policy.max_confidence_drop:
+    if evidence_below(stats.confidence, -policy.max_confidence_drop) < 1 / policy.alpha:
         return None
     sentence = (
         f"It is less sure of its answers than the last good version on the same {stats.confidence.n} rows "
@@ -230,7 +235,7 @@ def _claim(stats: ProbationStats, policy: Probation) -> Fail | None:
     """Far worse than the release claims of itself; only where no last good version tells us more."""
     if stats.reference != "base_rate" or not stats.claimed_loss or stats.loss.n < policy.min_labelled:
         return None
-    surely = stats.loss.mean - radius(stats.loss, policy.alpha, policy.max_rows // 2)
+    surely = stats.loss.mean - radius(stats.loss, policy.alpha, policy.max_rows // 2, UNSEEN)
     if surely <= CLAIM_FACTOR * stats.claimed_loss:
         return None
     sentence = (
@@ -242,7 +247,7 @@ def _claim(stats: ProbationStats, policy: Probation) -> Fail | None:
 def _log_loss(stats: ProbationStats, policy: Probation) -> Fail | None:
     if stats.difference.n < policy.min_labelled or policy.min_labelled == 0:
         return None
-    surely = stats.difference.mean - radius(stats.difference, policy.alpha, policy.max_rows // 2)
+    surely = stats.difference.mean - radius(stats.difference, policy.alpha, policy.max_rows // 2, UNSEEN)
     return _worse(stats, policy) if surely > policy.max_log_loss_increase else None
 
 
