@@ -128,6 +128,15 @@ def test_a_person_may_have_the_fleet_go_back_for_its_sites_sake_and_the_release_
     assert not quarantined(decision.orders)
 
 
+def test_downloads_that_never_end_are_the_lines_and_not_the_releases() -> None:
+    for stage, ends in (("DOWNLOADING", State.PAUSED), ("PREFLIGHT", State.ROLLING_BACK)):
+        rollout, facts = made(2, {})
+        seen = replace(facts["d-000"], report=Report("r-000001", 1, NEW, stage))
+        under_way = decide(decide(rollout, facts, T0).rollout, facts | {"d-000": seen}, T0).rollout
+        told(facts, "d-000", "attempts_exhausted")
+        assert decide(under_way, facts, T0).rollout.state is ends
+
+
 def test_share_of_a_large_fleet_is_judged_apart_as_well() -> None:
     gate = {"max_failed_share": 0.1, "large_from": 10, "max_in_flight": 40}
     plan = {"gate": gate, "waves": [{"count": 20}, {"rest": True}]}

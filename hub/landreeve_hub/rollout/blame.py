@@ -28,6 +28,7 @@ NOT_THE_RELEASE: Final[dict[str, str]] = {
     "no_provider": "the box has nothing that could run it",
     "no_token": "the box asks callers for a token and has none",
     "not_approved": "the hub's signatures do not agree about it",
+    "not_fetched": "the box began to fetch it again and again and never came to the end",
     "not_in_order": "another component had to come first and did not",
     "not_launched": "the agent there cannot change itself",
     "not_proven": "the site had too little traffic to judge by",

@@ -92,9 +92,10 @@ def left_behind(connection: Connection) -> list[Kept]:
 
 
 def listed(
-    connection: Connection, *, model: str = "", active: bool = False, kind: str = "", watched: datetime | None = None
+    connection: Connection, *, model: str = "", active: bool = False, kind: str = "", watched: bool = False
 ) -> list[Kept]:
-    """Rollouts, newest first. ``active`` ones have not ended, or are ``watched`` at that moment."""
+    """Rollouts, newest first. ``active`` ones have not ended, or are still to be ``watched``, if only once
+    more: the hub may have been away at the end."""
     rollouts = tables.rollouts
     query = select(rollouts).order_by(rollouts.c.id.desc())
     if model:
@@ -103,7 +104,7 @@ def listed(
         query = query.where(rollouts.c.kind == kind)
     if active:
         going = rollouts.c.state.not_in([state.value for state in FINAL])
-        query = query.where(or_(going, rollouts.c.watch_until > rfc3339(watched)) if watched else going)
+        query = query.where(or_(going, rollouts.c.watch_until != "") if watched else going)
     return [_kept(connection, row) for row in connection.execute(query).all()]
 
 

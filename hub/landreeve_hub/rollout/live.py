@@ -69,12 +69,15 @@ class Live:
         self._baselines = baselines
         self.running: dict[str, Running] = {}
         self.number: int | None = None
+        self.listening: datetime | None = None
         self._moved = False
         self._ended: dict[str, Rollout] = {}
 
-    def forget(self) -> None:
-        """Read everything anew at the next look: what was decided was not kept."""
+    def forget(self, *, deaf: bool = False) -> None:
+        """Read everything anew at the next look: what was decided was not kept. ``deaf`` says that the hub could not
+        keep what its devices told either, so they are to be heard first, as after a start."""
         self.running, self.number, self._ended = {}, None, {}
+        self.listening = None if deaf else self.listening
 
     def idle(self, connection: Connection, now: datetime) -> bool:
         """Whether nothing has changed and no time has come: then there is nothing to look at. After a rollout moved
@@ -117,11 +120,12 @@ class Live:
             self._decide(connection, self.running[name], looked, now)
         self._begun(connection, now)
         self._moved = looked.moved
-        self.running = {name: run for name, run in self.running.items() if self._goes_on(run.rollout, now)}
+        self.running = {name: run for name, run in self.running.items() if self._goes_on(run.rollout)}
 
     def _open(self, connection: Connection, now: datetime) -> frozenset[str]:
         self.number = changes.newest(connection)
-        for kept in (*book.listed(connection, active=True, watched=now), *book.left_behind(connection)):
+        self.listening = self.listening or now
+        for kept in (*book.listed(connection, active=True, watched=True), *book.left_behind(connection)):
             self._run(connection, kept.rollout, see(connection, kept.rollout, now))
         return frozenset()
 
@@ -198,21 +202,21 @@ class Live:
                 if kept is not None and kept.rollout.state not in FINAL:
                     self.running[child] = Running(kept.rollout, see(connection, kept.rollout, now))
 
-    def _goes_on(self, rollout: Rollout, now: datetime) -> bool:
+    def _goes_on(self, rollout: Rollout) -> bool:
         """Under way, watched, or waited for by what began it."""
         if rollout.state not in FINAL or self.running[rollout.id].due:
             return True
-        end = watch_end(rollout)
         parent = self.running.get(rollout.of) if rollout.of else None
         waited = parent is not None and parent.rollout.state is State.ROLLING_BACK
-        return waited or (end is not None and end > now)
+        return waited or watch_end(rollout) is not None
 
     def around(self, connection: Connection, rollout: Rollout, now: datetime) -> Around:
         """What else goes on, as far as it matters to the rollout."""
         others = [run.rollout for run in self.running.values() if run.rollout.id != rollout.id]
         child = self.running.get(rollout.back_id)
         found = surroundings(connection, rollout, others, now, child.rollout if child is not None else None)
-        found = replace(found, drift=self.running[rollout.id].pool) if rollout.id in self.running else found
+        own = self.running.get(rollout.id)
+        found = replace(found, drift=own.pool if own is not None else None, listening=self.listening)
         if not rollout.plan.after or rollout.state is not State.RUNNING:
             return found
         return replace(found, first=tuple(firsts(connection, rollout, others, self._ended)))

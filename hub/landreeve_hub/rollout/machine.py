@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from landreeve_hub.rollout.back import correct, obey, pause, return_waiting, returning, stop
 from landreeve_hub.rollout.gates import Missing, counted, ended_by, judge_wave, too_many_failures, unproven, watched
 from landreeve_hub.rollout.holds import Excluded, Held, Why, hold, schedule_of, waiting_of
-from landreeve_hub.rollout.observing import concerns, in_flight, next_silent, observe, order_id
+from landreeve_hub.rollout.observing import CATCH_UP, concerns, in_flight, next_silent, observe, order_id
 from landreeve_hub.rollout.precedence import asked_of, fallen
 from landreeve_hub.rollout.roster import SETTLED, Back, Member, Outcome
 from landreeve_hub.rollout.state import (
@@ -46,6 +46,7 @@ from landreeve_hub.rollout.waiting import (
 )
 
 _UNPROVEN = "unproven"
+LONG_OVER = timedelta(days=1)
 _LED_BACK = frozenset({State.RUNNING, State.PAUSED, State.FINISHED})
 ALONE = Around()
 
@@ -59,16 +60,15 @@ def decide(
     """
     if rollout.kind == "late" and around.gone and rollout.state in _LED_BACK:
         return _with_parent(rollout, now)
-    watching = watch_end(rollout)
-    if rollout.state in FINAL and (watching is None or watching <= now):
-        return _last_words(rollout, around) if watching is not None else Decision(rollout)
-    seen = observe(rollout, fleet, now, changed)
+    if rollout.state in FINAL and watch_end(rollout) is None:
+        return Decision(rollout)
+    seen = observe(rollout, fleet, now, changed, around.listening)
     decision = _decide(seen, fleet, now, around)
     if decision.rollout.state is State.ROLLING_BACK:
         return decision
     told, wake = _accepted_failures(rollout, seen), decision.wake
     if decision.rollout.state is State.PAUSED:  # its devices under way may still fall silent
-        wake = next_silent(decision.rollout, fleet)
+        wake = next_silent(decision.rollout, fleet, around.listening)
     return Decision(decision.rollout, (*told, *decision.orders), decision.waiting, wake)
 
 
@@ -93,9 +93,9 @@ def _decide(seen: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decis
             return _paused(seen, fleet, now, around)
         case State.ROLLING_BACK:
             return returning(seen, around, now)
-        case State.FINISHED:
-            return _watch(seen, around, now)
-        case State.ROLLED_BACK | State.ABORTED:
+        case State.FINISHED if (end := watch_end(seen)) is not None:
+            return _watch(seen, end, around, now)
+        case State.FINISHED | State.ROLLED_BACK | State.ABORTED:
             return Decision(seen)
         case _:
             assert_never(seen.state)
@@ -135,7 +135,7 @@ def _run(rollout: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decis
             return Decision(stopped.rollout, (*orders, *stopped.orders), stopped.waiting)
         rollout, held = _order_due(rollout, fleet, now, around, orders)
         if not _wave_done(rollout):
-            return _waits(rollout, fleet, now, held, orders)
+            return _waits(rollout, (fleet, around), now, held, orders)
         step = _wave_over(rollout, fleet, now, around, held)
         if step.rollout.state is not State.RUNNING or step.rollout.wave == rollout.wave:
             return Decision(step.rollout, (*orders, *step.orders), step.waiting, step.wake)
@@ -251,7 +251,7 @@ def _wave_over(rollout: Rollout, fleet: Fleet, now: datetime, around: Around, he
     if not last:
         return Decision(replace(rollout, wave=rollout.wave + 1, wave_since=now))
     if rollout.members.count(Outcome.ORDERED, Outcome.WAITING):  # a retry or a late joiner of an earlier wave
-        return _waits(rollout, fleet, now, held, [])
+        return _waits(rollout, (fleet, around), now, held, [])
     return _finish(rollout, now)
 
 
@@ -278,6 +278,7 @@ def _finish(rollout: Rollout, now: datetime) -> Decision:
         cause="finished",
         sentence=text,
         finished=now,
+        concluded=False,
         members=rollout.members.put(corrected),
     )
     end = watch_end(done)
@@ -290,8 +291,11 @@ def _soak_end(rollout: Rollout, now: datetime) -> datetime:
     return heard + timedelta(seconds=rollout.plan.gate.soak_s)
 
 
-def _waits(rollout: Rollout, fleet: Fleet, now: datetime, held: list[Held], orders: list[Order]) -> Decision:
+def _waits(
+    rollout: Rollout, seen: tuple[Fleet, Around], now: datetime, held: list[Held], orders: list[Order]
+) -> Decision:
     """Devices are under way, or due and held: until when, and why."""
+    fleet, around = seen
     over = _wave_end(rollout)
     if over is not None and now >= over and rollout.wave >= rollout.accepted_waves:
         left = rollout.members.count(Outcome.WAITING, Outcome.ORDERED, wave=rollout.wave)
@@ -299,7 +303,7 @@ def _waits(rollout: Rollout, fleet: Fleet, now: datetime, held: list[Held], orde
         stopped = pause(rollout, "wave_late", text)
         return Decision(stopped.rollout, (*orders, *stopped.orders), stopped.waiting)
     waiting = _waiting(rollout, fleet, held)
-    moments = [over, next_silent(rollout, fleet), *(one.until for one in held)]
+    moments = [over, next_silent(rollout, fleet, around.listening), *(one.until for one in held)]
     wake = min((moment for moment in moments if moment is not None and moment >= now), default=None)
     return Decision(rollout, tuple(orders), waiting, wake)
 
@@ -361,42 +365,52 @@ def _paused(rollout: Rollout, fleet: Fleet, now: datetime, around: Around) -> De
 
 
 def watch_end(rollout: Rollout) -> datetime | None:
-    """Until when a finished rollout is watched; None when it is not."""
+    """Until when a finished rollout is watched; None when it is not, or has had its last look."""
     watch = rollout.plan.watch
-    if rollout.state is not State.FINISHED or rollout.kind != "update" or rollout.finished is None or not watch.for_s:
+    watched = rollout.state is State.FINISHED and rollout.kind == "update" and watch.for_s > 0
+    if not watched or rollout.finished is None or rollout.concluded:
         return None
     return rollout.finished + timedelta(seconds=watch.for_s)
 
 
-def _watch(rollout: Rollout, around: Around, now: datetime) -> Decision:
-    """Drift or lost accuracy after the end: back again, or a person is asked, once for each."""
-    end = watch_end(rollout)
+def _watch(rollout: Rollout, end: datetime, around: Around, now: datetime) -> Decision:
+    """Drift or lost accuracy after the end: back again, or a person is asked, once for each. The last look is taken at
+    the end, or when a hub that was away then has heard its devices again."""
+    last = end if around.listening is None else max(end, around.listening + CATCH_UP)
     if around.later:  # its release is being replaced: going back from it would undo the newer one
-        return Decision(rollout, wake=end)
-    waiting = (ForWatch(end),) if end is not None else ()
+        return Decision(replace(rollout, concluded=True)) if now >= end else Decision(rollout, wake=end)
     trigger = too_many_failures(rollout) or watched(rollout, around.drift)
-    if trigger is None or trigger.cause in rollout.asked:
-        return Decision(rollout, (), waiting, end)
-    if trigger.action == "rollback" and around.returns < rollout.plan.ping_pong.max_returns:
-        return obey(rollout, trigger, around, now)
-    asked = replace(rollout, asked=(*rollout.asked, trigger.cause))
-    key = f"rollout:{rollout.id}:watch:{trigger.cause}"
-    text = f"{trigger.sentence} It keeps serving; decide whether to roll it back (rollout rollback {rollout.id})."
-    return Decision(asked, (RaiseIncident(key, "rollout_watch", "warning", trigger.cause, text),), waiting, end)
+    orders: tuple[Order, ...] = ()
+    if trigger is not None and trigger.cause not in rollout.asked:
+        # Long after the watch nobody counts on it any more: then it is a person's matter whatever the plan says.
+        goes_back = trigger.action == "rollback" and around.returns < rollout.plan.ping_pong.max_returns
+        if goes_back and now < end + LONG_OVER:
+            return obey(rollout, trigger, around, now)
+        text = f"{trigger.sentence} It keeps serving; decide whether to roll it back (rollout rollback {rollout.id})."
+        rollout, orders = _asked(rollout, trigger.cause, text)
+    if now < last:
+        return Decision(rollout, orders, (ForWatch(last),), last)
+    closed, more = _last_words(rollout, around)
+    return Decision(closed, (*orders, *more))
 
 
-def _last_words(rollout: Rollout, around: Around) -> Decision:
+def _asked(rollout: Rollout, cause: str, text: str) -> tuple[Rollout, tuple[Order, ...]]:
+    key = f"rollout:{rollout.id}:watch:{cause}"
+    raised = RaiseIncident(key, "rollout_watch", "warning", cause, text)
+    return replace(rollout, asked=(*rollout.asked, cause)), (raised,)
+
+
+def _last_words(rollout: Rollout, around: Around) -> tuple[Rollout, tuple[Order, ...]]:
     """The watch is over: what it was to show and has not is said, once."""
-    missing = "" if around.later or _UNPROVEN in rollout.asked else unproven(rollout, around.drift)
+    over = replace(rollout, concluded=True)
+    missing = "" if _UNPROVEN in rollout.asked else unproven(rollout, around.drift)
     if not missing:
-        return Decision(rollout)
+        return over, ()
     text = (
         f"The watch over {rollout.version} of {rollout.model} is over and has not shown that its data are those it was "
         f"trained for: {missing}. It keeps serving; decide whether that is enough (rollout rollback {rollout.id})."
     )
-    asked = replace(rollout, asked=(*rollout.asked, _UNPROVEN))
-    key = f"rollout:{rollout.id}:watch:{_UNPROVEN}"
-    return Decision(asked, (RaiseIncident(key, "rollout_watch", "warning", _UNPROVEN, text),))
+    return _asked(over, _UNPROVEN, text)
 
 
 def uncovered(rollout: Rollout) -> tuple[Member, ...]:

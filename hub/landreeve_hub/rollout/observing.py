@@ -11,6 +11,8 @@ from landreeve_hub.rollout.roster import TOUCHED, Back, Member, Outcome
 from landreeve_hub.rollout.state import DeviceFact, Fleet, Report, Rollout
 
 FAILED_STAGES = frozenset({"ROLLED_BACK", "ROLLING_BACK", "ROLLBACK_FAILED", "REJECTED"})
+CATCH_UP = timedelta(minutes=15)
+"""So long, reconnecting and telling what waited, devices may take to be heard after the hub was away."""
 _NOT_YET_ACTIVE = frozenset({"", "RECEIVED", "VERIFIED", "DOWNLOADING", "STAGED", "PREFLIGHT"})
 
 
@@ -19,8 +21,15 @@ def in_flight(rollout: Rollout) -> tuple[Member, ...]:
     return tuple(rollout.members[device] for device in rollout.members.flying)
 
 
-def observe(rollout: Rollout, fleet: Fleet, now: datetime, changed: Collection[str] | None = None) -> Rollout:
-    """The rollout with its members brought up to what the fleet reports."""
+def observe(
+    rollout: Rollout,
+    fleet: Fleet,
+    now: datetime,
+    changed: Collection[str] | None = None,
+    listening: datetime | None = None,
+) -> Rollout:
+    """The rollout with its members brought up to what the fleet reports. Nobody is silent before a hub that was away,
+    and is ``listening`` again since then, can have heard what waited for it meanwhile."""
     members = rollout.members
     names: Iterable[str] = members if changed is None else (device for device in changed if device in members)
     news = [new for d in names if (new := _observe(rollout, members[d], fleet.get(d), now)) is not members[d]]
@@ -28,7 +37,7 @@ def observe(rollout: Rollout, fleet: Fleet, now: datetime, changed: Collection[s
     late = [
         new
         for device in members.flying
-        if (new := _overdue(rollout, members[device], fleet.get(device), now)) is not members[device]
+        if (new := _overdue(rollout, members[device], fleet.get(device), now, listening)) is not members[device]
     ]
     members = members.put(late)
     return rollout if members is rollout.members else replace(rollout, members=members)
@@ -43,16 +52,19 @@ def _observe(rollout: Rollout, member: Member, fact: DeviceFact | None, now: dat
     report = fact.report
     if member.outcome not in TOUCHED or report is None or not concerns(report, rollout, member):
         return member
+    cause = report.cause
+    if cause == "attempts_exhausted" and member.stage == "DOWNLOADING":  # it was never there to be to blame
+        cause = "not_fetched"
     if report.told is not None and report.told != member.told:
         member = replace(member, told=report.told)
     if report.state != member.stage:
         member = replace(member, stage=report.state, heard=now)
-    return _reported(rollout, member, report)
+    return _reported(member, report, cause)
 
 
-def _reported(rollout: Rollout, member: Member, report: Report) -> Member:
+def _reported(member: Member, report: Report, cause: str) -> Member:
     if report.state in FAILED_STAGES:
-        return _outcome(member, Outcome.FAILED, report.cause, report.sentence)
+        return _outcome(member, Outcome.FAILED, cause, report.sentence)
     if report.state == "CANCELLED":  # someone on the site would not have it now: no evidence against the release
         return _outcome(member, Outcome.SILENT, report.cause, report.sentence)
     if report.state == "COMMITTED":
@@ -94,7 +106,9 @@ def _outcome(member: Member, outcome: Outcome, cause: str, sentence: str) -> Mem
     return replace(member, outcome=outcome, cause=cause, sentence=sentence)
 
 
-def silent_from(rollout: Rollout, member: Member, fact: DeviceFact | None) -> datetime | None:
+def silent_from(
+    rollout: Rollout, member: Member, fact: DeviceFact | None, listening: datetime | None = None
+) -> datetime | None:
     """When an ordered device counts as silent; None while that is not its own doing."""
     since = member.heard or member.ordered_at
     if member.outcome is not Outcome.ORDERED or since is None or (fact is not None and fact.conflict):
@@ -102,7 +116,8 @@ def silent_from(rollout: Rollout, member: Member, fact: DeviceFact | None) -> da
     allowed = rollout.plan.gate.deadline_s
     if member.stage == "PROBATION":  # the device itself bounds its probation; silence begins after that
         allowed += rollout.plan.probation.max_s
-    return _held_on_site(rollout, member, fact, since) + timedelta(seconds=allowed)
+    due = _held_on_site(rollout, member, fact, since) + timedelta(seconds=allowed)
+    return due if listening is None else max(due, listening + min(CATCH_UP, timedelta(seconds=allowed)))
 
 
 def _held_on_site(rollout: Rollout, member: Member, fact: DeviceFact | None, since: datetime) -> datetime:
@@ -114,14 +129,16 @@ def _held_on_site(rollout: Rollout, member: Member, fact: DeviceFact | None, sin
     return since if schedule is None else next_open(schedule.activate, schedule.zone, since)
 
 
-def next_silent(rollout: Rollout, fleet: Fleet) -> datetime | None:
+def next_silent(rollout: Rollout, fleet: Fleet, listening: datetime | None = None) -> datetime | None:
     """When the next device under way falls silent."""
-    late = (silent_from(rollout, member, fleet.get(member.device)) for member in in_flight(rollout))
+    late = (silent_from(rollout, member, fleet.get(member.device), listening) for member in in_flight(rollout))
     return min((moment for moment in late if moment is not None), default=None)
 
 
-def _overdue(rollout: Rollout, member: Member, fact: DeviceFact | None, now: datetime) -> Member:
-    due = silent_from(rollout, member, fact)
+def _overdue(
+    rollout: Rollout, member: Member, fact: DeviceFact | None, now: datetime, listening: datetime | None
+) -> Member:
+    due = silent_from(rollout, member, fact, listening)
     if due is None or now <= due:
         return member
     since = member.heard or member.ordered_at or due

@@ -29,7 +29,7 @@ from landreeve_hub.rollout.propose import Proposal, RolloutRefusedError, propose
 from landreeve_hub.rollout.sight import fleet_sites
 from landreeve_hub.rollout.state import Refused, Rollout, State
 from landreeve_hub.store import tables
-from landreeve_hub.store.database import Store
+from landreeve_hub.store.database import PASSING, Store
 from landreeve_hub.store.moment import rfc3339
 
 _LOG = logging.getLogger(__name__)
@@ -153,8 +153,8 @@ class RolloutRunner:
         """Write; what is in memory is thrown away when it could not be kept."""
         try:
             return await self._store.write(work)
-        except BaseException:
-            self._live.forget()
+        except BaseException as error:
+            self._live.forget(deaf=isinstance(error, PASSING))
             raise
 
     async def _tick(self, now: datetime) -> bool:

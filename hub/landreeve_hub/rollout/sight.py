@@ -151,7 +151,7 @@ def _returns(connection: Connection, rollout: Rollout, devices: list[str], now: 
         .join(rollouts, rollouts.c.id == members.c.rollout)
         .where(rollouts.c.digest == rollout.digest, rollouts.c.kind != "return", rollouts.c.id != rollout.id)
         .where(or_(members.c.outcome == Outcome.FAILED.value, members.c.back.in_(["returning", "returned"])))
-        .where(members.c.doc["cause"].as_string().not_in(sorted(NOT_THE_RELEASE)))
+        .where(func.coalesce(members.c.doc["cause"].as_string(), "").not_in(sorted(NOT_THE_RELEASE)))
         .where(members.c.device.in_(devices), members.c.changed >= since)
         .group_by(members.c.device)
     )

@@ -41,7 +41,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     ``accepted_failures`` and ``accepted_silent`` grow when a person resumes in spite of them, ``accepted_blamed`` are
     those of the failures that speak against the release (None where that was not told apart yet). ``asked`` names what
     a person was asked, ``keys`` the commands already obeyed. ``ahead`` are the rollouts of components that come first
-    (``plan.after``) that were under way when this one was proposed.
+    (``plan.after``) that were under way when this one was proposed. ``concluded`` says that the watch after the end has
+    had its last look, whenever that was.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     risk: str = ""
     rollback_plan: str = ""
     ahead: tuple[str, ...] = ()
+    concluded: bool = False
 
     @property
     def back_id(self) -> str:
@@ -178,7 +180,8 @@ class Around:
     is an older rollout of the same model that has not ended, ``later`` a newer one under which something was ordered;
     ``child`` the return this rollout began; ``gone`` that what a late one belongs to goes back; ``returns`` how often
     this model went back by itself within the ping-pong window; ``first`` the rollouts of components that come
-    before this one's (``plan.after``); ``drift`` the newest windows under the release, where the plan asks for them.
+    before this one's (``plan.after``); ``drift`` the newest windows under the release, where the plan asks for them;
+    ``listening`` the moment since which the hub has heard its devices without a break, where that is known.
     """
 
     busy: Mapping[str, str] = field(default_factory=dict)
@@ -189,6 +192,7 @@ class Around:
     first: tuple[First, ...] = ()
     gone: bool = False
     drift: Pool | None = None
+    listening: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
