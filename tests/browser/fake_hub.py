@@ -67,6 +67,13 @@ class FakeHub:
                 return JSONResponse({"id": "r-0001"}, 201)
             return JSONResponse({})
 
+        @app.delete("/api/v1/{path:path}")
+        async def drop(path: str, request: Request) -> JSONResponse:
+            if refusal := refuse(request):
+                return refusal
+            self.calls.append((path, "DELETE"))
+            return JSONResponse({})
+
         return app
 
     def _answer(self, path: str, query: dict[str, str]) -> Any:

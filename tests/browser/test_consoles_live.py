@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_hub
+import fake_records
 import pytest
 
 pytestmark = pytest.mark.browser
@@ -191,6 +192,33 @@ def test_a_signed_file_is_brought_back_as_it_is(hub: Any, look: Look) -> None:
     expect(watched.page.locator(".toast")).to_have_text("The signatures were taken in")
     link = watched.page.get_by_role("link", name="Download to sign")
     assert link.get_attribute("download") == "change-7.json"
+
+
+def test_every_button_of_the_keys_page_does_what_it_says(hub: Any, look: Look) -> None:
+    page = look(hub, "/keys").page
+    key = fake_records.HASH
+    for name, path in (
+        ("Sign anew", "keys/renew/root"),
+        ("Call off", "keys/changes/change-7"),
+        ("Admit", f"keys/approvers/{key}/admit"),
+        ("Dismiss", f"keys/approvers/{key}/dismiss"),
+        ("Replace", "keys/rotate/director"),
+    ):
+        page.locator("#main").get_by_role("button", name=name).first.click()
+        with page.expect_response(f"**/api/v1/{path}"):
+            page.locator("#confirm").get_by_role("button", name=name).click()
+        assert hub.fake.calls[-1][0] == path
+    public = {"name": "my.pem.pub.json", "mimeType": "application/json", "buffer": b'{"person": "mona"}'}
+    page.locator("#public").set_input_files(public)
+    with page.expect_response("**/keys/approvers"):
+        page.get_by_role("button", name="Bring my key").click()
+    page.get_by_text("Let several people sign releases").click()
+    page.get_by_label("Name of the role").fill("flights")
+    page.locator("#role-paths").fill("models/flight-*/*")
+    with page.expect_response("**/keys/roles"):
+        page.get_by_role("button", name="Make the role").click()
+    role = {"name": "flights", "paths": ["models/flight-*/*"], "threshold": 2}
+    assert hub.fake.calls[-2:] == [("keys/approvers", {"public": '{"person": "mona"}'}), ("keys/roles", role)]
 
 
 def test_adding_a_site_shows_the_join_command(hub: Any, look: Look) -> None:

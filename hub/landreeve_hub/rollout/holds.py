@@ -72,7 +72,8 @@ def hold(rollout: Rollout, member: Member, fact: DeviceFact, around: Around, now
         days = rollout.plan.ping_pong.window_s / 86_400
         text = (
             f"{member.site} is left alone: {rollout.version} went back there {fact.returns} times within "
-            f"{days:g} days. Someone must find out why."
+            f"{days:g} days. Someone must find out why; "
+            "a new rollout with a larger plan.ping_pong.max_returns tries it again."
         )
         return Excluded("ping_pong", text)
     match before(rollout, member, fact, around):
