@@ -332,3 +332,19 @@ def test_absurd_figures_of_one_device_keep_no_gate_from_judging(shown: dict[str,
     told = [told_of(one) for one in (shown, *[usual] * 5)]
     assert told[0] is None
     assert pooled_ratio([1e15, 1e-15, 1.0, 1.0, 1.0], 1 - 1e-9).high > 1
+
+
+@pytest.mark.parametrize("already", [False, True])
+def test_drift_known_when_a_device_comes_to_its_outcome_counts_at_once(already: bool) -> None:
+    """Found by the simulated fleet: it counted only with the device's next window."""
+    rollout, facts = made(2, {"waves": [{"rest": True}]})
+    drifted = Quality(NEW, "drifted", window=3, first=1, rows=500)
+    facts["d-001"] = replace(facts["d-001"], quality=drifted)
+    if already:
+        facts["d-001"] = replace(facts["d-001"], running=NEW, assigned=NEW)
+    rollout = decide(rollout, facts, T0).rollout
+    if not already:
+        ended(facts, ["d-001"])
+        rollout = decide(rollout, facts, T0, changed=["d-001"]).rollout
+    assert rollout.members["d-001"].outcome is Outcome.COMMITTED
+    assert rollout.members["d-001"].verdict == "drifted"

@@ -164,3 +164,30 @@ async def test_joiners_after_an_automatic_rollback_get_the_release_before(hub: H
     await drifts(hub, "d-1", second["release"])
     assert await state_of(hub, second["id"]) is not State.FINISHED
     assert await fleet_release(hub) == first["release"]
+
+
+@pytest.mark.parametrize("forced", [False, True])
+async def test_rollout_that_waited_while_its_release_failed_another_asks_a_person_first(
+    hub: Hub, people: People, forced: bool
+) -> None:
+    """Found by the simulated fleet: a release was ordered again right after it had failed the fleet."""
+    ann, bob = people
+    first = await begun(people, "bad", {"waves": [{"devices": ["EWR"]}]})
+    second = {"model": "delay", "release": first["release"], "plan": {"waves": [{"devices": ["JFK"]}]}, "queue": True}
+    made = await ann.post("/api/v1/rollouts", json=second | ({"force": "it was the cable"} if forced else {}))
+    name = made.json()["id"]
+    assert (await bob.post(f"/api/v1/rollouts/{name}/approve")).status_code == 200
+    await hub.report("d-1", "ROLLED_BACK", first["release"], first["id"])
+    await hub.runner.tick(hub.now)
+    assert await state_of(hub, first["id"]) is State.ROLLED_BACK
+    assert await state_of(hub, name) is (State.RUNNING if forced else State.PAUSED)
+    assert ("d-2" in await assigned(hub)) == forced
+    if not forced:
+        kept = (await hub.store.read(lambda c: book.load(c, name))).rollout
+        assert (kept.cause, kept.sentence) == (
+            "quarantined",
+            f"{kept.version} of delay is quarantined since this rollout was proposed.",
+        )
+        async with await hub.person("root", Role.ADMIN) as root:
+            assert (await root.post(f"/api/v1/rollouts/{name}/resume")).status_code == 200
+        assert "d-2" in await assigned(hub)

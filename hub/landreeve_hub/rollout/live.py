@@ -236,7 +236,7 @@ def _news(around: Around) -> tuple[object, ...]:
     """Of a child only its state matters."""
     first = [(one.rollout, one.state, one.members) for one in around.first]
     child = around.child and around.child.state
-    return around.busy, around.earlier, child, around.returns, around.later, around.gone, first
+    return around.busy, around.earlier, child, around.returns, around.later, around.gone, around.unfit, first
 
 
 def surroundings(
@@ -249,7 +249,17 @@ def surroundings(
     later = book.followed(connection, rollout) if rollout.state is State.FINISHED else ""
     gone = rollout.kind == "late" and book.state_of(connection, rollout.of) in _GONE
     returns = automatic_returns(connection, rollout, now)
-    return Around(busy(others), earlier(rollout, others), child, returns, later, gone=gone)
+    unfit = _unfit(connection, rollout)
+    return Around(busy(others), earlier(rollout, others), child, returns, later, gone=gone, unfit=unfit)
+
+
+def _unfit(connection: Connection, rollout: Rollout) -> str:
+    """The state of the release when it is no longer approved and nobody has forced it."""
+    if rollout.state is not State.RUNNING or rollout.kind == "return" or rollout.forced:
+        return ""
+    own = tables.releases.c.digest == rollout.digest
+    state = connection.execute(select(tables.releases.c.state).where(own)).scalar()
+    return "" if state is None or state == "approved" else str(state)
 
 
 def firsts(

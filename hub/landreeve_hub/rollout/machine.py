@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from landreeve_hub.rollout.back import correct, obey, pause, return_waiting, returning, stop
 from landreeve_hub.rollout.gates import Missing, counted, ended_by, judge_wave, too_many_failures, unproven, watched
 from landreeve_hub.rollout.holds import Excluded, Held, Why, hold, schedule_of, waiting_of
-from landreeve_hub.rollout.observing import CATCH_UP, concerns, in_flight, next_silent, observe, order_id
+from landreeve_hub.rollout.observing import CATCH_UP, concerns, in_flight, judged, next_silent, observe, order_id
 from landreeve_hub.rollout.precedence import asked_of, fallen
 from landreeve_hub.rollout.roster import SETTLED, Back, Member, Outcome
 from landreeve_hub.rollout.state import (
@@ -85,6 +85,8 @@ def _decide(seen: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decis
             return Decision(seen, (), (ForApproval(seen.version),))
         case State.RUNNING if around.earlier:
             return Decision(seen, (), (ForEarlier(around.earlier),))
+        case State.RUNNING if around.unfit and _unfit(around) not in seen.asked:
+            return _not_fit(seen, around)
         case State.RUNNING if spoilt := fallen(seen, around):
             return _not_first(seen, spoilt)
         case State.RUNNING:
@@ -142,6 +144,17 @@ def _run(rollout: Rollout, fleet: Fleet, now: datetime, around: Around) -> Decis
         rollout = step.rollout
 
 
+def _unfit(around: Around) -> str:
+    """How it is kept that a person was asked about it."""
+    return f"release:{around.unfit}"
+
+
+def _not_fit(rollout: Rollout, around: Around) -> Decision:
+    """Approved when this was proposed, and no longer: it waited behind another, say. A person decides, once."""
+    text = f"{rollout.version} of {rollout.model} is {around.unfit} since this rollout was proposed."
+    return pause(replace(rollout, asked=(*rollout.asked, _unfit(around))), around.unfit, text)
+
+
 def _not_first(rollout: Rollout, spoilt: First) -> Decision:
     """What had to come first does not stand: a person decides, once for each."""
     text = (
@@ -167,7 +180,8 @@ def _order_due(
         member = _standing_at(rollout, member, fact)
         if _there_already(rollout, fact):
             text = f"{member.site} already runs {rollout.version}."
-            changed.append(replace(member, outcome=Outcome.COMMITTED, cause="already_there", sentence=text))
+            there = replace(member, outcome=Outcome.COMMITTED, cause="already_there", sentence=text)
+            changed.append(judged(rollout, there, fact))  # its windows are known, and the next may be far
             continue
         if member.where in places:
             held.append(Held(member, Why.SITE))

@@ -48,8 +48,12 @@ def _observe(rollout: Rollout, member: Member, fact: DeviceFact | None, now: dat
         return _outcome(member, Outcome.REMOVED, "removed", f"{member.site} no longer belongs to the fleet.")
     if member.back is not Back.NO:  # sent back: what it reports of this release now is our doing, not its failure
         return member
-    member = _arrived(member, fact) if rollout.kind == "return" else _judged(rollout, member, fact)
-    report = fact.report
+    if rollout.kind == "return":
+        return _heard(rollout, _arrived(member, fact), fact.report, now)
+    return judged(rollout, _heard(rollout, member, fact.report, now), fact)
+
+
+def _heard(rollout: Rollout, member: Member, report: Report | None, now: datetime) -> Member:
     if member.outcome not in TOUCHED or report is None or not concerns(report, rollout, member):
         return member
     cause = report.cause
@@ -80,7 +84,8 @@ def _arrived(member: Member, fact: DeviceFact) -> Member:
     return _outcome(member, Outcome.COMMITTED, "returned", f"{member.site} serves {member.target_version} again.")
 
 
-def _judged(rollout: Rollout, member: Member, fact: DeviceFact) -> Member:
+def judged(rollout: Rollout, member: Member, fact: DeviceFact) -> Member:
+    """The member with the verdict on its newest window under the release, once it has taken that."""
     quality = fact.quality
     if quality is None or quality.release != rollout.digest or member.outcome is not Outcome.COMMITTED:
         return member

@@ -179,6 +179,7 @@ def propose(connection: Connection, proposal: Proposal, actor: str, now: datetim
         why=proposal.why,
         risk=proposal.risk,
         rollback_plan=proposal.rollback_plan,
+        forced=bool(proposal.force.strip()),
         ahead=tuple(other.id for other in under_way if other.model in proposal.plan.after),
     )
     book.insert_new(connection, rollout, actor, now)

@@ -42,7 +42,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     those of the failures that speak against the release (None where that was not told apart yet). ``asked`` names what
     a person was asked, ``keys`` the commands already obeyed. ``ahead`` are the rollouts of components that come first
     (``plan.after``) that were under way when this one was proposed. ``concluded`` says that the watch after the end has
-    had its last look, whenever that was.
+    had its last look, whenever that was. ``forced`` says that a person
+    gave a reason to take the release though it is quarantined.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     rollback_plan: str = ""
     ahead: tuple[str, ...] = ()
     concluded: bool = False
+    forced: bool = False
 
     @property
     def back_id(self) -> str:
@@ -181,7 +183,8 @@ class Around:
     ``child`` the return this rollout began; ``gone`` that what a late one belongs to goes back; ``returns`` how often
     this model went back by itself within the ping-pong window; ``first`` the rollouts of components that come
     before this one's (``plan.after``); ``drift`` the newest windows under the release, where the plan asks for them;
-    ``listening`` the moment since which the hub has heard its devices without a break, where that is known.
+    ``listening`` the moment since which the hub has heard its devices without a break, where that is known;
+    ``unfit`` what became of the release since it was approved, where nobody has forced it.
     """
 
     busy: Mapping[str, str] = field(default_factory=dict)
@@ -193,6 +196,7 @@ class Around:
     gone: bool = False
     drift: Pool | None = None
     listening: datetime | None = None
+    unfit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
