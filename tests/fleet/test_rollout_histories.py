@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from landreeve_hub.rollout import commands
 from landreeve_hub.rollout.commands import Asked
 from landreeve_hub.rollout.gates import failures
@@ -117,6 +117,8 @@ class FleetHistory(RuleBasedStateMachine):
         offline=st.sampled_from(("order", "wait", "exclude")),
         paired=st.booleans(),
         jitter_s=st.sampled_from((0, 300)),
+        on_failure=st.sampled_from(("rollback", "pause", "abort")),
+        approved=st.booleans(),
     )
     def begin(  # noqa: PLR0917 - what a history may begin with
         self,
@@ -128,6 +130,8 @@ class FleetHistory(RuleBasedStateMachine):
         offline: str,
         paired: bool,
         jitter_s: int,
+        on_failure: str,
+        approved: bool,
     ) -> None:
         self.now = START
         self.boxes = {f"d-{n}": Box(f"d-{n}", f"{n:064x}" if has_prior else "") for n in range(size)}
@@ -136,6 +140,7 @@ class FleetHistory(RuleBasedStateMachine):
         self.first_good = {name: box.good for name, box in self.boxes.items()}
         sites = {name: name for name in self.boxes}
         gate = {"max_in_flight": max_in_flight, "max_failures": max_failures, "max_silent": 1, "deadline_s": 3600}
+        gate["on_failure"] = on_failure
         more = {"offline": {"policy": offline, "after_s": 600}, "jitter_s": jitter_s}
         plan = parse_plan({"waves": [{"devices": list(sites)[:first]}, {"rest": True}], "gate": gate, **more})
         members = [
@@ -144,7 +149,8 @@ class FleetHistory(RuleBasedStateMachine):
             for d in wave
         ]
         rollout = Rollout(
-            id="r-000001", model="m", digest=NEW, version="v2", plan=plan, state=State.RUNNING, wave_since=START,
+            id="r-000001", model="m", digest=NEW, version="v2", plan=plan,
+            state=State.RUNNING if approved else State.AWAITING_APPROVAL, wave_since=START if approved else None,
             members=Roster(members),
         )  # fmt: skip
         self.rollouts = {rollout.id: rollout}
@@ -191,6 +197,15 @@ class FleetHistory(RuleBasedStateMachine):
         box.obey(self.assigned[box.name], self.generations[box.name])
         box.step(fails)
 
+    @rule(pick=st.integers(0, 5))
+    def box_fails_and_says_so(self, pick: int) -> None:
+        box = self._box(pick)
+        if box is None or not box.reachable:
+            return
+        box.obey(self.assigned[box.name], self.generations[box.name])
+        box.step("ROLLED_BACK")
+        box.heard.extend(box.said[-1:])
+
     @rule(pick=st.integers(0, 5), which=st.integers(0, 20))
     def hub_hears_something_late_or_twice(self, pick: int, which: int) -> None:
         """Any report ever made may arrive at any time, in any order, again."""
@@ -214,8 +229,10 @@ class FleetHistory(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
-    @precondition(lambda self: self.rollout.state not in {State.ROLLED_BACK, State.ABORTED})
-    @rule(verb=st.sampled_from(("pause", "next", "abort", "rollback", "retry", "resume")), key=st.integers(0, 9))
+    @rule(
+        verb=st.sampled_from(("approve", "pause", "next", "abort", "rollback", "retry", "resume")),
+        key=st.integers(0, 9),
+    )
     def person_commands(self, verb: str, key: int) -> None:
         asked = Asked("ann", self.now, str(key))
         answer = commands.obey(self.rollout, verb, asked)
@@ -276,6 +293,8 @@ class FleetHistory(RuleBasedStateMachine):
         for _ in self._rounds():
             if self.rollout.state is State.PAUSED:
                 self._resume()
+            if self.rollout.state is State.AWAITING_APPROVAL:
+                self.person_commands("approve", 99)
             for box in self.boxes.values():
                 box.obey(self.assigned[box.name], self.generations[box.name])
                 box.step("")
@@ -356,7 +375,7 @@ class FleetHistory(RuleBasedStateMachine):
             return
         limit = max(after.plan.gate.max_failures, before.accepted_failures)
         if before.state in {State.RUNNING, State.PAUSED} and len(failures(after)) > limit:
-            self.stopped = True
+            self.stopped = after.plan.gate.on_failure == "rollback"
             assert not [o for o in decision.orders if isinstance(o, Assign) and o.action == "install"]
 
     def _check_waiting(self, decision: Decision) -> None:

@@ -1,0 +1,132 @@
+"""Mistakes planted in the product, one at a time, by putting something else in the place of a part of it."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from landreeve.wire.messages import UpdateReport
+from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.update import machine as box_machine
+from landreeve_agent.update import runner as box_runner
+from landreeve_hub.rollout import book, holds, live, machine
+from landreeve_hub.rollout.state import RaiseIncident
+from msgspec.structs import replace
+
+DECIDE = live.decide
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """``place`` holds ``name``, whose real content ``wrong`` is given and replaces. ``rule`` sees it, at ``seed``
+    soon."""
+
+    rule: str
+    place: Any
+    name: str
+    wrong: Callable[[Any], Any]
+    seed: int = 0
+
+
+def _answers(value: Any) -> Callable[[Any], Any]:
+    """Whatever is asked, the same answer."""
+    return lambda _real: lambda *_args, **_more: value
+
+
+def _silently(real: Any) -> Any:
+    """What a gate demands is done, and nobody is told."""
+
+    def obey(*args: Any) -> Any:
+        decision = real(*args)
+        told = tuple(order for order in decision.orders if not isinstance(order, RaiseIncident))
+        return dataclasses.replace(decision, orders=told)
+
+    return obey
+
+
+def _saves_only_the_head(real: Any) -> Any:
+    """Members whose wave is not the present one are not written."""
+
+    def save(connection: Any, before: Any, after: Any, now: Any) -> Any:
+        late = [before.members[d] for d in after.members.delta if d in before.members and before.members[d].wave > 0]
+        kept = real(connection, before, replace(after, members=after.members.put(late)), now)
+        return replace(kept, members=after.members.saved())
+
+    return save
+
+
+def _carries_out_in_secret(real: Any) -> Any:
+    """The orders are in the tables, and no document is made of those that lead back."""
+
+    def carry_out(connection: Any, rollout: Any, *args: Any, **more: Any) -> Any:
+        touched = real(connection, rollout, *args, **more)
+        return set() if rollout.kind == "return" else touched
+
+    return carry_out
+
+
+def _sees_no_verdict(_real: Any) -> Any:
+    """What is known of a device's data when it takes the release is not looked at."""
+    return lambda _rollout, member, _fact: member
+
+
+def _forgets_to_tell(real: Any) -> Any:
+    """A box that begins to roll back does not say so."""
+
+    def enqueue(self: Any, db: Any, body: Any, now: Any) -> int:
+        mute = isinstance(body, UpdateReport) and body.state == "ROLLING_BACK"
+        return 0 if mute else int(real(self, db, body, now))
+
+    return enqueue
+
+
+def _drops_the_good(real: Any) -> Any:
+    """A new order makes the box forget what is proven."""
+
+    def receive(state: Any, order: Any) -> Any:
+        return dataclasses.replace(real(state, order), good=None)
+
+    return receive
+
+
+def _one_more(real: Any) -> Any:
+    """A wave may have one more in flight than the plan says."""
+
+    def order_due(rollout: Any, *args: Any) -> Any:
+        gate = rollout.plan.gate
+        more = replace(rollout, plan=replace(rollout.plan, gate=replace(gate, max_in_flight=gate.max_in_flight + 1)))
+        after, held = real(more, *args)
+        return replace(after, plan=rollout.plan), held
+
+    return order_due
+
+
+MISTAKES: dict[str, Mistake] = {
+    "disorder": Mistake("nothing is ordered before what it waits for", holds, "before", _answers(None)),
+    "crowd": Mistake("never two of one site", live, "busy", _answers({})),
+    "side_by_side": Mistake("one rollout of a model at a time", live, "earlier", _answers("")),
+    "secret": Mistake("every automatic rollback has an incident", machine, "obey", _silently, 5),
+    "half_kept": Mistake("what the hub remembers is what it keeps", book, "save", _saves_only_the_head),
+    "unpublished": Mistake("what is published is what is assigned", book, "carry_out", _carries_out_in_secret, 1),
+    "late_verdict": Mistake("a look at what changed sees everything", machine, "judged", _sees_no_verdict, 4),
+    "crammed": Mistake("never more than max in flight", machine, "_order_due", _one_more),
+    "night_owl": Mistake("nothing is activated outside the site's window", box_runner, "held", _answers(""), 3),
+    "mute": Mistake("every transition of a box is told", Outbox, "enqueue", _forgets_to_tell, 2),
+    "bare": Mistake("something always serves", box_machine, "_receive", _drops_the_good, 1),
+}
+
+
+@contextmanager
+def planted(bug: str) -> Iterator[None]:
+    """Within it the product has the mistake."""
+    if not bug:
+        yield
+        return
+    one = MISTAKES[bug]
+    real = getattr(one.place, one.name)
+    setattr(one.place, one.name, one.wrong(real))
+    try:
+        yield
+    finally:
+        setattr(one.place, one.name, real)
