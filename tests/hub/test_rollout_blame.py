@@ -116,6 +116,7 @@ def test_trying_a_site_again_takes_back_no_other_acceptance() -> None:
     paused = decide(resumed, facts, T0).rollout
     assert paused.state is State.PAUSED
     (again, _) = commands.obey(paused, "retry", commands.Asked("ann", T0, devices=("d-002",)))  # type: ignore[misc]
+    assert again.accepted_failures == 2  # the two that a person went on in spite of
     (again, _) = commands.obey(again, "resume", ANN)  # type: ignore[misc]
     (once, _) = commands.obey(again, "retry", commands.Asked("ann", T0, devices=("d-000",)))  # type: ignore[misc]
     assert once.accepted_failures == 1
