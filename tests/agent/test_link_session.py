@@ -206,8 +206,9 @@ async def test_each_kind_of_fact_goes_to_its_channel(site: Site) -> None:
 async def test_will_says_offline_with_the_session_that_died(site: Site) -> None:
     site.broker.cut()
     await site.until(lambda: site.session.contact.counts.connections == 2)
-    told = [(state.session, state.online) for state in site.states()]
-    assert told == [(1, True), (1, False), (2, True)]
+    first = site.states()[0].session
+    told = [(state.session - first, state.online) for state in site.states()]
+    assert told == [(0, True), (0, False), (1, True)]
 
 
 async def test_cancelled_session_says_goodbye(site: Site) -> None:
@@ -376,7 +377,8 @@ async def test_sessions_grow_across_restarts(tmp_path: Path) -> None:
         await site.session.connected.wait()
         numbers.append(site.states()[0].session)
         await site.stop()
-    assert numbers == [1, 2, 3]
+    assert numbers[0] > 0
+    assert numbers == sorted(set(numbers))
 
 
 async def test_client_id_is_made_once_and_cannot_be_guessed(tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ class Outbox:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._born = False
         self._entered: dict[type[AnyBody], Enter] = {}
+        # Epoch and last number this process found, until the hub has been heard: it may know a later life of this box.
+        self._unheard: tuple[int, int] | None = database.write_now(_found)
         database.after_commit(self._committed)
 
     def enter(self, kind: type[AnyBody], entered: Enter) -> None:
@@ -120,8 +122,13 @@ class Outbox:
         return seq
 
     async def pending(self, after: int, limit: int) -> list[Pending]:
-        """Waiting facts of the epoch that is sent now with numbers above ``after``, lowest first."""
-        return await self.database.read(lambda db: _pending(db, after, limit))
+        """Waiting facts of the epoch that is sent now with numbers above ``after``, lowest first.
+
+        Until the hub has been heard, of what this process made only the first: an acknowledgement of more then shows
+        that the hub knows a later life of this box.
+        """
+        unheard = self._unheard
+        return await self.database.read(lambda db: _pending(db, after, limit, unheard))
 
     async def epoch(self, now: datetime) -> int:
         """The incarnation whose facts are sent now: unix nanoseconds of its creation. What waits of a former one goes
@@ -135,7 +142,11 @@ class Outbox:
         older copy. The numbers since would be taken for repeats and be lost, so a new incarnation begins: what
         waits is numbered anew. Some of it may reach the hub a second time; nothing is lost.
         """
-        return await self.database.write(lambda db: _acknowledge(db, epoch, seq, now))
+        unheard = self._unheard
+        done = await self.database.write(lambda db: _acknowledge(db, epoch, seq, now, unheard))
+        if unheard is not None and epoch == unheard[0]:
+            self._unheard = None
+        return done
 
     async def forgotten(self) -> int:
         """The number up to which every fact has been acknowledged and is gone."""
@@ -231,23 +242,40 @@ def _next_seq(db: SqliteDatabase) -> int:
     return 1 if row is None else int(row[0]) + 1
 
 
-def _pending(db: SqliteDatabase, after: int, limit: int) -> list[Pending]:
+def _pending(db: SqliteDatabase, after: int, limit: int, unheard: tuple[int, int] | None) -> list[Pending]:
     if (former := _former(db)) is not None:
         select = "SELECT seq, kind, body FROM outbox_former WHERE epoch = ? AND seq > ? ORDER BY seq LIMIT ?"
         rows = db.conn.execute(select, (former, after, limit))
     else:
-        rows = db.conn.execute("SELECT seq, kind, body FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
+        select = "SELECT seq, kind, body FROM outbox WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+        rows = db.conn.execute(select, (after, _most_sent(db, unheard), limit))
     return [Pending(seq, _CHANNEL_OF_KIND[kind], body) for seq, kind, body in rows]
 
 
-def _acknowledge(db: SqliteDatabase, epoch: int, seq: int, now: datetime) -> Acknowledged:
+def _found(db: SqliteDatabase) -> tuple[int, int] | None:
+    row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (EPOCH,)).fetchone()
+    return None if row is None else (int(row[0]), _next_seq(db) - 1)
+
+
+def _most_sent(db: SqliteDatabase, unheard: tuple[int, int] | None) -> int:
+    """The highest number that may be sent of the present epoch, and so that the hub may have of this life."""
+    found = _found(db)
+    if unheard is None or found is None or found[0] != unheard[0]:
+        return _next_seq(db) - 1
+    first = db.conn.execute("SELECT min(seq) FROM outbox").fetchone()[0]
+    return max(unheard[1], int(first or 0))
+
+
+def _acknowledge(
+    db: SqliteDatabase, epoch: int, seq: int, now: datetime, unheard: tuple[int, int] | None
+) -> Acknowledged:
     if epoch == _former(db):
         gone = db.conn.execute("DELETE FROM outbox_former WHERE epoch = ? AND seq <= ?", (epoch, seq)).rowcount
         return Acknowledged(int(gone), renumbered=_former(db) != epoch)
     row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (EPOCH,)).fetchone()
     if row is None or int(row[0]) != epoch:
         return Acknowledged(0)
-    if seq >= _next_seq(db):
+    if seq > _most_sent(db, unheard):
         _renumber(db, epoch, now)
         return Acknowledged(0, renumbered=True)
     return Acknowledged(int(db.conn.execute("DELETE FROM outbox WHERE seq <= ?", (seq,)).rowcount))

@@ -200,7 +200,9 @@ class Session:
             self._carrier.unsubscribe(self._shared_topic(digest))
 
     async def _one_connection(self) -> None:
-        self._number, client, self._hub_reads = await self._outbox.database.write(next_session)
+        self._number, client, self._hub_reads = await self._outbox.database.write(
+            lambda db: next_session(db, self._clock())
+        )
         self._window.restart(await self._outbox.epoch(self._clock()))
         self._setback.restart()
         self._empty_queues()
