@@ -220,3 +220,31 @@ def test_whole_folder_put_back_loses_nothing_it_makes_before_the_hub_is_heard(bo
     )
     assert box.connect() > known
     box.stop()
+
+
+@pytest.mark.parametrize("contact", [True, False], ids=["heard", "unheard"])
+@pytest.mark.parametrize("more", [1, 30, 60])
+def test_folder_put_back_is_found_out_after_restarts_without_the_hub(tmp_path: Path, more: int, contact: bool) -> None:
+    """However many facts the new life made meanwhile; the first of them alone may be taken for one of the lost life."""
+    (tmp_path / "state").mkdir()
+    box = Box(tmp_path / "state")
+    box.start()
+    box.make(*(f"before {n}" for n in range(10)))
+    box.send(acknowledged=contact)
+    box.stop()
+    shutil.copytree(tmp_path / "state", tmp_path / "copy")
+    box.start(LATER)
+    box.make(*(f"lost life {n}" for n in range(30)))
+    box.send()
+    box.stop()
+    shutil.rmtree(tmp_path / "state")
+    shutil.copytree(tmp_path / "copy", tmp_path / "state")
+    box.start(LATER + timedelta(seconds=60))
+    box.make(*(f"new life {n}" for n in range(more)))
+    box.stop()
+    box.start(LATER + timedelta(seconds=70))
+    box.send()
+    new = [name for name in box.counted() if name.startswith("new life")]
+    assert len(new) >= more - 1
+    assert len(set(new)) == len(new)
+    box.stop()

@@ -32,7 +32,7 @@ from landreeve.wire.messages import (
 from landreeve.wire.topics import Up
 from sqlite_utils import Database as SqliteDatabase
 
-from landreeve_agent.store.continuity import EPOCH, epoch_at
+from landreeve_agent.store.continuity import EPOCH, MARK, epoch_at
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import stamp
 
@@ -96,9 +96,9 @@ class Outbox:
         self._max_bytes = max_bytes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._born = False
+        # A store that has numbers may be an older copy of itself, until the hub has answered.
+        self._sure = database.write_now(_next_seq) == 1
         self._entered: dict[type[AnyBody], Enter] = {}
-        # Epoch and last number this process found, until the hub has been heard: it may know a later life of this box.
-        self._unheard: tuple[int, int] | None = database.write_now(_found)
         database.after_commit(self._committed)
 
     def enter(self, kind: type[AnyBody], entered: Enter) -> None:
@@ -116,19 +116,19 @@ class Outbox:
             body = entered(db, body, now)
         epoch, seq = _epoch(db, now), _next_seq(db)
         _insert(db, Fact(epoch=epoch, seq=seq, at=stamp(now), body=body))
+        if self._sure:
+            _raise_mark(db, seq)
         self._born = True
         if _bytes(db) > self._max_bytes:
             _make_room(db, self._max_bytes, epoch, now)
         return seq
 
     async def pending(self, after: int, limit: int) -> list[Pending]:
-        """Waiting facts of the epoch that is sent now with numbers above ``after``, lowest first.
-
-        Until the hub has been heard, of what this process made only the first: an acknowledgement of more then shows
-        that the hub knows a later life of this box.
-        """
-        unheard = self._unheard
-        return await self.database.read(lambda db: _pending(db, after, limit, unheard))
+        """Waiting facts of the epoch that is sent now with numbers above ``after``, lowest first; a single one until
+        the hub has answered it for the first time since this process began."""
+        if self._sure:
+            return await self.database.read(lambda db: _pending(db, after, limit))
+        return await self.database.write(lambda db: _probe(db, after, limit))
 
     async def epoch(self, now: datetime) -> int:
         """The incarnation whose facts are sent now: unix nanoseconds of its creation. What waits of a former one goes
@@ -140,13 +140,11 @@ class Outbox:
 
         A hub that has more than was ever sent knows a later life of this box, whose store was then set back to an
         older copy. The numbers since would be taken for repeats and be lost, so a new incarnation begins: what
-        waits is numbered anew. Some of it may reach the hub a second time; nothing is lost.
+        waits is numbered anew. Some of it may reach the hub a second time; nothing is lost but, at most, the one fact
+        by which that is found out.
         """
-        unheard = self._unheard
-        done = await self.database.write(lambda db: _acknowledge(db, epoch, seq, now, unheard))
-        if unheard is not None and epoch == unheard[0]:
-            self._unheard = None
-        return done
+        answer, self._sure = await self.database.write(lambda db: _acknowledge(db, epoch, seq, now, sure=self._sure))
+        return answer
 
     async def forgotten(self) -> int:
         """The number up to which every fact has been acknowledged and is gone."""
@@ -242,43 +240,50 @@ def _next_seq(db: SqliteDatabase) -> int:
     return 1 if row is None else int(row[0]) + 1
 
 
-def _pending(db: SqliteDatabase, after: int, limit: int, unheard: tuple[int, int] | None) -> list[Pending]:
+def _pending(db: SqliteDatabase, after: int, limit: int) -> list[Pending]:
     if (former := _former(db)) is not None:
         select = "SELECT seq, kind, body FROM outbox_former WHERE epoch = ? AND seq > ? ORDER BY seq LIMIT ?"
         rows = db.conn.execute(select, (former, after, limit))
     else:
-        select = "SELECT seq, kind, body FROM outbox WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
-        rows = db.conn.execute(select, (after, _most_sent(db, unheard), limit))
+        rows = db.conn.execute("SELECT seq, kind, body FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
     return [Pending(seq, _CHANNEL_OF_KIND[kind], body) for seq, kind, body in rows]
 
 
-def _found(db: SqliteDatabase) -> tuple[int, int] | None:
-    row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (EPOCH,)).fetchone()
-    return None if row is None else (int(row[0]), _next_seq(db) - 1)
+def _probe(db: SqliteDatabase, after: int, limit: int) -> list[Pending]:
+    """Facts of a former epoch as they come; of this one the first alone."""
+    if _former(db) is not None:
+        return _pending(db, after, limit)
+    first = _pending(db, 0, 1) if after == 0 and limit > 0 else []
+    for fact in first:
+        _raise_mark(db, max(fact.seq, _mark(db)))
+    return first
 
 
-def _most_sent(db: SqliteDatabase, unheard: tuple[int, int] | None) -> int:
-    """The highest number that may be sent of the present epoch, and so that the hub may have of this life."""
-    found = _found(db)
-    if unheard is None or found is None or found[0] != unheard[0]:
-        return _next_seq(db) - 1
-    first = db.conn.execute("SELECT min(seq) FROM outbox").fetchone()[0]
-    return max(unheard[1], int(first or 0))
+def _mark(db: SqliteDatabase) -> int:
+    """The highest number that the hub can know of this store's own life. A store of an agent that kept none is
+    believed as it is."""
+    row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (MARK,)).fetchone()
+    return _next_seq(db) - 1 if row is None else int(row[0])
 
 
-def _acknowledge(
-    db: SqliteDatabase, epoch: int, seq: int, now: datetime, unheard: tuple[int, int] | None
-) -> Acknowledged:
+def _raise_mark(db: SqliteDatabase, seq: int) -> None:
+    db.conn.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (MARK, str(seq)))
+
+
+def _acknowledge(db: SqliteDatabase, epoch: int, seq: int, now: datetime, *, sure: bool) -> tuple[Acknowledged, bool]:
+    """What it let go, and whether the store is known to be the box's newest from now on."""
     if epoch == _former(db):
         gone = db.conn.execute("DELETE FROM outbox_former WHERE epoch = ? AND seq <= ?", (epoch, seq)).rowcount
-        return Acknowledged(int(gone), renumbered=_former(db) != epoch)
+        return Acknowledged(int(gone), renumbered=_former(db) != epoch), sure
     row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (EPOCH,)).fetchone()
     if row is None or int(row[0]) != epoch:
-        return Acknowledged(0)
-    if seq > _most_sent(db, unheard):
+        return Acknowledged(0), sure
+    if seq > _mark(db):
         _renumber(db, epoch, now)
-        return Acknowledged(0, renumbered=True)
-    return Acknowledged(int(db.conn.execute("DELETE FROM outbox WHERE seq <= ?", (seq,)).rowcount))
+        return Acknowledged(0, renumbered=True), True
+    if not sure:
+        _raise_mark(db, _next_seq(db) - 1)
+    return Acknowledged(int(db.conn.execute("DELETE FROM outbox WHERE seq <= ?", (seq,)).rowcount)), True
 
 
 def _renumber(db: SqliteDatabase, epoch: int, now: datetime) -> None:
@@ -291,6 +296,7 @@ def _renumber(db: SqliteDatabase, epoch: int, now: datetime) -> None:
     # A gap speaks of numbers of the old incarnation; its metrics are gone in either.
     for seq, fact in enumerate((fact for fact in waiting if not isinstance(fact.body, Gap)), start=1):
         _insert(db, Fact(epoch=fresh, seq=seq, at=fact.at, body=fact.body))
+    _raise_mark(db, _next_seq(db) - 1)
     logger.warning("the hub knows a later life of this box: %d waiting facts numbered anew", len(waiting))
 
 

@@ -25,6 +25,8 @@ from landreeve_agent.store.database import Database
 logger = logging.getLogger(__name__)
 
 EPOCH = "outbox.epoch"
+# The highest number the hub can know of this store's own life (`landreeve_agent.link.outbox`).
+MARK = "outbox.mark"
 SESSION = "link.session"
 NOTE_EVERY_S = 30.0
 # Sessions that a lost note may not have seen. The hub believes no state of a session below the newest it knows.
@@ -108,6 +110,7 @@ def begin_epoch(db: SqliteDatabase, epoch: int) -> None:
         )
     db.conn.execute("DELETE FROM outbox")
     db.conn.execute("DELETE FROM sqlite_sequence WHERE name = 'outbox'")
+    db.conn.execute("DELETE FROM meta WHERE key = ?", (MARK,))
     db.conn.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (EPOCH, str(epoch)))
 
 
