@@ -187,6 +187,9 @@ class MemoryDatabase(Database):
     async def write(self, run: Callable[[SqliteDatabase], T]) -> T:
         if self._random.random() < 0.3:
             await asyncio.sleep(0)
+        return self.write_now(run)
+
+    def write_now(self, run: Callable[[SqliteDatabase], T]) -> T:
         self._db.conn.execute("BEGIN IMMEDIATE")
         try:
             result = run(self._db)
