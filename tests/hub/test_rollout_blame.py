@@ -7,15 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from landreeve_hub.access.roles import Role
 from landreeve_hub.rollout import book, commands
-from landreeve_hub.rollout.blame import BY_THE_FLEET, NOT_THE_RELEASE, THE_RELEASE
+from landreeve_hub.rollout.back import stop
+from landreeve_hub.rollout.blame import BY_THE_FLEET, NOT_THE_RELEASE, THE_RELEASE, WITH_PARENT
 from landreeve_hub.rollout.gates import figures
 from landreeve_hub.rollout.machine import decide
-from landreeve_hub.rollout.roster import Told
+from landreeve_hub.rollout.roster import Back, Told
 from landreeve_hub.rollout.sight import see
 from landreeve_hub.rollout.state import Begin, DeviceFact, Quarantine, Report, State
+from landreeve_hub.store import tables
+from sqlalchemy import select, update
 
 from tests.hub.test_api import Hub, rolled_out
 from tests.hub.test_rollout_gates import NEW, T0, made
@@ -192,3 +196,85 @@ async def test_full_disk_of_a_site_quarantines_nothing_and_is_no_ping_pong(hub: 
             assert (await bob.post(f"/api/v1/rollouts/{row['id']}/approve")).status_code == 200
     kept = await hub.store.read(lambda c: book.load(c, row["id"]))
     assert (await hub.store.read(lambda c: see(c, kept.rollout, hub.now)))["d-1"].returns == 0
+
+
+OLD = "0" * 64
+
+
+async def serves_old(hub: Hub, device: str) -> None:
+    """The box is back at what it had, as its newest order says."""
+
+    def apply(connection: Any) -> None:
+        newest = select(tables.desired.c.generation).where(tables.desired.c.device == device)
+        generation = connection.execute(newest).scalar() or 0
+        served = {"model": "delay", "version": "old", "release": OLD, "state": "working"}
+        doc = {"models": [served], "generation": generation}
+        connection.execute(update(tables.devices).where(tables.devices.c.id == device).values(doc=doc))
+
+    await hub.store.write(apply)
+    await hub.runner.tick(hub.now)
+
+
+async def returns(hub: Hub, rollout: str) -> int:
+    """How often the release went back on d-1, as the next rollout of it would see that."""
+    kept = await hub.store.read(lambda c: book.load(c, rollout))
+    next_one = msgspec.structs.replace(kept.rollout, id="r-999999")
+    return (await hub.store.read(lambda c: see(c, next_one, hub.now)))["d-1"].returns
+
+
+@pytest.mark.parametrize(
+    ("verb", "reached", "back"),
+    [
+        ("abort", "PROBATION", Back.RETURNED),
+        ("rollback", "PROBATION", Back.RETURNING),
+        ("rollback", "COMMITTED", Back.RETURNING),
+    ],
+)
+async def test_what_a_person_took_back_is_no_ping_pong(hub: Hub, verb: str, reached: str, back: Back) -> None:
+    await hub.enrol()
+    await serves_old(hub, "d-1")
+    async with await hub.person("ann", Role.ML_ENGINEER) as ann, await hub.person("bob", Role.APPROVER) as bob:
+        row = await rolled_out(hub, ann, bob)
+        await hub.report("d-1", reached, row["release"], row["id"])
+        who = ann if verb == "abort" else bob
+        assert (await who.post(f"/api/v1/rollouts/{row['id']}/{verb}")).status_code == 200
+        kept = await hub.store.read(lambda c: book.load(c, row["id"]))
+        assert kept.rollout.members["d-1"].back is back
+        assert await returns(hub, row["id"]) == 0
+        await serves_old(hub, "d-1")
+        assert await returns(hub, row["id"]) == 0
+
+
+async def test_what_the_release_did_itself_still_counts_under_a_rollout_a_person_took_back(hub: Hub) -> None:
+    """One site left it by itself within what is accepted; then a person leads all of them back."""
+    await hub.enrol()
+    await serves_old(hub, "d-1")
+    async with await hub.person("ann", Role.ML_ENGINEER) as ann, await hub.person("bob", Role.APPROVER) as bob:
+        row = await rolled_out(hub, ann, bob)
+        await hub.report("d-1", "ROLLED_BACK", row["release"], row["id"], cause="error_rate")
+        assert (await bob.post(f"/api/v1/rollouts/{row['id']}/rollback")).status_code == 200
+    assert await returns(hub, row["id"]) == 1
+
+
+async def test_site_led_back_by_a_gate_counts_and_with_its_parent_as_that_does(hub: Hub) -> None:
+    await hub.enrol()
+    await serves_old(hub, "d-1")
+    async with await hub.person("ann", Role.ML_ENGINEER) as ann, await hub.person("bob", Role.APPROVER) as bob:
+        row = await rolled_out(hub, ann, bob)
+        await hub.report("d-1", "COMMITTED", row["release"], row["id"])
+        kept = await hub.store.read(lambda c: book.load(c, row["id"]))
+        for cause, counts in (("error_rate", 1), ("disk_full", 0), ("aborted", 0), ("rolled_back", 0)):
+            parent, _ = stop(kept.rollout, cause, "So it was.", hub.now)
+            late = msgspec.structs.replace(kept.rollout, id=f"{row['id']}-late", kind="late", of=row["id"])
+            led, _ = stop(late, WITH_PARENT, "With its parent.", hub.now)
+
+            def keep(connection: Any, rows: tuple[Any, ...] = (parent, led)) -> None:
+                for one in rows:
+                    connection.execute(tables.rollouts.delete().where(tables.rollouts.c.id == one.id))
+                    connection.execute(
+                        tables.rollout_members.delete().where(tables.rollout_members.c.rollout == one.id)
+                    )
+                    book.insert_new(connection, one, "hub", hub.now)
+
+            await hub.store.write(keep)
+            assert await returns(hub, row["id"]) == 2 * counts, cause

@@ -94,6 +94,11 @@ BY_THE_FLEET: Final[dict[str, str]] = {
 }
 """What the hub's gates find, beside ``error_rate`` and ``latency``: each speaks against the release."""
 
+BY_A_PERSON: Final = frozenset({"aborted", "rolled_back"})
+"""Why a rollout ended that a person ended (`landreeve_hub.rollout.commands`)."""
+WITH_PARENT: Final = "with_parent"
+"""Why a rollout of late joiners goes back: what it came after does, and that says why."""
+
 
 def blames(cause: str) -> bool:
     """Whether the cause speaks against the release. One that this hub does not know does: a newer agent found it, and

@@ -13,6 +13,7 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from landreeve_hub.rollout.back import correct, obey, pause, return_waiting, returning, stop
+from landreeve_hub.rollout.blame import WITH_PARENT
 from landreeve_hub.rollout.gates import Missing, counted, ended_by, judge_wave, too_many_failures, unproven, watched
 from landreeve_hub.rollout.holds import Excluded, Held, Why, hold, schedule_of, waiting_of
 from landreeve_hub.rollout.observing import CATCH_UP, concerns, in_flight, judged, next_silent, observe, order_id
@@ -75,7 +76,7 @@ def decide(
 def _with_parent(rollout: Rollout, now: datetime) -> Decision:
     """What the late ones came after goes back, and so do they."""
     text = f"{rollout.version} of {rollout.model} goes back with rollout {rollout.of}."
-    stopped, orders = stop(rollout, "with_parent", text, now)
+    stopped, orders = stop(rollout, WITH_PARENT, text, now)
     return Decision(stopped, orders, return_waiting(stopped))
 
 

@@ -5,13 +5,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, Table, func, or_, select, tuple_
+from sqlalchemy import Connection, Row, Table, case, func, or_, select, tuple_
 
 from landreeve_hub.fleet import health
 from landreeve_hub.fleet.filter import Row as Filtered
 from landreeve_hub.fleet.sessions import is_doubled
 from landreeve_hub.ingest.minutes import read_rows
-from landreeve_hub.rollout.blame import NOT_THE_RELEASE
+from landreeve_hub.rollout.blame import BY_A_PERSON, NOT_THE_RELEASE, WITH_PARENT
 from landreeve_hub.rollout.drifting import Pool, Window
 from landreeve_hub.rollout.roster import Outcome, Told
 from landreeve_hub.rollout.state import DeviceFact, Quality, Report, Rollout
@@ -143,15 +143,21 @@ def pooled(connection: Connection, rollout: Rollout, pool: Pool, facts: Mapping[
 def _returns(connection: Connection, rollout: Rollout, devices: list[str], now: datetime) -> dict[str, int]:
     """How often this very release went back on each device within the ping-pong window: another release is another
     question, and a site that keeps its own model against three challengers is right to be asked a fourth time. A full
-    disk or the like is no answer of the release at all."""
+    disk or the like is no answer of the release at all, and what a person took back none of it either."""
     members, rollouts = tables.rollout_members, tables.rollouts
+    parents = rollouts.alias()
+    own, ended, of_parent = (func.coalesce(t.c.doc["cause"].as_string(), "") for t in (members, rollouts, parents))
+    why = case((ended == WITH_PARENT, of_parent), else_=ended)
+    led_back = members.c.back.in_(["returning", "returned"])
+    excused = sorted(BY_A_PERSON | NOT_THE_RELEASE.keys())
     since = rfc3339(now - timedelta(seconds=rollout.plan.ping_pong.window_s))
     query = (
         select(members.c.device, func.count())
         .join(rollouts, rollouts.c.id == members.c.rollout)
+        .outerjoin(parents, parents.c.id == rollouts.c.doc["of"].as_string())
         .where(rollouts.c.digest == rollout.digest, rollouts.c.kind != "return", rollouts.c.id != rollout.id)
-        .where(or_(members.c.outcome == Outcome.FAILED.value, members.c.back.in_(["returning", "returned"])))
-        .where(func.coalesce(members.c.doc["cause"].as_string(), "").not_in(sorted(NOT_THE_RELEASE)))
+        .where(or_(members.c.outcome == Outcome.FAILED.value, led_back & why.not_in(excused)))
+        .where(own.not_in(sorted(NOT_THE_RELEASE)))
         .where(members.c.device.in_(devices), members.c.changed >= since)
         .group_by(members.c.device)
     )
