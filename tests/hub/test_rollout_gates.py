@@ -1,19 +1,22 @@
 """Gates, windows, sites and what holds a device: one rule a test."""
 
+import json
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from math import comb
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from landreeve.wire.schedule import DayWindow, is_open, next_open
+from landreeve_hub.api.rollout_views import gates
 from landreeve_hub.rollout import commands
 from landreeve_hub.rollout.commands import Asked
 from landreeve_hub.rollout.machine import decide
 from landreeve_hub.rollout.policy import BadPlanError, parse_plan
-from landreeve_hub.rollout.pooling import pooled_mean, pooled_rate, pooled_ratio
+from landreeve_hub.rollout.pooling import exact, pooled_mean, pooled_rate, pooled_ratio
 from landreeve_hub.rollout.resolve import resolve
 from landreeve_hub.rollout.roster import Member, Outcome, Roster, Told
 from landreeve_hub.rollout.sight import told_of
@@ -247,6 +250,32 @@ def test_pooled_figure_beyond_its_limit_does_what_the_plan_says(figures: Any, to
     assert [o for o in decision.orders if isinstance(o, Begin)]
 
 
+@pytest.mark.parametrize(
+    ("devices", "ratio", "waits"),
+    [
+        (1, 1.0, "1 (too few to be sure) over 1 device"),
+        (2, 1.0, ""),
+        (2, 1.4, "over 2 devices, at most 1.5 is not decided"),
+    ],
+)
+def test_strict_latency_gate_passes_on_no_fewer_devices_than_can_bound_it(
+    devices: int, ratio: float, waits: str
+) -> None:
+    asked = {"max_latency_ratio": 1.5, "strict": True}
+    plan = {"waves": [{"count": devices}, {"rest": True}], "gate": {"figures": asked, "deadline_s": 600}}
+    rollout, facts = made(4, plan)
+    first = decide(rollout, facts, T0).rollout
+    for number, device in enumerate(first.members.flying):
+        ended(facts, [device], told=Told(rows=500, latency_ratio=ratio * (1 + 0.04 * number)))
+    decision = decide(first, facts, T0)
+    assert decision.rollout.wave == (0 if waits else 1)
+    json.dumps(gates(decision.rollout), allow_nan=False)  # the API answers also with what nothing bounds
+    if waits:
+        assert waits in words(decision.waiting[0])
+        late = decide(decision.rollout, facts, T0 + timedelta(seconds=601))
+        assert (late.rollout.state, late.rollout.cause) == (State.PAUSED, "no_figures")
+
+
 def test_good_figures_let_the_next_wave_begin() -> None:
     asked = {"max_error_rate": 0.05, "max_latency_ratio": 2.0, "max_log_loss_increase": 0.05}
     rollout, facts = canary_done({"gate": {"figures": asked}}, GOOD)
@@ -295,6 +324,59 @@ def test_retry_orders_anew_and_a_late_answer_to_the_first_try_says_nothing() -> 
 
 
 # --- pooling ---
+
+
+@pytest.mark.parametrize(
+    ("events", "trials", "low", "high"),
+    [  # 95 % on each side, from binomial tables: 1 - 0.05 ** (1 / n) where nothing was seen
+        (0, 10, 0.0, 0.2589),
+        (1, 10, 0.0051, 0.3942),
+        (5, 10, 0.2224, 0.7776),
+        (10, 10, 0.7411, 1.0),
+        (4, 20, 0.0714, 0.4010),
+        (5, 100, 0.0199, 0.1023),
+    ],
+)
+def test_exact_bounds_are_those_of_the_tables(events: int, trials: int, low: float, high: float) -> None:
+    assert exact(events, trials, 0.95) == pytest.approx((low, high), abs=6e-5)
+    assert exact(trials - events, trials, 0.95) == pytest.approx((1 - high, 1 - low), abs=6e-5)
+
+
+@pytest.mark.parametrize(("alpha", "step"), [(0.05, 1), (0.005, 7)])
+def test_exact_bounds_are_wrong_no_more_often_than_they_say_for_any_share(alpha: float, step: int) -> None:
+    """Samples of up to 60, and the shares at which it is wrong most often: those just below each lower bound."""
+    for trials in range(1, 61, step):
+        lows = [exact(events, trials, 1 - alpha)[0] for events in range(trials + 1)]
+        assert lows == sorted(lows)
+        for events, share in enumerate(lows[1:], start=1):
+            wrong = sum(comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(events, trials + 1))
+            assert wrong == pytest.approx(
+                alpha, rel=1e-6
+            )  # at this share every sample with a bound above has k >= events
+
+
+@pytest.mark.parametrize("trials", [1e3, 1e6, 1e9, 1e15])
+def test_exact_bounds_of_large_samples_are_those_of_the_normal_distribution(trials: float) -> None:
+    low, high = exact(trials / 2, trials, 0.95)
+    half = 1.645 * (0.25 / min(trials, 1e9)) ** 0.5
+    assert (0.5 - low, high - 0.5) == pytest.approx((half, half), rel=0.03)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 8])
+def test_bounds_of_pooled_ratios_hold_as_often_as_they_say_on_few_devices(devices: int) -> None:
+    draw, rounds = random.Random(7), 600
+    pools = [pooled_ratio([draw.lognormvariate(0.0, 0.2) for _ in range(devices)], 0.95) for _ in range(rounds)]
+    for missed in (sum(pool.low > 1 for pool in pools), sum(pool.high < 1 for pool in pools)):
+        assert missed / rounds <= 0.08  # 5 % and more than three standard errors of 600 rounds
+
+
+@pytest.mark.parametrize("devices", [2, 3, 4])
+def test_bounds_of_pooled_means_of_few_devices_hold_however_unlike_they_are(devices: int) -> None:
+    draw, rounds = random.Random(7), 600
+    told = [[(400, draw.gauss(0.0, 0.5), 400.0) for _ in range(devices)] for _ in range(rounds)]
+    pools = [pooled_mean(samples, 0.95) for samples in told]
+    for missed in (sum(pool.low > 0 for pool in pools), sum(pool.high < 0 for pool in pools)):
+        assert missed / rounds <= 0.08
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3])

@@ -1,5 +1,6 @@
 """Rollouts as the API shows them."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -193,13 +194,17 @@ def gates(rollout: Rollout, drift: Pool | None = None) -> list[dict[str, Any]]:
             "name": figure.name,
             "limit": figure.limit,
             "value": figure.bounds.estimate if figure.bounds.devices else None,
-            "low": figure.bounds.low if figure.bounds.devices else None,
-            "high": figure.bounds.high if figure.bounds.devices else None,
+            "low": _known(figure.bounds.low),
+            "high": _known(figure.bounds.high),
             "devices": figure.bounds.devices,
             "holds": figure.bounds.devices >= figure.need and figure.bounds.estimate <= figure.limit,
         }
         for figure in _shown(figures(rollout, drift))
     ]
+
+
+def _known(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
 
 
 def _shown(found: list[Figure]) -> list[Figure]:

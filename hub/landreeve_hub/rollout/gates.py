@@ -4,13 +4,14 @@ Nothing passes for want of a figure that is asked for. What is looked at at ever
 looked at once a wave shares its chance of a false alarm among the waves (Bonferroni).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from landreeve_hub.rollout.blame import NOT_THE_RELEASE, blames
 from landreeve_hub.rollout.drifting import Pool
 from landreeve_hub.rollout.policy import Action
-from landreeve_hub.rollout.pooling import UNKNOWN, Bounds, evidence, pooled_mean, pooled_rate, pooled_ratio, wilson
+from landreeve_hub.rollout.pooling import UNKNOWN, Bounds, evidence, exact, pooled_mean, pooled_rate, pooled_ratio
 from landreeve_hub.rollout.roster import Member, Outcome
 from landreeve_hub.rollout.state import Rollout
 from landreeve_hub.rollout.waiting import named
@@ -58,7 +59,8 @@ class Figure:
         """
         b = self.bounds
         over = f"{b.devices} device{'' if b.devices == 1 else 's'}"
-        return f"{self.name} {b.estimate:.3g} ({b.low:.3g} to {b.high:.3g}) over {over}, at most {self.limit:g}"
+        sure = f"{b.low:.3g} to {b.high:.3g}" if math.isfinite(b.high) else "too few to be sure"
+        return f"{self.name} {b.estimate:.3g} ({sure}) over {over}, at most {self.limit:g}"
 
 
 def failures(rollout: Rollout) -> tuple[Member, ...]:
@@ -172,7 +174,7 @@ def _shares(rollout: Rollout) -> Trigger | None:
     ):
         if limit is None or not by_share(rollout, limit) or events <= accepted or events <= limit * trials:
             continue
-        low, high = wilson(events, trials, gate.confidence)
+        low, high = exact(events, trials, gate.confidence)
         text = (
             f"After wave {rollout.wave + 1} {events} of {trials} devices are {what} "
             f"({events / trials:.1%}, surely {low:.1%} to {high:.1%}; at most {limit:.1%})."
@@ -258,7 +260,7 @@ def _drifted(committed: Sequence[Member], level: float) -> Bounds:
     """The share of devices whose window says that the data have drifted; too little data says nothing."""
     verdicts = [m.verdict for m in committed if m.verdict in {"stable", "drifted", "quality_lost"}]
     events = sum(verdict == "drifted" for verdict in verdicts)
-    low, high = wilson(events, len(verdicts), level)
+    low, high = exact(events, len(verdicts), level)
     return Bounds(events / len(verdicts) if verdicts else 0.0, low, high, len(verdicts))
 
 

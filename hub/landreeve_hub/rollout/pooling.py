@@ -2,19 +2,20 @@
 
 Devices differ, so pooled rows are not independent: each function answers with bounds that allow for that.
 
-- shares of devices: Wilson's score interval (Wilson, JASA 22 (1927) 209-212), and, looked at again and again while
-  devices answer, a mixture of likelihood ratios that exceeds 1 / alpha with probability at most alpha however often one
-  looks (Ville 1939; the same test as the agent's probation);
-- rates of rows: Wilson's interval on the effective sample n / deff, where deff is the ratio estimator's variance over
-  devices by the binomial one, never below 1 (Rao, Scott: "A simple method for the analysis of clustered binary data",
-  Biometrics 48 (1992) 577-585);
+- shares of devices: the exact interval (Clopper, Pearson: Biometrika 26 (1934) 404-413), and, looked at again and again
+  while devices answer, a mixture of likelihood ratios that exceeds 1 / alpha with probability at most alpha however
+  often one looks (Ville 1939; the same test as the agent's probation);
+- rates of rows: the exact interval on the effective sample n / deff (Korn, Graubard: Survey Methodology 24 (1998)
+  193-201), where deff is the ratio estimator's variance over devices by the binomial one, never below 1 (Rao, Scott: "A
+  simple method for the analysis of clustered binary data", Biometrics 48 (1992) 577-585);
 - means of rows: random effects by DerSimonian and Laird (Controlled Clinical Trials 7 (1986) 177-188) with the interval
   of Hartung, Knapp, Sidik and Jonkman (Sidik, Jonkman: Statistics in Medicine 21 (2002) 3153-3159), its variance never
   below that of the fixed effect;
-- ratios with no variance of their own: the geometric mean with Student's interval over devices.
+- ratios with no variance of their own: the geometric mean with Student's interval over devices, which one device alone
+  leaves open on both sides.
 
-With fewer than `FEW` devices no spread between them can be estimated: then the bounds are those of the worst and the
-best device, which holds whatever the spread is.
+With fewer than `FEW` devices bounds of rates and means are at least those of the worst and the best device: they hold
+for these devices however unlike they are. What the tests and decision 0018 say of errors was simulated.
 """
 
 import math
@@ -25,6 +26,8 @@ from statistics import NormalDist
 FEW = 5
 _TINY = 1e-300
 _MOST_EXPONENT = 600.0
+_MOST_TRIALS = 1e9
+"""A larger sample is taken for one of this size: sums of logarithms keep no more digits."""
 _FACTORS = (1.5, 2.0, 4.0, 8.0)
 
 
@@ -44,20 +47,27 @@ class Bounds:
 UNKNOWN = Bounds(math.nan, -math.inf, math.inf, 0)
 
 
-def wilson(events: float, trials: float, confidence: float) -> tuple[float, float]:
-    """One-sided lower and upper bound of a share.
+def exact(events: float, trials: float, confidence: float) -> tuple[float, float]:
+    """One-sided lower and upper bound of a share: the tail of the binomial itself, so wrong no more often than is said.
 
-    >>> tuple(round(bound, 3) for bound in wilson(0, 20, 0.95))
-    (0.0, 0.119)
+    Of an effective sample both numbers may be fractions.
+
+    >>> tuple(round(bound, 4) for bound in exact(0, 20, 0.95)), tuple(round(bound, 4) for bound in exact(1, 10, 0.95))
+    ((0.0, 0.1391), (0.0051, 0.3942))
     """
     if trials <= 0:
         return 0.0, 1.0
-    z2 = NormalDist().inv_cdf(confidence) ** 2
-    share = events / trials
-    middle = share + z2 / (2 * trials)
-    half = math.sqrt(z2 * (share * (1 - share) / trials + z2 / (4 * trials * trials)))
-    low, high = (middle - half) / (1 + z2 / trials), (middle + half) / (1 + z2 / trials)
-    return (0.0 if events <= 0 else max(0.0, low)), (1.0 if events >= trials else min(1.0, high))
+    if trials > _MOST_TRIALS:
+        events, trials = events * _MOST_TRIALS / trials, _MOST_TRIALS
+    rest = trials - events
+    low = 0.0 if events <= 0 else _share(events, rest + 1, 1 - confidence)
+    high = 1.0 if rest <= 0 else 1 - _share(rest, events + 1, 1 - confidence)
+    return low, high
+
+
+def _share(a: float, b: float, tail: float) -> float:
+    """Where the beta distribution has this much below."""
+    return _root(lambda share: incomplete_beta(a, b, share) - tail, 0.0, 1.0)
 
 
 def evidence(events: int, trials: int, limit: float) -> float:
@@ -90,10 +100,10 @@ def pooled_rate(counts: Sequence[tuple[int, int]], confidence: float) -> Bounds:
     events, rows = sum(e for e, _ in told), sum(n for _, n in told)
     estimate = events / rows
     if len(told) < FEW:
-        each = [wilson(e, n, confidence) for e, n in told]
+        each = [exact(e, n, confidence) for e, n in told]
         return Bounds(estimate, min(low for low, _ in each), max(high for _, high in each), len(told))
     effective = rows / _design_effect(told, estimate, rows)
-    low, high = wilson(estimate * effective, effective, confidence)
+    low, high = exact(estimate * effective, effective, confidence)
     return Bounds(estimate, low, high, len(told))
 
 
@@ -114,14 +124,23 @@ def pooled_mean(samples: Sequence[tuple[int, float, float]], confidence: float) 
     told = [(mean, max(m2 / (n - 1) / n, _TINY)) for n, mean, m2 in samples if n > 1]
     if not told:
         return UNKNOWN
-    if len(told) < FEW:
-        z = NormalDist().inv_cdf(confidence)
-        low = min(mean - z * math.sqrt(variance) for mean, variance in told)
-        high = max(mean + z * math.sqrt(variance) for mean, variance in told)
-        return Bounds(sum(mean for mean, _ in told) / len(told), low, high, len(told))
+    if len(told) == 1:
+        return _widest(told, confidence)
     estimate, error = _random_effects(told)
     half = student(confidence, len(told) - 1) * error
-    return Bounds(estimate, estimate - half, estimate + half, len(told))
+    pool = Bounds(estimate, estimate - half, estimate + half, len(told))
+    if len(told) >= FEW:
+        return pool
+    each = _widest(told, confidence)
+    return Bounds(each.estimate, min(each.low, pool.low), max(each.high, pool.high), len(told))
+
+
+def _widest(told: Sequence[tuple[float, float]], confidence: float) -> Bounds:
+    """The plain mean of means, within the bounds of the worst and the best device."""
+    z = NormalDist().inv_cdf(confidence)
+    low = min(mean - z * math.sqrt(variance) for mean, variance in told)
+    high = max(mean + z * math.sqrt(variance) for mean, variance in told)
+    return Bounds(sum(mean for mean, _ in told) / len(told), low, high, len(told))
 
 
 def _random_effects(told: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -150,8 +169,8 @@ def pooled_ratio(ratios: Sequence[float], confidence: float) -> Bounds:
     if not told:
         return UNKNOWN
     mean = sum(told) / len(told)
-    if len(told) < FEW:
-        return Bounds(math.exp(mean), math.exp(min(told)), math.exp(max(told)), len(told))
+    if len(told) == 1:
+        return Bounds(math.exp(mean), 0.0, math.inf, 1)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in told) / (len(told) - 1))
     half = student(confidence, len(told) - 1) * deviation / math.sqrt(len(told))
     return Bounds(math.exp(mean), math.exp(mean - half), math.exp(min(mean + half, _MOST_EXPONENT)), len(told))
