@@ -12,6 +12,7 @@ from landreeve.wire.codec import decode
 from landreeve.wire.messages import Event, Fact, Gap, LogLines, Metrics
 from landreeve.wire.topics import Up
 from landreeve_agent.link.outbox import MAX_FACT_BYTES, Outbox
+from landreeve_agent.store.continuity import begin_epoch
 from landreeve_agent.store.database import Database
 from sqlite_utils import Database as SqliteDatabase
 
@@ -112,6 +113,25 @@ async def test_every_number_is_a_fact_or_in_a_gap(database: Database) -> None:
     for fact in await facts(outbox):
         seen += range(fact.body.first, fact.body.last + 1) if isinstance(fact.body, Gap) else [fact.seq]
     assert seen == list(range(1, 81))
+
+
+async def test_metrics_of_a_former_epoch_make_room_first(database: Database) -> None:
+    outbox = Outbox(database, max_bytes=10_000)
+    await add(outbox, event(), *(metrics() for _ in range(20)), event())
+    former = await outbox.epoch(NOW)
+    await database.write(lambda db: begin_epoch(db, former + 1))
+    for _ in range(20):
+        await add(outbox, metrics())
+    seen: list[int] = []
+    for fact in await facts(outbox):
+        assert fact.epoch == former
+        seen += range(fact.body.first, fact.body.last + 1) if isinstance(fact.body, Gap) else [fact.seq]
+    assert seen == list(range(1, 23))
+    assert (await outbox.size()).bytes <= 10_000
+    await outbox.acknowledge(former, 22, NOW)
+    kept = await facts(outbox)
+    assert kept[-1].seq == 20
+    assert all(isinstance(fact.body, Metrics) for fact in kept), "the present ones were dropped for former ones"
 
 
 async def test_events_are_never_dropped_even_past_the_bound(database: Database) -> None:

@@ -315,7 +315,7 @@ def _make_room(db: SqliteDatabase, max_bytes: int, epoch: int, now: datetime) ->
     A gap takes the number of the last fact it stands for, and neighbouring gaps become one: the numbers the hub
     sees stay complete.
     """
-    surplus = _bytes(db) - max_bytes * 9 // 10
+    surplus = _drop_former(db, _bytes(db) - max_bytes * 9 // 10, now)
     dropped: list[int] = []
     for seq, size in db.conn.execute("SELECT seq, bytes FROM outbox WHERE kind = ? ORDER BY seq", (_DROPPABLE,)):
         if surplus <= 0:
@@ -326,6 +326,26 @@ def _make_room(db: SqliteDatabase, max_bytes: int, epoch: int, now: datetime) ->
         _replace_by_gap(db, first, last, epoch, now)
     if dropped:
         logger.warning("outbox full: %d metrics from %d to %d dropped", len(dropped), dropped[0], dropped[-1])
+
+
+def _drop_former(db: SqliteDatabase, surplus: int, now: datetime) -> int:
+    """The same for what waits of former epochs, which is older still; the bytes that are still too many."""
+    dropped: dict[int, list[int]] = {}
+    query = "SELECT epoch, seq, bytes FROM outbox_former WHERE kind = ? ORDER BY epoch, seq"
+    for epoch, seq, size in db.conn.execute(query, (_DROPPABLE,)).fetchall() if surplus > 0 else ():
+        if surplus <= 0:
+            break
+        dropped.setdefault(epoch, []).append(seq)
+        surplus -= size
+    for epoch, numbers in dropped.items():
+        for first, last in _runs(numbers):
+            gap = Fact(epoch=epoch, seq=last, at=stamp(now), body=Gap(first=first, last=last, count=last - first + 1))
+            data = encode(gap)
+            db.conn.execute("DELETE FROM outbox_former WHERE epoch = ? AND seq BETWEEN ? AND ?", (epoch, first, last))
+            db.conn.execute(
+                "INSERT INTO outbox_former VALUES (?, ?, ?, ?, ?, ?)", (epoch, last, _GAP, data, len(data), gap.at)
+            )
+    return surplus
 
 
 def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
