@@ -34,7 +34,7 @@ bench-peers: dev-env
 	@$(BIN)/python tests/bench/bench_peers.py
 
 # What goes wrong in a real update, each fault a row of one table (build/bench/faults.json): FAULTS='disk or clock'
-# chooses rows by pytest's -k.
+# chooses rows by pytest's -k. All of them take about 20 minutes on two quiet cores.
 FAULTS ?=
 test-faults: dev-env
 	@$(BIN)/python -m pytest tests/faults -m slow -k "$(FAULTS)" -p no:cacheprovider
