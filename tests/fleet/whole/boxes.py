@@ -18,7 +18,7 @@ from landreeve.trust.document import parse_document
 from landreeve.trust.verdict import Believed, Cause, Rejected
 from landreeve.wire import ordering, schedule, strategy
 from landreeve.wire.messages import Birth, DeviceState, DriftReport, ModelState, SignedDesired
-from landreeve_agent.link.outbox import Outbox, Pending
+from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.link.setback import Setback
 from landreeve_agent.store.stamps import stamp
 from landreeve_agent.update import journal, machine
@@ -277,9 +277,6 @@ class Box:
             session=self.session, online=online, at=stamp(self.clock()), generation=generation, models=tuple(models),
             run=self.run, document=digest,
         )  # fmt: skip
-
-    async def pending(self) -> list[Pending]:
-        return await self.outbox.pending(0, 500)
 
     # --- what it does ---
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RANK = {outcome: rank for rank, outcome in enumerate(Outcome)}
 BY_PEOPLE = frozenset({"rolled_back", "aborted", "paused", "resumed", "approved", "retry", "next", "proposed", ""})
+COUNT_WAITING = "SELECT (SELECT count(*) FROM outbox), (SELECT count(*) FROM outbox_former)"
 Fleet = Mapping[str, DeviceFact]
 
 
@@ -282,7 +283,7 @@ class Rules:
         for name, box in self._world.boxes.items():
             if box.removed or box.runner is None or name in self._world.spoilt:
                 continue
-            waiting = box.database.look(lambda db: db.conn.execute("SELECT count(*) FROM outbox").fetchone()[0])
+            waiting = box.database.look(lambda db: sum(db.conn.execute(COUNT_WAITING).fetchone()))
             self._require(waiting == 0, "every fact reaches the hub", f"{name} {waiting}")
         rejected = connection.execute(select(tables.rejections.c.reason, tables.rejections.c.device)).all()
         bad = [r for r in rejected if not self._world.boxes[r.device].removed]

@@ -23,7 +23,7 @@ from tests.fleet.whole.story import Case
 from tests.fleet.whole.world import play
 
 SEEDS = int(os.environ.get("FLEET_WHOLE_SEEDS", "60"))
-FEW = range(2)
+FEW = (Case(0, size=3), Case(1, size=3))
 MANY = settings(
     max_examples=500, stateful_step_count=40, derandomize=True, deadline=None, database=None,
     suppress_health_check=list(HealthCheck),
@@ -38,8 +38,14 @@ INVARIANTS = (
 
 
 def test_few_histories_of_a_whole_fleet_break_no_invariant() -> None:
-    for seed in FEW:
-        assert play(Case(seed)).orders > 0
+    for case in FEW:
+        assert play(case).orders > 5
+
+
+def test_a_history_as_short_can_break_a_rule() -> None:
+    with pytest.raises(InvariantBrokenError) as broken:
+        play(Case(0, size=4, bug="side_by_side"))
+    assert broken.value.name == MISTAKES["side_by_side"].rule
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ class World:
         self.states: dict[str, Any] = {}
         self.retained: dict[str, Stamped] = {}
         self.sent: dict[int, int] = {}
+        self.sending: set[int] = set()
         self.spoke: dict[int, float] = {}
         self.rules, self.people, self.faults = Rules(self), People(self), Faults(self)
         self.office = Office(Doors(self.hub_clock, self._publish, self._ack, self._presence))
@@ -291,7 +292,7 @@ class World:
             done = await box.outbox.acknowledge(ack.epoch, ack.seq, box.clock())
             if done.renumbered:
                 self.sent[id(box)] = 0
-                self.speak(box)
+            self.speak(box)
             gone = await box.outbox.forgotten()
             if box.setback.heard(ack.seq, gone, self.loop.now):
                 gap = await box.outbox.give_up(ack.seq + 1, gone, box.clock())
@@ -311,13 +312,22 @@ class World:
             box.told = news
             due = self.spoke[id(box)] = max(self.spoke.get(id(box), 0.0), self.loop.now + self.random.uniform(0, 3))
             self.agenda.at(due - self.loop.now, lambda: self._hear_state(box, state))
-        sent = known = self.sent.get(id(box), 0)
-        for fact in box.database.look(lambda db: _waiting(db, known)):
-            sent = max(sent, fact[0])
+        if id(box) not in self.sending:
+            self.sending.add(id(box))
+            self.agenda.at(0.0, lambda: self._send(box))
+
+    async def _send(self, box: Box) -> None:
+        """What its outbox hands out: a single fact until the hub has answered this process."""
+        self.sending.discard(id(box))
+        if not (box.alive and box.reachable):
+            return
+        sent = self.sent.get(id(box), 0)
+        for fact in await box.outbox.pending(sent, 200):
+            sent = max(sent, fact.seq)
             for _ in range(2 if self.random.random() < 0.1 else 1):
                 if self.calm or self.random.random() > 0.04:
                     delay = self.random.uniform(0, 2 if self.calm else 40)
-                    self.agenda.at(delay, lambda f=fact[1]: self._hear(box, Arrival(box.name, f)))
+                    self.agenda.at(delay, lambda f=fact.body: self._hear(box, Arrival(box.name, f)))
         self.sent[id(box)] = sent
 
     def again(self, box: Box) -> None:
@@ -351,10 +361,6 @@ class World:
     def _hear_will(self, box: Box, state: Any) -> None:
         if not box.removed and not (box.reachable and box.alive):
             self._hear(box, state_arrival(box.name, state))
-
-
-def _waiting(db: Any, after: int) -> list[Any]:
-    return list(db.conn.execute("SELECT seq, body FROM outbox WHERE seq > ? ORDER BY seq LIMIT 200", (after,)))
 
 
 def play(case: Case) -> World:
