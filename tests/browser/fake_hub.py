@@ -323,19 +323,9 @@ def drift(sites: list[str]) -> dict[str, Any]:
     columns = ["wind_speed", "carrier", "temp", "hour", "distance", "visib"]
     matrix = {c: {s: round(rng.random() ** 3 * 0.5, 3) for s in sites} for c in columns}
     months = [f"2013-{m:02d}-28T00:00:00Z" for m in range(3, 13)]
-    windows = [
-        {
-            "site": site,
-            "window": n,
-            "last": month,
-            "quality": {
-                "log_loss": 0.44 + 0.02 * (n % 4) + rng.random() / 60,
-                "labelled": 2000,
-                "reference_log_loss": 0.44,
-            },
-        }
+    quality = [
+        {"day": month[:10], "log_loss": 0.44 + 0.02 * (n % 4) + rng.random() / 60, "reference_log_loss": 0.44}
         for n, month in enumerate(months)
-        for site in sites
     ]
     bell = [1, 4, 9, 22, 41, 66, 70, 51, 30, 12, 5, 2]
     sketches = {
@@ -357,6 +347,6 @@ def drift(sites: list[str]) -> dict[str, Any]:
         "verdicts": {
             s: {"verdict": "stable", "sentence": "No input changed beyond its limit.", "version": "4"} for s in sites
         },
-        "windows": windows,
+        "quality": quality,
         "merged": {"release": "9f2c", "sites": sites, "sketches": sketches, "left_out": {}},
     }

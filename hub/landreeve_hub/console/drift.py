@@ -1,6 +1,5 @@
 """Drift over the fleet: feature by site, quality over time, and the sites' sketches merged into one picture."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ async def load(api: Api, names: Mapping[str, str], query: Mapping[str, str]) -> 
         "matrix": [{"column": column, "cells": _cells(found, column)} for column in columns],
         "pictures": [_picture(column, before.get(column), merged[column]) for column in columns if column in merged],
         "merged_sites": (found.get("merged") or {}).get("sites") or [],
-        "quality": quality(found.get("windows") or []),
+        "quality": quality(found.get("quality") or []),
     }
 
 
@@ -52,25 +51,16 @@ def furthest_off(found: Mapping[str, Any], most: int) -> list[str]:
     return sorted(sorted(found["sites"], key=place)[:most])
 
 
-def quality(windows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Log loss over the fleet for each window, weighted by labelled rows: measured, and what was expected.
+def quality(days: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """Log loss over the fleet for each day on which windows ended: measured, and what was expected (None: nothing).
 
-    ``t`` is the window's end in unix seconds; windows without labels are left out.
+    ``t`` is the day in unix seconds.
     """
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for window in windows:
-        if (window.get("quality") or {}).get("log_loss") is not None:
-            groups[str(window["last"])[:10]].append(window["quality"])
-    days = sorted(groups)
-    times = [found.timestamp() for day in days if (found := moment(day))]
-    measured = [_mean(groups[day], "log_loss") for day in days]
-    return {"t": times, "measured": measured, "expected": [_mean(groups[day], "reference_log_loss") for day in days]}
-
-
-def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
-    known = [(float(row[key]), float(row.get("labelled") or 1)) for row in rows if row.get(key) is not None]
-    weight = sum(w for _, w in known)
-    return round(sum(value * w for value, w in known) / weight, 5) if weight else 0.0
+    known = [(found.timestamp(), day) for day in days if (found := moment(str(day["day"])))]
+    measured = [round(float(day["log_loss"]), 5) for _, day in known]
+    claims = [day.get("reference_log_loss") for _, day in known]
+    expected = [None if claim is None else round(float(claim), 5) for claim in claims]
+    return {"t": [t for t, _ in known], "measured": list(measured), "expected": expected}
 
 
 def _worst(found: Mapping[str, Any], column: str) -> float:
