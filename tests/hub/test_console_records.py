@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from landreeve_hub.access import identity, users
 from landreeve_hub.access.roles import Role
 from landreeve_hub.api.guard import COOKIE
 from landreeve_hub.audit.entry import Act
+from landreeve_hub.signing.approvers import public_half
+from landreeve_hub.signing.keyfolder import make_key
 
 from tests.hub.test_api import Hub
 
@@ -124,4 +127,21 @@ async def test_a_change_that_awaits_signatures_is_offered_and_alarms_come_first(
     assert ("Nothing new can be installed" in late, "POST /api/v1/keys/renew/root" in late) == (True, True)
     arabic = await text(await signed_in(hub, "ada", Role.ADMIN, "ar"), "/keys")
     assert ('dir="rtl"' in arabic, "Signing keys" in arabic) == (True, False)
+    hub.store.close()
+
+
+async def test_a_dismissed_key_brought_again_can_be_admitted_or_dismissed_on_the_page(hub: Hub, tmp_path: Path) -> None:
+    admin, other = await signed_in(hub, "ada", Role.ADMIN), await signed_in(hub, "bob", Role.ADMIN)
+    half = msgspec.json.encode(public_half(make_key(tmp_path / "ada.pem", ""), "ada")).decode()
+    brought = await admin.post("/api/v1/keys/approvers", json={"public": half})
+    assert brought.status_code == 201, brought.text
+    path = f"POST /api/v1/keys/approvers/{brought.json()['keyid']}"
+    gone = await other.post(f"{path.removeprefix('POST ')}/dismiss")
+    assert gone.status_code == 200, gone.text
+    page = await text(other, "/keys")
+    assert (f"{path}/admit" in page, f"{path}/dismiss" in page) == (False, False)
+    assert (await admin.post("/api/v1/keys/approvers", json={"public": half})).json()["state"] == "brought"
+    page = await text(other, "/keys")
+    assert (f"{path}/admit" in page, f"{path}/dismiss" in page) == (True, True)
+    assert "Dismissed before by <bdi>bob</bdi>" in page
     hub.store.close()

@@ -439,6 +439,19 @@ def test_dismissed_approver_leaves_the_role(office: Office, team: dict[str, Cryp
         office.desk.dismiss("bob", "ann")
 
 
+def test_dismissed_key_brought_again_waits_to_be_admitted_and_says_who_dismissed_it(
+    office: Office, team: dict[str, CryptoSigner]
+) -> None:
+    shutil.copy(office.safe / "targets.pem", office.state / "keys")
+    office.desk.dismiss("ada", "ann")
+    again = office.desk.bring(half_of(team["ada"], "ada"), "ada")
+    assert (again["state"], again["judged_by"]) == ("brought", "ann")
+    with pytest.raises(RefusedRequestError, match="the key of ada is brought: admit it first"):
+        office.desk.require("more", ("models/more-*/*",), 1, ("ada",), "ann")
+    assert office.desk.admit("ada", "bea")["state"] == "admitted"
+    assert office.desk.bring(half_of(team["ada"], "ada"), "ada")["state"] == "admitted"
+
+
 def test_release_that_one_has_signed_goes_on_when_the_role_changes(
     office: Office, team: dict[str, CryptoSigner]
 ) -> None:

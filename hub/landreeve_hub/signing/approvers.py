@@ -24,7 +24,8 @@ RESERVED = ("root", "targets", "snapshot", "timestamp", "director")
 
 
 class Approver(msgspec.Struct, frozen=True):
-    """Whose key it is and how it came to be known. Only an *admitted* one may be named in a role."""
+    """Whose key it is and how it came to be known. Only an *admitted* one may be named in a role. ``judged_by`` of one
+    that is *brought* is who dismissed it before."""
 
     person: str
     key: dict[str, Any]
@@ -82,11 +83,13 @@ class Approvers:
             raise SigningError(f"{self._path}: cannot be read ({error}); restore it from a backup") from error
 
     def bring(self, data: bytes, now: datetime) -> Approver:
-        """Keep a public half that was brought; the same again changes nothing."""
+        """Keep a public half that was brought. The same again changes nothing, but one that was dismissed waits to be
+        admitted anew."""
         half, key = parse_half(data)
         known = {one.keyid: one for one in self.listed()}
         if key.keyid in known:
-            return known[key.keyid]
+            one = known[key.keyid]
+            return one if one.state != "dismissed" else self._keep(msgspec.structs.replace(one, state="brought"))
         return self._keep(Approver(half.person, half.key, now.isoformat(timespec="seconds")))
 
     def admit(self, keyid: str, by: str) -> Approver:
