@@ -10,16 +10,19 @@ from typing import Any
 import httpx2
 import pytest
 from landreeve.release.manifest import Column
+from landreeve_agent.config import StateFolder
 from landreeve_agent.console.access import COOKIE, Codes, Sessions, doors, ensure_tokens
 from landreeve_agent.console.api import Done, LocalApi, NotDone, Started, TrainBody
 from landreeve_agent.console.server import ConsoleServer, build, listen
-from landreeve_agent.console.status import Active, HubView, StatusSource
+from landreeve_agent.console.status import Active, HubView, StatusSource, UpdateView
 from landreeve_agent.intake.definitions import Definitions
 from landreeve_agent.intake.intake import Intake
 from landreeve_agent.store.database import Database
 from landreeve_agent.telemetry.machine import MachineProbe
 from landreeve_agent.telemetry.recent import Recent
 from landreeve_models.definition import Definition
+
+from tests.agent.test_agent_cli import cli
 
 DEFINITION = Definition(name="m", purpose="a test", label="late", columns=(Column(name="x", kind="number"),))
 SAMPLE = {"id": "a", "at": "2026-01-01T00:00:00Z", "row": {"x": 1.5}}
@@ -255,3 +258,22 @@ async def test_split_traffic_is_told_by_api_and_page_with_the_outcome_of_each_ve
     assert page.status_code == 200
     assert "Two versions side by side" in page.text
     assert "+1" in page.text
+
+
+async def test_by_when_a_probation_is_decided_is_said_by_page_and_command(house: House, tmp_path: Path) -> None:
+    update = UpdateView("PROBATION", "On probation.", (), "2", "1", "2026-11-30T09:05:00.000000Z")
+    house.api.source.updates = lambda: {"m": update}
+    (model,) = (await house.client.get("/api/v1/models", headers=house.token)).json()["items"]
+    assert model["update"]["until"] == "2026-11-30T09:05:00.000000Z"
+    await house.client.post("/api/v1/sessions", json={"code": house.api.codes.fresh()})
+    page = (await house.client.get("/updates")).text
+    assert "Decided by <bdi>2026-11-30 09:05</bdi> UTC at the latest" in page
+    house.client.cookies.set("lang", "ar")
+    arabic = (await house.client.get("/updates")).text
+    assert ("at the latest" in arabic, "يُحسم في موعد أقصاه" in arabic) == (False, True)
+    state = StateFolder(tmp_path / "state")
+    state.prepare()
+    state.ports.write_text(json.dumps({"host": "127.0.0.1", "console": int(house.url.rpartition(":")[2])}))
+    (state.tokens / "api").write_text(house.token["Authorization"].removeprefix("Bearer "))
+    listed = await asyncio.to_thread(cli, state.root, "update", "list")
+    assert "PROBATION. On probation. Decided by 2026-11-30 09:05 UTC at the latest." in " ".join(listed.stderr.split())

@@ -115,7 +115,12 @@ def list_updates(
         told = one["update"]
         note(
             f"under way: {one['name']} {told['good'] or '-'} -> {told['offered']}: {told['state']}. {told['sentence']}"
+            f"{_by_when(told.get('until', ''))}"
         )
+
+
+def _by_when(until: str) -> str:
+    return f" Decided by {until[:16].replace('T', ' ')} UTC at the latest." if until else ""
 
 
 def _under_way(model: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from landreeve_agent.store.stamps import stamp
 from landreeve_agent.telemetry.machine import Machine, MachineProbe
 from landreeve_agent.telemetry.recent import Recent, Series
 from landreeve_agent.telemetry.totals import ModelTotals, Totals, read_totals
+from landreeve_agent.update.latest import latest_end
 from landreeve_agent.update.standing import State
 
 FRESH_S = 0.4
@@ -62,19 +63,20 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
 
 class UpdateView(msgspec.Struct, frozen=True):
     """The latest transition of a model's update and its plain sentence; releases whose files stay; the version that is
-    ordered and the one that a return would lead to."""
+    ordered and the one that a return would lead to; by when a probation ends at the latest (RFC 3339)."""
 
     state: str
     sentence: str
     keeps: tuple[str, ...] = ()
     offered: str = ""
     good: str = ""
+    until: str = ""
 
 
 def update_view(state: State, waiting: str, keeps: tuple[str, ...]) -> UpdateView:
     """What people see of a model's update; ``waiting`` is what it does or waits for just now."""
     offered, good = (one.version if one else "" for one in (state.order, state.good))
-    return UpdateView(state.phase.value, waiting or state.sentence, keeps, offered, good)
+    return UpdateView(state.phase.value, waiting or state.sentence, keeps, offered, good, latest_end(state))
 
 
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
