@@ -17,6 +17,11 @@ LATE_S = 1.0
 PATIENCE_S = 3.0
 
 
+def asked_rows(count: Any) -> tuple[Any, Any]:
+    """Hour and wind of the request of that number, or of an array of numbers."""
+    return count * 0.37 % 24.0, count * 0.37 % 12.0
+
+
 @dataclass
 class Prober:
     """``answered`` are the ids of requests that were answered, each with the version that answered;
@@ -71,8 +76,8 @@ class Prober:
         port = json.loads((self.site / "run" / "ports.json").read_text())["serving"]
         url = f"http://127.0.0.1:{port}/v2/models/{self.model}/infer"
         asked: dict[str, Any] = body(id=name)
-        for tensor, most in zip(asked["inputs"], (24.0, 12.0), strict=False):
-            tensor["data"] = [self._count * 0.37 % most]
+        for tensor, value in zip(asked["inputs"], asked_rows(self._count), strict=False):
+            tensor["data"] = [value]
         request = urllib.request.Request(url, json.dumps(asked).encode(), {"content-type": "application/json"})
         with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:  # noqa: S310 - our own loopback URL
             told: dict[str, Any] = json.loads(answer.read())

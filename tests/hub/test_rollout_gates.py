@@ -145,6 +145,27 @@ def test_agent_that_keeps_to_windows_is_told_in_time_for_the_download() -> None:
     assert "no window for downloads meets one for activation" in words(decision.waiting[-1])
 
 
+@pytest.mark.parametrize(("stage", "opens"), [("ACTIVATING", 22), ("DOWNLOADING", 20), ("PREFLIGHT", None)])
+def test_box_under_way_that_keeps_to_a_window_is_said_to_and_not_silent_before(stage: str, opens: int | None) -> None:
+    windows = {"download": [{"start": "20:00", "end": "04:00"}], "activate": [{"start": "22:00", "end": "04:00"}]}
+    rollout, facts = made(1, {"windows": windows, "gate": {"deadline_s": 3600.0}})
+    facts["d-000"] = replace(facts["d-000"], features=("schedule/1",))
+    night, day = datetime(2026, 3, 1, 20, 30, tzinfo=UTC), datetime(2026, 3, 2, 5, tzinfo=UTC)
+    ordered = decide(rollout, facts, night).rollout
+    facts["d-000"] = replace(facts["d-000"], report=Report("r-000001", 1, NEW, stage, "told", "."))
+    decision = decide(ordered, facts, day)  # it told so after the night was over
+    if opens is None:
+        assert "checking" in words(decision.waiting[0])
+        return
+    until = day.replace(hour=opens)
+    said = f"s-000 is outside the maintenance windows; the next opens at 2026-03-02 {opens}:00 UTC"
+    assert ([words(one) for one in decision.waiting], decision.wake) == ([said], until)
+    in_time = decide(decision.rollout, facts, until + timedelta(minutes=59)).rollout
+    assert in_time.members["d-000"].outcome is Outcome.ORDERED
+    late = decide(decision.rollout, facts, day.replace(hour=22) + timedelta(minutes=61)).rollout
+    assert late.members["d-000"].outcome is Outcome.SILENT
+
+
 def test_label_that_names_no_time_zone_holds_its_device_and_says_so() -> None:
     rollout, facts = made(1, {"windows": {"activate": [{"start": "00:00", "end": "00:00"}]}})
     facts["d-000"] = replace(facts["d-000"], labels={"timezone": "nowhere"})

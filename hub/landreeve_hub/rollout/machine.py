@@ -16,7 +16,16 @@ from landreeve_hub.rollout.back import correct, obey, pause, return_waiting, ret
 from landreeve_hub.rollout.blame import WITH_PARENT
 from landreeve_hub.rollout.gates import Missing, counted, ended_by, judge_wave, too_many_failures, unproven, watched
 from landreeve_hub.rollout.holds import Excluded, Held, Why, hold, schedule_of, waiting_of
-from landreeve_hub.rollout.observing import CATCH_UP, concerns, in_flight, judged, next_silent, observe, order_id
+from landreeve_hub.rollout.observing import (
+    CATCH_UP,
+    concerns,
+    held_until,
+    in_flight,
+    judged,
+    next_silent,
+    observe,
+    order_id,
+)
 from landreeve_hub.rollout.precedence import asked_of, fallen
 from landreeve_hub.rollout.roster import SETTLED, Back, Member, Outcome
 from landreeve_hub.rollout.state import (
@@ -43,6 +52,7 @@ from landreeve_hub.rollout.waiting import (
     ForSlot,
     ForSoak,
     ForWatch,
+    ForWindow,
     Waiting,
 )
 
@@ -317,8 +327,9 @@ def _waits(
         text = f"Wave {rollout.wave + 1} is not done by its deadline: {left} devices have come to no outcome."
         stopped = pause(rollout, "wave_late", text)
         return Decision(stopped.rollout, (*orders, *stopped.orders), stopped.waiting)
-    waiting = _waiting(rollout, fleet, held)
-    moments = [over, next_silent(rollout, fleet, around.listening), *(one.until for one in held)]
+    waiting = _waiting(rollout, fleet, held, now)
+    opening = [one.until for one in waiting if isinstance(one, ForWindow)]
+    moments = [over, next_silent(rollout, fleet, around.listening), *opening, *(one.until for one in held)]
     wake = min((moment for moment in moments if moment is not None and moment >= now), default=None)
     return Decision(rollout, tuple(orders), waiting, wake)
 
@@ -330,25 +341,30 @@ def _wave_end(rollout: Rollout) -> datetime | None:
     return rollout.wave_since + timedelta(seconds=allowed)
 
 
-def _waiting(rollout: Rollout, fleet: Fleet, held: list[Held]) -> tuple[Waiting, ...]:
+def _waiting(rollout: Rollout, fleet: Fleet, held: list[Held], now: datetime) -> tuple[Waiting, ...]:
     found: list[Waiting] = []
     offline: list[Member] = []
     conflict: list[str] = []
+    outside: dict[str, datetime] = {}
     stages: dict[str, list[Member]] = defaultdict(list)
     for member in in_flight(rollout):
         fact = fleet[member.device]
         if fact.conflict:
             conflict.append(member.site)
-        elif fact.online:
-            stages[member.stage].append(member)
-        else:
+        elif not fact.online:
             offline.append(member)
+        elif until := held_until(rollout, member, fact, now):
+            outside[member.site] = until
+        else:
+            stages[member.stage].append(member)
     found.extend(_at_stage(rollout, stage, members, fleet) for stage, members in stages.items())
     if offline:
         seen = [fact.last_seen for m in offline if (fact := fleet[m.device]).last_seen]
         found.append(ForOffline(tuple(m.site for m in offline), min(seen, default=None)))
     if conflict:
         found.append(ForConflict(tuple(conflict)))
+    if outside:
+        found.append(ForWindow(tuple(outside), min(outside.values())))
     found.extend(waiting_of(held))
     due = sum(len(rollout.members.group(wave, Outcome.WAITING)) for wave in range(rollout.wave + 1)) - len(held)
     if due > 0:
@@ -361,7 +377,9 @@ def _at_stage(rollout: Rollout, stage: str, members: list[Member], fleet: Fleet)
     version = rollout.version if rollout.kind != "return" else "the last good version"
     reports = [(m, fleet[m.device].report) for m in members]
     rows = [r.rows for m, r in reports if r and r.rows is not None and concerns(r, rollout, m)]
-    if stage != "PROBATION" or not rows:
+    # What a box answered meanwhile is the new version's share only where that answers everything.
+    shared = rollout.plan.strategy is not None and rollout.plan.strategy.kind != "direct"
+    if stage != "PROBATION" or not rows or shared:
         return ForDevices(stage, sites, version)
     return ForDevices(stage, sites, version, min(rows), rollout.plan.probation.min_rows)
 

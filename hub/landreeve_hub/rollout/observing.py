@@ -13,7 +13,7 @@ from landreeve_hub.rollout.state import DeviceFact, Fleet, Report, Rollout
 FAILED_STAGES = frozenset({"ROLLED_BACK", "ROLLING_BACK", "ROLLBACK_FAILED", "REJECTED"})
 CATCH_UP = timedelta(minutes=15)
 """So long, reconnecting and telling what waited, devices may take to be heard after the hub was away."""
-_NOT_YET_ACTIVE = frozenset({"", "RECEIVED", "VERIFIED", "DOWNLOADING", "STAGED", "PREFLIGHT"})
+_NOT_YET_ACTIVE = frozenset({"", "RECEIVED", "VERIFIED", "DOWNLOADING", "STAGED", "PREFLIGHT", "ACTIVATING"})
 
 
 def in_flight(rollout: Rollout) -> tuple[Member, ...]:
@@ -132,6 +132,19 @@ def _held_on_site(rollout: Rollout, member: Member, fact: DeviceFact | None, sin
         return since
     schedule = schedule_of(windows, fact)
     return since if schedule is None else next_open(schedule.activate, schedule.zone, since)
+
+
+def held_until(rollout: Rollout, member: Member, fact: DeviceFact, now: datetime) -> datetime | None:
+    """When the window opens until which a device under way holds its update back by itself; None when none does."""
+    kept = {"DOWNLOADING": rollout.plan.windows.download, "ACTIVATING": rollout.plan.windows.activate}
+    windows = kept.get(member.stage, ())
+    if not windows or rollout.kind == "return" or FEATURE not in fact.features:
+        return None
+    schedule = schedule_of(rollout.plan.windows, fact)
+    if schedule is None:
+        return None
+    opens = next_open(windows, schedule.zone, now)
+    return opens if opens > now else None
 
 
 def next_silent(rollout: Rollout, fleet: Fleet, listening: datetime | None = None) -> datetime | None:
