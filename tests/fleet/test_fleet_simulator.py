@@ -12,7 +12,7 @@ from tests.fleet.hub import Case
 from tests.fleet.invariants import InvariantBrokenError
 from tests.fleet.simulator import play
 
-SEEDS = int(os.environ.get("FLEET_SEEDS", "10"))
+SEEDS = int(os.environ.get("FLEET_SEEDS", "8"))
 FAILS = (0.0, 0.02, 0.1)
 MUTE = (0.0, 0.03)
 

@@ -42,7 +42,7 @@ _BOX: dict[str, frozenset[Phase]] = {
 BOX: frozenset[Pair] = frozenset((str(phase), event) for event, phases in _BOX.items() for phase in phases)
 """Pairs of the agent's machine that change something."""
 
-_OBEYED: dict[str, frozenset[State]] = {
+OBEYED: dict[str, frozenset[State]] = {
     "approve": frozenset({S.AWAITING_APPROVAL}),
     "pause": frozenset({S.RUNNING}),
     "resume": frozenset({S.PAUSED}),
@@ -54,13 +54,13 @@ _OBEYED: dict[str, frozenset[State]] = {
 _MOVES: dict[State, frozenset[State]] = {
     S.RUNNING: frozenset({S.RUNNING, S.PAUSED, S.FINISHED, S.ROLLING_BACK, S.ROLLED_BACK, S.ABORTED}),
     S.PAUSED: frozenset({S.PAUSED, S.ROLLING_BACK, S.ROLLED_BACK, S.ABORTED}),
-    S.FINISHED: frozenset({S.FINISHED, S.ROLLING_BACK}),
+    S.FINISHED: frozenset({S.FINISHED, S.ROLLING_BACK, S.ROLLED_BACK}),
     S.ROLLING_BACK: frozenset({S.ROLLING_BACK, S.ROLLED_BACK}),
     S.AWAITING_APPROVAL: frozenset({S.AWAITING_APPROVAL}),
 }
 HUB: frozenset[Pair] = frozenset(
-    {(str(state), verb) for verb, states in _OBEYED.items() for state in states}
-    | {(str(state), f"{verb} refused or again") for verb in _OBEYED for state in set(S) - {S.DRAFT} - _OBEYED[verb]}
+    {(str(state), verb) for verb, states in OBEYED.items() for state in states}
+    | {(str(state), f"{verb} refused or again") for verb in OBEYED for state in set(S) - {S.DRAFT} - OBEYED[verb]}
     | {(str(before), f"-> {after}") for before, states in _MOVES.items() for after in states}
 )
 """Pairs of the hub's machine: a command obeyed or not, and where a decision leads."""
