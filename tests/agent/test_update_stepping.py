@@ -69,3 +69,20 @@ def test_listening_also_waits_for_the_time_of_the_strategy() -> None:
     shadow = Strategy(kind="shadow", min_s=60, min_rows=100)
     found = conclude(Stage(Role.LISTENS), shadow, verdict("pass"), Progress(900, 59, 900), last=False)
     assert isinstance(found, Wait)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "role", "last", "progress", "said"),
+    [
+        (Strategy(kind="ab", min_s=60, min_rows=100), Role.SHARES, True, Progress(97, 50, 50), "10 s and 3 rows"),
+        (Strategy(kind="shadow", min_s=60), Role.LISTENS, False, Progress(97, 50, 50), "10 s"),
+        (CANARY, Role.SHARES, False, Progress(150, 700, 700), "50 rows"),
+    ],
+    ids=["ab", "shadow", "canary"],
+)
+def test_what_is_asked_for_when_the_evidence_is_enough_is_said(
+    strategy: Strategy, role: Role, last: bool, progress: Progress, said: str
+) -> None:
+    found = conclude(Stage(role, 0.5), strategy, verdict("pass"), progress, last=last)
+    assert isinstance(found, Wait)
+    assert found.sentence.endswith(f"Fine. It goes on for {said} at least.")

@@ -114,6 +114,12 @@ SENTENCES = (
     f"delay: {LOST}",
     f"delay, 2013-12-19 to 2013-12-26: {LOST}",
     "Version v8 is on probation: it answers all requests.",
+    "Version v8 is on probation: it answers 50% of the requests.",
+    "Version v8 is activated from Sun 14:45 on (Asia/Kolkata).",
+    "At 50% of the requests. 35 rows answered without a fault; labels are not asked for. It goes on for 6 s at least.",
+    "Listening. It goes on for 6 s and 30 rows at least.",
+    "Listening. On probation: 6 of 20 rows answered.",
+    "Loaded and warm, standing by.",
     f"Training m has a challenger: {BETTER}.",
     "rollout r-000008, wave 1: probation",
 )

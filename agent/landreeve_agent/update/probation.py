@@ -298,10 +298,8 @@ def _too_little(stats: ProbationStats, policy: Probation) -> Pass | Fail:
 
 
 def _progress(stats: ProbationStats, policy: Probation) -> str:
-    return (
-        f"On probation: {stats.rows} of {policy.min_rows} rows answered, "
-        f"{stats.difference.n} of {policy.min_labelled} labels known."
-    )
+    labels = f", {stats.difference.n} of {policy.min_labelled} labels known" if policy.min_labelled else ""
+    return f"On probation: {stats.rows} of {policy.min_rows} rows answered{labels}."
 
 
 def _passed(stats: ProbationStats) -> str:

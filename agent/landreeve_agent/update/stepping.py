@@ -41,7 +41,7 @@ def conclude(
     done = _done(stage, strategy, verdict, progress, last=last)
     if done is None and 0 < strategy.max_s <= progress.whole_s:
         return Fail("not_proven", f"The {strategy.kind} did not come to its end in {strategy.max_s / 3600:.1f} h.")
-    return done or Wait(_doing(stage, verdict))
+    return done or Wait(_doing(stage, verdict) + _still(stage, strategy, verdict, progress, last=last))
 
 
 def _done(
@@ -62,6 +62,19 @@ def _done(
 
 def _stepped(strategy: Strategy, progress: Progress) -> bool:
     return progress.stage_s >= strategy.step_s and progress.rows >= strategy.step_rows
+
+
+def _still(stage: Stage, strategy: Strategy, verdict: Pass | Wait, progress: Progress, *, last: bool) -> str:
+    """What the strategy asks for when the evidence is enough, as a sentence after another one; often empty."""
+    if isinstance(verdict, Wait) or stage.role is Role.STANDS_BY:
+        return ""
+    whole = last or stage.role is Role.LISTENS  # steps before the last one are bounded by themselves alone
+    passed_s = progress.whole_s if last else progress.stage_s
+    rows = max(strategy.step_rows, strategy.min_rows if whole else 0) - progress.rows
+    seconds = max(strategy.step_s - progress.stage_s, strategy.min_s - passed_s if whole else 0.0)
+    left = [f"{seconds:.0f} s"] if seconds > 0 else []
+    left += [f"{rows} rows"] if rows > 0 else []
+    return f" It goes on for {' and '.join(left)} at least." if left else ""
 
 
 def _doing(stage: Stage, verdict: Pass | Wait) -> str:
