@@ -2,17 +2,25 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from landreeve_hub.access.identity import Person
 from landreeve_hub.access.roles import Role
+from landreeve_hub.audit.log import AuditLog
+from landreeve_hub.desired.publish import Publisher
+from landreeve_hub.incidents.incidents import Incidents
 from landreeve_hub.rollout import book
 from landreeve_hub.rollout.observing import CATCH_UP
+from landreeve_hub.rollout.policy import parse_plan
+from landreeve_hub.rollout.propose import Proposal, RolloutRefusedError
+from landreeve_hub.rollout.runner import RolloutRunner
 from landreeve_hub.rollout.state import State
 from landreeve_hub.store import tables
-from sqlalchemy import insert, select
+from landreeve_hub.store.database import Store
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import OperationalError
 
 from tests.hub.test_api import SITES, Hub
@@ -21,6 +29,7 @@ from tests.hub.test_rollout_succession import begun, finished, state_of
 
 DAY = timedelta(days=1)
 MINUTE = timedelta(minutes=1)
+RELEASE = "1" * 64
 
 
 @contextmanager
@@ -172,14 +181,36 @@ async def comes_back(hub: Hub, row: dict[str, Any]) -> None:
     assert kept.members["d-3"].outcome.value == "silent"
 
 
+class Nothing:
+    """Publishes to nobody: no device of this test ever answers."""
+
+    async def publish_device(self, device: str) -> None:
+        return None
+
+
 async def test_refused_commands_put_nobodys_silence_off(tmp_path: Path) -> None:
-    with opened(tmp_path) as hub:
-        await hub.enrol()
-        async with people(hub) as both:
-            row = await begun(both, "first", {"gate": {"deadline_s": 7200}})
-            for _ in range(15):
-                hub.now += 10 * MINUTE
-                await hub.runner.tick(hub.now)
-                answer = await both[0].post(f"/api/v1/rollouts/{row['id']}/next")
-                assert answer.status_code == 409, answer.text
-        assert await state_of(hub, row["id"]) is State.PAUSED
+    """Each is refused sooner after the last than what waited for the hub is given to be heard."""
+    now, bob = datetime(2026, 5, 1, 12, tzinfo=UTC), Person("bob", Role.APPROVER)
+    store = Store(tmp_path / "hub.db")
+    await store.write(enrolled)
+    publisher = cast("Publisher", Nothing())
+    runner = RolloutRunner(store, publisher, Incidents(), AuditLog(store, tmp_path / "keys"))
+    plan = parse_plan({"gate": {"deadline_s": (CATCH_UP + 5 * MINUTE).total_seconds()}})
+    rollout = (await runner.create(Proposal("delay", RELEASE, plan), "ann", now)).id
+    await runner.command(rollout, "approve", bob, now)
+    states = []
+    for _ in range(2):
+        now += CATCH_UP - MINUTE
+        await runner.tick(now)
+        states.append((await store.read(lambda c: book.load(c, rollout))).rollout.state)
+        with pytest.raises(RolloutRefusedError):
+            await runner.command(rollout, "next", bob, now)
+    store.close()
+    assert states == [State.RUNNING, State.PAUSED]
+
+
+def enrolled(connection: Connection) -> None:
+    rows = [{"id": d, "fleet": "demo", "site": s, "online": True} for d, s in SITES.items()]
+    connection.execute(insert(tables.devices), rows)
+    made = {"digest": RELEASE, "model": "delay", "version": "v1", "state": "approved", "manifest_bytes": 9}
+    connection.execute(insert(tables.releases).values(**made, config={}))
