@@ -164,6 +164,9 @@ def test_box_under_way_that_keeps_to_a_window_is_said_to_and_not_silent_before(s
     assert in_time.members["d-000"].outcome is Outcome.ORDERED
     late = decide(decision.rollout, facts, day.replace(hour=22) + timedelta(minutes=61)).rollout
     assert late.members["d-000"].outcome is Outcome.SILENT
+    began = decide(ordered, facts, day - timedelta(minutes=70)).rollout  # what begins in time goes on after the end
+    (goes_on,) = decide(began, facts, day - timedelta(minutes=50)).waiting
+    assert words(goes_on) in {"s-000 is switching to v2", "s-000 is fetching v2"}
 
 
 def test_label_that_names_no_time_zone_holds_its_device_and_says_so() -> None:

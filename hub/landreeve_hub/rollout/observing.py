@@ -135,7 +135,8 @@ def _held_on_site(rollout: Rollout, member: Member, fact: DeviceFact | None, sin
 
 
 def held_until(rollout: Rollout, member: Member, fact: DeviceFact, now: datetime) -> datetime | None:
-    """When the window opens until which a device under way holds its update back by itself; None when none does."""
+    """When the window opens until which a device under way holds its update back by itself; None when none does. What
+    began within a window goes on after its end."""
     kept = {"DOWNLOADING": rollout.plan.windows.download, "ACTIVATING": rollout.plan.windows.activate}
     windows = kept.get(member.stage, ())
     if not windows or rollout.kind == "return" or FEATURE not in fact.features:
@@ -143,7 +144,7 @@ def held_until(rollout: Rollout, member: Member, fact: DeviceFact, now: datetime
     schedule = schedule_of(rollout.plan.windows, fact)
     if schedule is None:
         return None
-    opens = next_open(windows, schedule.zone, now)
+    opens = next_open(windows, schedule.zone, member.heard or now)
     return opens if opens > now else None
 
 
