@@ -1,10 +1,12 @@
 """Drift over the fleet: what is read of the windows that the hub keeps, on both engines."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from landreeve_hub.api import drift_views
+from landreeve_hub.console.drift import quality
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from sqlalchemy import insert
@@ -52,6 +54,10 @@ async def test_drift_reads_the_newest_window_of_each_device_and_sketches_of_one_
         ("2026-05-02", pytest.approx(0.3), None),
         ("2026-05-10", pytest.approx(0.3), pytest.approx(0.4)),
     ]
+    line = quality(found["quality"])  # as the page draws it
+    assert line["measured"] == [0.5, 0.3, 0.3]
+    assert line["expected"] == [0.4, None, 0.4]
+    assert line["t"] == [datetime(2026, 5, day, tzinfo=UTC).timestamp() for day in (1, 2, 10)]
     monkeypatch.setattr(drift_views, "MOST_WINDOWS", 2)
     monkeypatch.setattr(drift_views, "HISTORY", 1)
     bounded = await store.read(lambda c: drift_views.drift(c, "delay"))
