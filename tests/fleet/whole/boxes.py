@@ -169,6 +169,7 @@ class Box:
         """The supervisor begins, with whatever is on the disk."""
         if self.alive:
             return
+        self.alone = True  # what it was told of a copy is in memory alone
         self.run = f"{self.random.getrandbits(64):016x}"
         self.outbox, self.setback = Outbox(self.database), Setback(900.0)
         kind = Kind(self)

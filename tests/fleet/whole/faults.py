@@ -60,6 +60,8 @@ class Faults:
         self._of_boxes()
         self._of_the_hub()
         self._of_the_fleet()
+        if self._world.case.stress:
+            self._of_a_bad_day()
 
     def _of_boxes(self) -> None:
         world, draw, at = self._world, self._world.random, self._world.agenda.at
@@ -116,6 +118,19 @@ class Faults:
             at(draw.uniform(0, SPAN * 0.8), lambda n=name: self._clone(n))
         for _ in range(draw.choice([0, 1, 2])):
             at(draw.uniform(0, SPAN), self._change_line)
+
+    def _of_a_bad_day(self) -> None:
+        """Copies, backups and commands, while something is under way."""
+        world, draw, at = self._world, self._world.random, self._world.agenda.at
+        for name in draw.sample(sorted(world.boxes), k=min(3, len(world.boxes))):
+            at(draw.uniform(0, SPAN * 0.6), lambda n=name: self._clone(n))
+        for _ in range(2):
+            backup = draw.uniform(0, SPAN * 0.6)
+            at(backup, self._back_up)
+            at(backup + draw.uniform(600, 4 * H), self._restore)
+            at(backup + draw.uniform(4 * H, 5 * H), self._change_line)
+        for _ in range(12):
+            at(draw.uniform(0, SPAN), lambda: world.people.meddle(("retry", "retry", "rollback", "resume")))
 
     # --- boxes ---
 
@@ -279,6 +294,9 @@ class Faults:
         world.rules.forget()
         world.doubtful |= set(world.people._ids()) | world.emergencies
         world.restored = True
+        for box in world.boxes.values():
+            if not box.alone:  # such a hub does not take back that there are two of it: somebody restarts the agent
+                self.cut(box)
         self._open_again()
 
     def _change_line(self) -> None:

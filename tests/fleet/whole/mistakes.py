@@ -10,7 +10,7 @@ from landreeve.wire.messages import UpdateReport
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.update import machine as box_machine
 from landreeve_agent.update import runner as box_runner
-from landreeve_hub.rollout import book, holds, live, machine
+from landreeve_hub.rollout import back, book, holds, live, machine
 from landreeve_hub.rollout.state import RaiseIncident
 from msgspec.structs import replace
 
@@ -102,12 +102,43 @@ def _one_more(real: Any) -> Any:
     return order_due
 
 
+def _trusts_anyone(real: Any) -> Any:
+    """Whatever speaks against a device, it is ordered."""
+    return lambda rollout, member, fact, *more: real(rollout, member, dataclasses.replace(fact, suspect=""), *more)
+
+
+def _names_all_alike(_real: Any) -> Any:
+    """A retry bears the name of the first order."""
+    return lambda rollout, _member: rollout.id
+
+
+def _sends_elsewhere(real: Any) -> Any:
+    """The way back leads to another old release than the device's own."""
+
+    def returner(member: Any, wave: int) -> Any:
+        made = real(member, wave)
+        other = "6" if made.target[1:2] == "7" else "7"
+        return replace(made, target=made.target[:1] + other + made.target[2:])
+
+    return returner
+
+
+def _without_end(real: Any) -> Any:
+    """Nothing is given up."""
+    return dict.fromkeys(real, 1_000_000)
+
+
 MISTAKES: dict[str, Mistake] = {
-    "disorder": Mistake("nothing is ordered before what it waits for", holds, "before", _answers(None)),
+    "cloned": Mistake("nothing is ordered for two boxes of one name", machine, "hold", _trusts_anyone, 7),
+    "same_name": Mistake("nobody is ordered twice", machine, "order_id", _names_all_alike, 7),
+    "farther_back": Mistake("each goes back to its own last good", back, "_returner", _sends_elsewhere, 11),
+    "relapse": Mistake("a release that failed the fleet is not ordered again", live, "_unfit", _answers(""), 15),
+    "endless": Mistake("attempts are bounded", box_machine, "ATTEMPTS", _without_end, 7),
+    "disorder": Mistake("nothing is ordered before what it waits for", holds, "before", _answers(None), 11),
     "crowd": Mistake("never two of one site", live, "busy", _answers({})),
-    "side_by_side": Mistake("one rollout of a model at a time", live, "earlier", _answers("")),
+    "side_by_side": Mistake("one rollout of a model at a time", live, "earlier", _answers(""), 7),
     "secret": Mistake("every automatic rollback has an incident", machine, "obey", _silently, 5),
-    "half_kept": Mistake("what the hub remembers is what it keeps", book, "save", _saves_only_the_head),
+    "half_kept": Mistake("what the hub remembers is what it keeps", book, "save", _saves_only_the_head, 1),
     "unpublished": Mistake("what is published is what is assigned", book, "carry_out", _carries_out_in_secret, 1),
     "late_verdict": Mistake("a look at what changed sees everything", machine, "judged", _sees_no_verdict, 4),
     "crammed": Mistake("never more than max in flight", machine, "_order_due", _one_more),

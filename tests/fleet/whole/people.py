@@ -71,12 +71,12 @@ class People:
             world.rules.retried(name)
         return obeyed
 
-    async def meddle(self) -> None:
+    async def meddle(self, verbs: tuple[str, ...] = VERBS) -> None:
         """A command, and the same once more some time later."""
         world, names = self._world, self._ids()
         if world.down or not names:
             return
-        name, verb = world.random.choice(names), world.random.choice(VERBS)
+        name, verb = world.random.choice(names), world.random.choice(verbs)
         world.count += 1
         asked = Asked(BOB.name, world.hub_clock(), f"key-{world.count}")
         if await self.command(name, verb, asked=asked):

@@ -1,6 +1,6 @@
 """What is drawn from a seed: the fleet, its releases, what people propose, and what goes wrong when."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -24,6 +24,11 @@ class Case:
     size: int = 7
     bug: str = ""
     often: float = 0.1
+
+    @property
+    def stress(self) -> bool:
+        """Every fourth: copies, backups, retries, and the same release wanted again, each more than once."""
+        return self.seed % 4 == 3
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def fate(seed: int, name: str, share: float) -> dict[str, Effect]:
         for release in (1, 2):
             if draw.random() < share:
                 ends = [Effect.CHECK, Effect.FETCH, Effect.PREFLIGHT, Effect.ACTIVATE, *[Effect.WATCH] * 4]
-                ends.append(Effect.TAKE_NEXT)
+                ends += [Effect.TAKE_NEXT] * (4 if Case(seed).stress else 1)
                 found[digest(component, release)] = draw.choice(ends)
     return found
 
@@ -101,6 +106,11 @@ def plan(draw: Random, size: int, after: list[str], *, model: bool) -> Plan:
             {"kind": "ab", "shares": [0.5], "key": "carrier"},
         ])  # fmt: skip
     return parse_plan(raw)
+
+
+def again(draw: Random, one: Wanted) -> Wanted:
+    """The same release wanted once more, behind the first."""
+    return replace(one, at=one.at + draw.uniform(600, H), queue=True, force=False, emergency=False)
 
 
 def wanted(draw: Random, size: int) -> list[Wanted]:

@@ -187,7 +187,8 @@ class World:
     async def _story(self) -> None:
         found(self)
         for one in story.wanted(self.random, self.case.size):
-            self.agenda.at(one.at, lambda w=one: self.people.propose(w))
+            for wanted in (one, story.again(self.random, one)) if self.case.stress else (one,):
+                self.agenda.at(wanted.at, lambda w=wanted: self.people.propose(w))
         self.faults.schedule()
         self.agenda.at(0.0, self._tick)
         await self._until(SPAN)
