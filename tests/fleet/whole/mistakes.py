@@ -135,7 +135,7 @@ MISTAKES: dict[str, Mistake] = {
     "relapse": Mistake("a release that failed the fleet is not ordered again", live, "_unfit", _answers(""), 15),
     "endless": Mistake("attempts are bounded", box_machine, "ATTEMPTS", _without_end, 7),
     "disorder": Mistake("nothing is ordered before what it waits for", holds, "before", _answers(None), 11),
-    "crowd": Mistake("never two of one site", live, "busy", _answers({})),
+    "crowd": Mistake("never two of one site", live, "busy", _answers({}), 6),
     "side_by_side": Mistake("one rollout of a model at a time", live, "earlier", _answers(""), 7),
     "secret": Mistake("every automatic rollback has an incident", machine, "obey", _silently, 5),
     "half_kept": Mistake("what the hub remembers is what it keeps", book, "save", _saves_only_the_head, 1),

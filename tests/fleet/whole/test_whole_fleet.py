@@ -100,7 +100,7 @@ def events() -> list[Event]:
 @pytest.mark.parametrize("bug", sorted(MISTAKES))
 def test_planted_mistake_is_seen_by_its_rule(bug: str) -> None:
     seen = set()
-    for seed in (MISTAKES[bug].seed, *range(20)):
+    for seed in (MISTAKES[bug].seed, *range(40)):
         try:
             play(Case(seed, bug=bug))
         except InvariantBrokenError as broken:
