@@ -248,3 +248,26 @@ def test_folder_put_back_is_found_out_after_restarts_without_the_hub(tmp_path: P
     assert len(new) >= more - 1
     assert len(set(new)) == len(new)
     box.stop()
+
+
+def test_fact_made_while_the_first_answer_is_taken_in_is_no_sign_of_another_life(box: Box) -> None:
+    box.start()
+    box.make("a")
+    box.send()
+    box.stop()
+    box.start(LATER)
+    box.make("b")
+
+    async def both() -> None:
+        epoch = await box.outbox.epoch(LATER)
+        (first,) = await box.outbox.pending(0, 10)
+        body = Event(name="c", subject="s", cause="c", sentence="It happened.")
+        made = box.database.write(lambda db: box.outbox.enqueue(db, body, LATER))
+        _, seq = await asyncio.gather(box.outbox.acknowledge(epoch, first.seq, LATER), made)
+        assert not (await box.outbox.acknowledge(epoch, seq, LATER)).renumbered
+        box.stop()
+        box.start(LATER + timedelta(seconds=1))
+        assert not (await box.outbox.acknowledge(epoch, seq, LATER)).renumbered
+
+    asyncio.run(both())
+    box.stop()

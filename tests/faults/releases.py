@@ -21,7 +21,7 @@ def release(folder: Path, *, worse: bool = False, card_bytes: int = 0, baseline:
     """A release whose answers nearly are those of every other; ``worse`` ones lie elsewhere. With ``baseline`` it says
     what data it is for: those of the prober."""
     number = next(_numbers)
-    made = write_release(folder / f"release-{number}", 50.0 + number if worse else 0.002 * number)
+    made = write_release(folder / f"release-{number}", 30.0 + 0.01 * number if worse else 0.002 * number)
     config = ReleaseConfig(
         model=MODEL,
         family="mlp",

@@ -143,7 +143,11 @@ class Outbox:
         waits is numbered anew. Some of it may reach the hub a second time; nothing is lost but, at most, the one fact
         by which that is found out.
         """
-        answer, self._sure = await self.database.write(lambda db: _acknowledge(db, epoch, seq, now, sure=self._sure))
+        return await self.database.write(lambda db: self._acknowledged(db, epoch, seq, now))
+
+    def _acknowledged(self, db: SqliteDatabase, epoch: int, seq: int, now: datetime) -> Acknowledged:
+        """In the writer's thread, so that what is written next is marked by what this has shown."""
+        answer, self._sure = _acknowledge(db, epoch, seq, now, sure=self._sure)
         return answer
 
     async def forgotten(self) -> int:
@@ -278,7 +282,7 @@ def _acknowledge(db: SqliteDatabase, epoch: int, seq: int, now: datetime, *, sur
     row = db.conn.execute("SELECT value FROM meta WHERE key = ?", (EPOCH,)).fetchone()
     if row is None or int(row[0]) != epoch:
         return Acknowledged(0), sure
-    if seq > _mark(db):
+    if seq > (_next_seq(db) - 1 if sure else _mark(db)):
         _renumber(db, epoch, now)
         return Acknowledged(0, renumbered=True), True
     if not sure:

@@ -30,7 +30,6 @@ import time
 from pathlib import Path
 
 FOLDER = Path(os.environ["FAULTS"])
-NAMES = {"Attempted": "try-", "Stepped": "step-"}
 EFFECTS = ("fetch", "prove", "activate", "look", "direct", "clean")
 MOST_HALT_S = 120.0
 WARM_RUNS = 5  # what the worker runs before a version serves
@@ -88,10 +87,17 @@ def runner(module):
 
     async def wrapped(self, model, event, *more):
         state = await dispatch(self, model, event, *more)
-        reached(f"after:{NAMES.get(type(event).__name__, '')}{state.phase}")
+        reached(f"after:{_kind(event, state)}{state.phase}")
         return state
 
     module.Runner._dispatch = wrapped
+
+
+def _kind(event, state):
+    name = type(event).__name__
+    if name == "Attempted" and state.attempt:
+        return "try-"
+    return "step-" if name == "Stepped" else ""
 
 
 def effects(module):
