@@ -117,3 +117,13 @@ async def test_incident_of_a_certificate_closes_once_the_device_uses_a_newer_one
     await use("bb")
     assert await store.write(lambda c: expiry.watch_in(c, NOW, 180)) == 0
     assert [row["state"] for row in await store.read(listed)] == ["closed"]
+
+
+async def test_device_that_is_there_is_told_once_that_it_is_alone(store: Store) -> None:
+    """A hub that was set back knows nothing of a double it has told of; the box would hold back its orders for ever."""
+    assert not await say(store, "a", 1, 0)
+    told = await store.write(lambda c: sessions.settle_in(c, NOW, frozenset()))
+    assert not told["d-1"].doubled
+    assert await store.write(lambda c: sessions.settle_in(c, NOW, frozenset({"d-1"}))) == {}
+    await take_turns(store)
+    assert (await store.write(lambda c: sessions.settle_in(c, NOW, frozenset())))["d-1"].doubled

@@ -180,12 +180,14 @@ class Identities:
 
     async def watch(self, now: datetime) -> None:
         """Tell identities that are doubled, and those that no longer are, and see to certificates that end soon."""
-        told = await self.store.write(lambda connection: sessions.settle_in(connection, now))
+        before = frozenset(self._told)
+        told = await self.store.write(lambda connection: sessions.settle_in(connection, now, before))
         for device, presence in told.items():
             if self._told.get(device) != presence.doubled:
                 self.warden.tell(device, Down.PRESENCE, encode(presence))
+                if device in self._told or presence.doubled:
+                    self.changed("fleet")
                 self._told[device] = presence.doubled
-                self.changed("fleet")
 
     async def watch_certificates(self, now: datetime) -> None:
         """Open and close incidents about certificates that end soon."""

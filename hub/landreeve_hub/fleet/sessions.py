@@ -4,6 +4,7 @@ While an identity is doubled nothing is ordered for it, both boxes are told to u
 plain words what to do.
 """
 
+from collections.abc import Container
 from datetime import datetime
 from typing import Any
 
@@ -37,14 +38,19 @@ def note_in(connection: Connection, device: str, state: DeviceState, now: dateti
     return False
 
 
-def settle_in(connection: Connection, now: datetime) -> dict[str, Presence]:
+def settle_in(connection: Connection, now: datetime, told_before: Container[str] | None = None) -> dict[str, Presence]:
     """What each identity that is or was doubled is to be told now: doubled ones, and those that no longer are, since
-    it has become quiet or a person has closed the incident."""
-    query = select(devices.c.id, devices.c.site, devices.c.runs).where(~devices.c.revoked)
+    it has become quiet or a person has closed the incident.
+
+    Also those that are there and not in ``told_before``: this hub, killed or set back to an older copy of itself, may
+    have told them of a double that it knows nothing of."""
+    query = select(devices.c.id, devices.c.site, devices.c.runs, devices.c.online).where(~devices.c.revoked)
     told: dict[str, Presence] = {}
     for row in connection.execute(query).all():
         sight = sight_of(row.runs)
         if not sight.since:
+            if told_before is not None and row.online and row.id not in told_before:
+                told[row.id] = Presence(doubled=False, at=rfc3339(now), sentence="")
             continue
         later = forgive(sight) if _is_closed(connection, row.id) else settle(sight, now.timestamp())
         if later != sight:

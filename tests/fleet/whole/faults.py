@@ -294,9 +294,6 @@ class Faults:
         world.rules.forget()
         world.doubtful |= set(world.people._ids()) | world.emergencies
         world.restored = True
-        for box in world.boxes.values():
-            if not box.alone:  # such a hub does not take back that there are two of it: somebody restarts the agent
-                self.cut(box)
         self._open_again()
 
     def _change_line(self) -> None:

@@ -84,6 +84,7 @@ class Office:
         self.build()
 
     def build(self) -> None:
+        self.told: set[str] = set()
         self.incidents = Incidents()
         publisher = Publisher(self.store, _Director(), _Targets(), self._publish, self.doors.clock)  # type: ignore[arg-type]
         self.publisher = publisher
@@ -133,7 +134,9 @@ class Office:
 
     async def settle(self) -> None:
         now = self.doors.clock()
-        told = await self.store.write(lambda c: sessions.settle_in(c, now))
+        before = frozenset(self.told)
+        told = await self.store.write(lambda c: sessions.settle_in(c, now, before))
+        self.told |= told.keys()
         for device, presence in told.items():
             self.doors.presence(device, presence)
 
