@@ -47,13 +47,14 @@ class Site:
         self.root = root
         self.definition = definition
         self.database = Database(root / "agent.db")
+        self.outbox = Outbox(self.database)
         self.blobs = BlobStore(root / "blobs")
         self.trainings = self.start()
 
     def start(self) -> Trainings:
         return Trainings(
             self.database,
-            Outbox(self.database),
+            self.outbox,
             {self.definition.name: self.definition},
             self.blobs,
             folder=self.root / "training",
@@ -92,7 +93,7 @@ class Site:
         return await self.trainings.request(request)
 
     async def facts(self) -> list[object]:
-        pending = await Outbox(self.database).pending(0, 1000)
+        pending = await self.outbox.pending(0, 1000)
         return [decode(item.body, Fact).body for item in pending]
 
     async def candidates(self) -> list[Candidate]:
