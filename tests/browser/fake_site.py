@@ -142,6 +142,7 @@ def models() -> list[dict[str, Any]]:
             "precision": "fp32",
             "today": 1204,
             "update": {
+                "until": "2026-11-24T07:00:00Z",
                 "state": "probation",
                 "sentence": "212 of 400 labelled rows seen; no worse so far.",
                 "offered": "4",

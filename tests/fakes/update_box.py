@@ -124,7 +124,9 @@ class Box:
         return await self.database.read(read)
 
     async def facts(self) -> list[Fact]:
-        return [decode(row.body, Fact) for row in await self.outbox.pending(0, 10_000)]
+        query = "SELECT body FROM outbox ORDER BY seq"
+        rows = await self.database.read(lambda db: db.conn.execute(query).fetchall())
+        return [decode(body, Fact) for (body,) in rows]
 
 
 def plan_reports(facts: list[Fact]) -> list[PlanReport]:
