@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
+from landreeve.trust.tls import ClosingSocket
 from landreeve.wire.topics import Down, DownTopic, Up, UpTopic, format_topic
 from paho.mqtt.enums import CallbackAPIVersion
 from sqlalchemy import Connection, select
@@ -116,6 +117,7 @@ class Warden:
                 pem.write_bytes(key + certificate)
                 context = ssl.create_default_context(cafile=str(self._authority.trust_path))
                 context.load_cert_chain(pem)
+                context.sslsocket_class = ClosingSocket
             return _connect_once(self._address, context, name)
         except (OSError, ValueError) as error:
             log.warning("the session of %s could not be taken over: %s", name, error)
