@@ -16,6 +16,16 @@ from tests.agent.onnx_models import version, write_release
 ANSWER_S = 30.0
 
 
+def captured(folder: Path) -> list[Line]:
+    """Every row that a worker with this folder has put on file; none may be damaged."""
+    lines: list[Line] = []
+    for path in sorted((folder / "spool").glob("*.jsonl")):
+        chunk = parse_lines(path.read_bytes(), 0, closed=True)
+        assert chunk.bad == 0
+        lines += chunk.lines
+    return lines
+
+
 class ServingWorker:
     """A worker process with its supervisor; calls may come from any thread."""
 
@@ -37,8 +47,7 @@ class ServingWorker:
 
     def captured(self) -> list[Line]:
         """Every row the worker has put on file."""
-        files = sorted((self.folder / "spool").glob("*.jsonl"))
-        return [line for path in files for line in parse_lines(path.read_bytes(), 0, closed=True).lines]
+        return captured(self.folder)
 
 
 @contextmanager

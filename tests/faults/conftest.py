@@ -1,5 +1,6 @@
 """The hub, the sites and the table of the fault suite."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,30 +22,49 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
         made.close()
 
 
+class Shared:
+    """Sites that rows share which leave them whole, one with a launcher and one without; another one takes the place of
+    one that a row has not left whole."""
+
+    def __init__(self, yard: Yard, folders: pytest.TempPathFactory) -> None:
+        self._yard, self._folders = yard, folders
+        self._sites: dict[bool, Site] = {}
+
+    @contextlib.contextmanager
+    def lend(self, session: pytest.Session, *, launched: bool) -> Iterator[Site]:
+        if launched not in self._sites:
+            self._sites[launched] = Site(self._yard, self._folders.mktemp("sites"), launched=launched).open()
+        site, failed = self._sites[launched], session.testsfailed
+        site.mark()
+        yield site
+        site.disarm()
+        if session.testsfailed != failed:
+            self._yard.abort_all()
+            self._sites.pop(launched).close()
+
+    def close(self) -> None:
+        for site in self._sites.values():
+            site.close()
+
+
 @pytest.fixture(scope="session")
-def _shared(yard: Yard, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Site]]:
-    """The site that rows share which leave it whole; another one takes its place when a row did not."""
-    sites: list[Site] = []
-    yield sites
-    for site in sites:
-        site.close()
+def _shared(yard: Yard, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    shared = Shared(yard, tmp_path_factory)
+    yield shared
+    shared.close()
 
 
 @pytest.fixture
-def site(
-    yard: Yard, _shared: list[Site], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Site]:
-    if not _shared:
-        _shared.append(Site(yard, tmp_path_factory.mktemp("sites")).open())
-    site = _shared[0]
-    site.mark()
-    failed = request.session.testsfailed
-    yield site
-    site.disarm()
-    if request.session.testsfailed != failed:
-        yard.abort_all()
-        _shared.remove(site)
-        site.close()
+def site(_shared: Shared, request: pytest.FixtureRequest) -> Iterator[Site]:
+    with _shared.lend(request.session, launched=False) as site:
+        yield site
+
+
+@pytest.fixture
+def launched(_shared: Shared, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """A site whose agent a launcher keeps."""
+    with _shared.lend(request.session, launched=True) as site:
+        yield site
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The agent updates itself and is killed meanwhile, alone or together with its launcher, as by a power cut."""
 
 import itertools
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ from landreeve_hub.commands.agents import packed
 
 from tests.faults.table import Table
 from tests.faults.yard import Site, Yard
+from tests.integration.test_agent_update import wheel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -25,49 +24,11 @@ BACK = (("before:ROLLING_BACK", "die"), ("after:ROLLING_BACK", "cut"), ("before:
 WORDS = {"die": "SIGKILL of the agent", "cut": "power cut"}
 
 
-def wheel(folder: Path, *, broken: bool = False) -> tuple[Path, str]:
+def made(folder: Path, *, broken: bool = False) -> tuple[Path, str]:
     """A wheel that holds nothing but a higher version, and a module that marks a ``broken`` one: it passes its own test
     and never comes up."""
     version = f"9.9.{next(_numbers)}"
-    own = f"landreeve-{version}.dist-info"
-    files = {
-        f"{own}/METADATA": f"Metadata-Version: 2.1\nName: landreeve\nVersion: {version}\n",
-        f"{own}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    if broken:
-        files["built_in_haste.py"] = ""
-    files[f"{own}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{own}/RECORD"])
-    path = folder / f"landreeve-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return path, version
-
-
-@pytest.fixture(scope="module")
-def _kept(yard: Yard, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Site]]:
-    sites: list[Site] = []
-    yield sites
-    for site in sites:
-        site.close()
-
-
-@pytest.fixture
-def launched(
-    yard: Yard, _kept: list[Site], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Site]:
-    """A site that rows share as long as it ends each of them whole."""
-    if not _kept:
-        _kept.append(Site(yard, tmp_path_factory.mktemp("launched"), launched=True).open())
-    site = _kept[0]
-    site.mark()
-    failed = request.session.testsfailed
-    yield site
-    site.disarm()
-    if request.session.testsfailed != failed:
-        yard.abort_all()
-        _kept.remove(site)
-        site.close()
+    return wheel(folder, version, {"built_in_haste.py": ""} if broken else {}), version
 
 
 def version_of(site: Site) -> str:
@@ -91,7 +52,7 @@ def test_agent_is_killed_while_it_updates_itself(
 ) -> None:
     site, deaths = launched, launched.deaths
     point, action, fault = kill
-    path, version = wheel(site.folder)
+    path, version = made(site.folder)
     site.arm(point, action)
     ended = yard.ended(yard.order(yard.take(packed([path], "")), site, model=AGENT))
     assert not (site.faults / "point").exists(), f"nobody died at {point}: the point is not reached"
@@ -108,7 +69,7 @@ def test_agent_is_killed_while_it_returns_from_one_that_does_not_come_up(
 ) -> None:
     point, action, fault = kill
     site, before = launched, version_of(launched)
-    path, _ = wheel(site.folder, broken=True)
+    path, _ = made(site.folder, broken=True)
     site.arm(point, action)
     ended = yard.ended(yard.order(yard.take(packed([path], "")), site, model=AGENT))
     assert not (site.faults / "point").exists(), f"nobody died at {point}: the point is not reached"

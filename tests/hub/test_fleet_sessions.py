@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from landreeve.wire.codec import encode
-from landreeve.wire.messages import DeviceState
+from landreeve.wire.codec import decode, encode
+from landreeve.wire.messages import DeviceState, Presence
 from landreeve_hub.desired.publish import DoubledDeviceError, Publisher
 from landreeve_hub.fleet import expiry, sessions
+from landreeve_hub.fleet.identities import MOST_TOLD_ALONE
 from landreeve_hub.incidents.incidents import Incidents, listed
 from landreeve_hub.ingest.commit import Arrival, commit_batch
 from landreeve_hub.signing import keys
@@ -17,6 +18,8 @@ from landreeve_hub.signing.targets import TargetsRepository
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from sqlalchemy import insert
+
+from tests.hub.test_api import Hub
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -127,3 +130,22 @@ async def test_device_that_is_there_is_told_once_that_it_is_alone(store: Store) 
     assert await store.write(lambda c: sessions.settle_in(c, NOW, frozenset({"d-1"}))) == {}
     await take_turns(store)
     assert (await store.write(lambda c: sessions.settle_in(c, NOW, frozenset())))["d-1"].doubled
+
+
+async def test_hub_that_has_started_tells_everyone_who_is_there_in_parts_and_leaves_nothing_at_the_broker(
+    tmp_path: Path,
+) -> None:
+    hub = Hub(tmp_path)
+    rows = [{"id": f"d-{n}", "fleet": "demo", "site": f"S{n}", "online": n > 0} for n in range(MOST_TOLD_ALONE + 3)]
+    await hub.store.write(lambda c: c.execute(insert(tables.devices), rows) and None)
+    seen = []
+    for _ in range(3):
+        await hub.services.identities.watch(hub.now)
+        said = [(topic, payload) for topic, payload, _ in hub.published if topic.endswith("/presence")]
+        assert all(decode(payload, Presence).doubled is False for _, payload in said[::2])
+        assert {payload for _, payload in said[1::2]} <= {b""}, "what is retained is emptied again"
+        assert [topic for topic, _ in said[::2]] == [topic for topic, _ in said[1::2]]
+        seen.append(len(said[::2]))
+        hub.published.clear()
+    assert seen == [MOST_TOLD_ALONE, 2, 0]
+    hub.store.close()

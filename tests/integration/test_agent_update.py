@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +115,17 @@ class Fleet:
         return found
 
 
-def wheel(folder: Path, version: str, broken: bool = False) -> Path:
+# Passes its self-test, and never comes up.
+BROKEN = {"sitecustomize.py": "import sys\nif sys.argv[1:2] == ['--state']: sys.exit('built in haste')\n"}
+
+
+def wheel(folder: Path, version: str, more: Mapping[str, str] = {}) -> Path:
     own = f"landreeve-{version}.dist-info"
     files = {
         f"{own}/METADATA": f"Metadata-Version: 2.1\nName: landreeve\nVersion: {version}\n",
         f"{own}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        **more,
     }
-    if broken:  # passes its self-test, and never comes up
-        files["sitecustomize.py"] = "import sys\nif sys.argv[1:2] == ['--state']: sys.exit('built in haste')\n"
     files[f"{own}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{own}/RECORD"])
     path = folder / f"landreeve-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -148,7 +151,7 @@ def test_agent_takes_a_new_version_of_itself_and_leaves_one_that_does_not_come_u
     assert done["state"] == "FINISHED", f"{done}\n{fleet.said()}"
     fleet.until("the new version", lambda: fleet.version() == "9.9.8")
 
-    second = fleet.roll_out(wheel(tmp_path, "9.9.9", broken=True))
+    second = fleet.roll_out(wheel(tmp_path, "9.9.9", BROKEN))
     done = fleet.until(
         "the second rollout", lambda: (r := fleet.rollout(second))["state"] not in {"RUNNING", "ROLLING_BACK"} and r
     )

@@ -15,12 +15,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from landreeve.sealed.files import SealedFiles
-from landreeve_agent.intake.line import Line, parse_lines
 from landreeve_agent.serving.control import Plan, Route, Secrets, Share, Version
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.supervise import CRASH_LOOP, Limits, Options, WorkerProcess
 
 from tests.agent.onnx_models import body, version, write_release
+from tests.agent.serving_worker import captured
 
 Restarts = list[tuple[str, int]]
 
@@ -73,15 +73,6 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def reached(restarts: Restarts, count: int) -> bool:
     return len(restarts) >= count
-
-
-def captured(folder: Path) -> list[Line]:
-    lines: list[Line] = []
-    for path in sorted((folder / "spool").glob("*.jsonl")):
-        chunk = parse_lines(path.read_bytes(), 0, closed=True)
-        assert chunk.bad == 0
-        lines += chunk.lines
-    return lines
 
 
 def route(folder: Path, name: str, bias: float = 0.0, shadow: Version | None = None, plan: Plan | None = None) -> Route:

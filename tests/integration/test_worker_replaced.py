@@ -2,18 +2,19 @@
 
 import asyncio
 import json
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from landreeve_agent.intake.line import Line, parse_lines
 from landreeve_agent.serving import supervise
 from landreeve_agent.serving.control import Route, WorkerStatus
 from landreeve_agent.serving.replacing import Pace
 from landreeve_agent.serving.supervise import Limits, Options, WorkerProcess
 
 from tests.agent.onnx_models import body, endless, version, write_release
+from tests.agent.serving_worker import captured
 
 LIMITS = Limits(ask_every_s=0.1, leave_s=1.0)
 BAD = {"name": "wind", "datatype": "FP64", "shape": [1], "data": [5000.0]}
@@ -71,15 +72,6 @@ async def once(worker: WorkerProcess, document: dict[str, object], model: str = 
     return code, str(answer.get("error", ""))
 
 
-def captured(folder: Path) -> list[Line]:
-    lines: list[Line] = []
-    for path in sorted((folder / "spool").glob("*.jsonl")):
-        chunk = parse_lines(path.read_bytes(), 0, closed=True)
-        assert chunk.bad == 0
-        lines += chunk.lines
-    return lines
-
-
 def routes(folder: Path) -> tuple[Route, Route]:
     """A healthy model, and one that a certain row sends into a run without end."""
     bad = write_release(folder / "bad")
@@ -97,11 +89,23 @@ async def replaced(worker: WorkerProcess, pid: int) -> WorkerStatus:
     return status
 
 
-def started(folder: Path, told: list[str], limits: Limits = LIMITS, stuck_s: float = 0.5) -> WorkerProcess:
-    return WorkerProcess(
+@asynccontextmanager
+async def serving(
+    folder: Path, limits: Limits = LIMITS, stuck_s: float = 0.5
+) -> AsyncIterator[tuple[WorkerProcess, Route, list[str]]]:
+    """A worker that serves both models, the route of the healthy one, and what is told of the worker."""
+    told: list[str] = []
+    worker = WorkerProcess(
         folder / "spool", limits=limits, options=Options(stuck_s=stuck_s), on_replaced=told.append,
         on_restart=lambda cause, count: told.append(f"restarted {cause} {count}"),
     )  # fmt: skip
+    await worker.start()
+    good, bad = routes(folder)
+    try:
+        await worker.apply((good, bad))
+        yield worker, good, told
+    finally:
+        await worker.stop()
 
 
 @pytest.mark.parametrize(
@@ -117,12 +121,7 @@ async def test_worker_with_a_run_that_never_ends_is_replaced_without_a_failed_re
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool, wanted: bool
 ) -> None:
     monkeypatch.setattr(supervise, "available_bytes", lambda: 10**12 if room else 0)
-    told: list[str] = []
-    worker = started(tmp_path, told)
-    await worker.start()
-    good, bad = routes(tmp_path)
-    try:
-        await worker.apply((good, bad))
+    async with serving(tmp_path) as (worker, good, told):
         pid = (await worker.status()).pid
         stop, callers = asyncio.Event(), [Caller(worker, "delay") for _ in range(4)]
         tasks = [asyncio.create_task(caller.go_on(str(n), stop)) for n, caller in enumerate(callers)]
@@ -142,8 +141,6 @@ async def test_worker_with_a_run_that_never_ends_is_replaced_without_a_failed_re
                 await asyncio.sleep(0.05)
         assert told == ["stuck 2.0.0 did not come back from a run"]
         assert status.restarts == 0
-    finally:
-        await worker.stop()
     asked = [answer for caller in callers for answer in caller.answers]
     assert {code for _, code in asked} == {200}
     assert len(asked) > 100
@@ -153,13 +150,8 @@ async def test_worker_with_a_run_that_never_ends_is_replaced_without_a_failed_re
 
 @pytest.mark.slow
 async def test_model_that_hangs_again_and_again_is_not_replaced_in_a_loop(tmp_path: Path) -> None:
-    told: list[str] = []
     limits = Limits(ask_every_s=0.1, leave_s=0.2, pace=Pace(first_s=3600.0))
-    worker = started(tmp_path, told, limits, stuck_s=0.3)
-    await worker.start()
-    good, bad = routes(tmp_path)
-    try:
-        await worker.apply((good, bad))
+    async with serving(tmp_path, limits, stuck_s=0.3) as (worker, _, told):
         for _ in range(2):
             pid = (await worker.status()).pid
             assert (await once(worker, hanging(body())))[0] == 500
@@ -170,18 +162,11 @@ async def test_model_that_hangs_again_and_again_is_not_replaced_in_a_loop(tmp_pa
         code, answer = await once(worker, body())
         assert (code, "does not come back" in answer) == (500, True), "told at once what is wrong"
         assert (await once(worker, body(), "delay"))[0] == 200
-    finally:
-        await worker.stop()
 
 
 @pytest.mark.slow
 async def test_new_worker_that_cannot_serve_everything_does_not_take_over(tmp_path: Path) -> None:
-    told: list[str] = []
-    worker = started(tmp_path, told)
-    await worker.start()
-    good, bad = routes(tmp_path)
-    try:
-        await worker.apply((good, bad))
+    async with serving(tmp_path) as (worker, _, told):
         pid = (await worker.status()).pid
         (tmp_path / "good/model.onnx").write_bytes(b"rotten")
         assert (await once(worker, hanging(body())))[0] == 500
@@ -189,5 +174,3 @@ async def test_new_worker_that_cannot_serve_everything_does_not_take_over(tmp_pa
         assert (await worker.status()).pid == pid
         assert (await once(worker, body(), "delay"))[0] == 200
         assert told == []
-    finally:
-        await worker.stop()

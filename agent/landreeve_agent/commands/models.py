@@ -115,7 +115,7 @@ def list_updates(
         told = one["update"]
         note(
             f"under way: {one['name']} {told['good'] or '-'} -> {told['offered']}: {told['state']}. {told['sentence']}"
-            f"{_by_when(told.get('until', ''))}"
+            f"{_by_when(told['until'])}"
         )
 
 

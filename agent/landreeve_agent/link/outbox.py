@@ -259,7 +259,8 @@ def _probe(db: SqliteDatabase, after: int, limit: int) -> list[Pending]:
         return _pending(db, after, limit)
     first = _pending(db, 0, 1) if after == 0 and limit > 0 else []
     for fact in first:
-        _raise_mark(db, max(fact.seq, _mark(db)))
+        if fact.seq > _mark(db):
+            _raise_mark(db, fact.seq)
     return first
 
 
@@ -342,6 +343,7 @@ def _drop_former(db: SqliteDatabase, surplus: int, now: datetime) -> int:
         dropped.setdefault(epoch, []).append(seq)
         surplus -= size
     for epoch, numbers in dropped.items():
+        logger.warning("outbox full: %d metrics of former epoch %d dropped", len(numbers), epoch)
         for first, last in _runs(numbers):
             gap = Fact(epoch=epoch, seq=last, at=stamp(now), body=Gap(first=first, last=last, count=last - first + 1))
             data = encode(gap)

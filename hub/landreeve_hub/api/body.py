@@ -5,8 +5,8 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
+from landreeve_hub import slips
 from landreeve_hub.api.problems import Problem
-from landreeve_hub.rollout import slips
 
 T = TypeVar("T")
 MAX_JSON_BYTES = 1024 * 1024

@@ -13,6 +13,7 @@ import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding
 from landreeve.trust.certs import describe, parse_all
 from landreeve.wire.codec import encode
+from landreeve.wire.messages import Presence
 from landreeve.wire.topics import Down
 from sqlalchemy import Connection, select
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 SHOWN = 20
 EXPEL_WITHIN_S = 60.0
 MOST_EXPELLED = 5
+# So many are told at one look that they are alone, which a hub that has just started tells to everyone who is there.
+MOST_TOLD_ALONE = 500
 _PEM = Encoding.PEM
 
 
@@ -182,12 +185,18 @@ class Identities:
         """Tell identities that are doubled, and those that no longer are, and see to certificates that end soon."""
         before = frozenset(self._told)
         told = await self.store.write(lambda connection: sessions.settle_in(connection, now, before))
+        alone = [device for device, presence in told.items() if device not in before and not presence.doubled]
+        for device in alone[:MOST_TOLD_ALONE]:
+            self._tell(device, told[device])
+            self.warden.tell(device, Down.PRESENCE, b"")  # heard or queued by now: the broker need not keep it
         for device, presence in told.items():
-            if self._told.get(device) != presence.doubled:
-                self.warden.tell(device, Down.PRESENCE, encode(presence))
-                if device in self._told or presence.doubled:
-                    self.changed("fleet")
-                self._told[device] = presence.doubled
+            if (device in before or presence.doubled) and self._told.get(device) != presence.doubled:
+                self._tell(device, presence)
+                self.changed("fleet")
+
+    def _tell(self, device: str, presence: Presence) -> None:
+        self.warden.tell(device, Down.PRESENCE, encode(presence))
+        self._told[device] = presence.doubled
 
     async def watch_certificates(self, now: datetime) -> None:
         """Open and close incidents about certificates that end soon."""

@@ -66,6 +66,7 @@ class BlockServer:
         self._demand = Demand()
         self._open: dict[str, BlobReader] = {}
         self._anew: set[str] = set()
+        self._unreadable: set[str] = set()
         self._sizes: dict[str, int] = {}
         self._lock = threading.Condition()
         self._stopping = False
@@ -217,7 +218,9 @@ class BlockServer:
         except (BlobError, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.EIO:
                 raise
-            log.error("block %d of artifact %s cannot be read: %s", index, digest[:12], error)  # noqa: TRY400
+            if digest not in self._unreadable:  # the worker's thread alone looks at it
+                log.error("artifact %s cannot be read; push its release again: %s", digest[:12], error)  # noqa: TRY400
+            self._unreadable.add(digest)
             data = b""
         whole = self._sizes.get(digest, 0) - index * BLOCK_BYTES
         return data.ljust(min(max(whole, 0), BLOCK_BYTES), b"\0")
@@ -225,6 +228,7 @@ class BlockServer:
     def _close_replaced(self) -> None:
         with self._lock:
             anew, self._anew = self._anew, set()
+        self._unreadable -= anew
         for digest in anew & self._open.keys():
             self._open.pop(digest).close()
 

@@ -13,8 +13,8 @@ from landreeve.wire.ordering import fault_of_names
 from landreeve.wire.schedule import DayWindow, fault_of_windows, fault_of_zone
 from landreeve.wire.strategy import Strategy, fault_of
 
+from landreeve_hub import slips
 from landreeve_hub.fleet.filter import KEYS, unknown_key
-from landreeve_hub.rollout import slips
 
 MAX_WAVES = 50
 MOST_S = 400 * 86_400.0

@@ -1,4 +1,4 @@
-"""What a person got wrong in a plan, in words: which field, what is wrong, and what was probably meant. Pure."""
+"""What a person got wrong in a document, in words: which field, what is wrong, and what was probably meant. Pure."""
 
 import difflib
 import re
