@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from landreeve.wire.messages import Probation  # noqa: E402 - needs the path above
+from landreeve_agent.update.bounded import evidence_below, spread  # noqa: E402
 from landreeve_agent.update.probation import Fail, Moments, Pass, ProbationStats, error_evidence, judge  # noqa: E402
 from landreeve_agent.update.shift import distance, surely_apart  # noqa: E402
 
@@ -62,6 +63,17 @@ def shift(rng: np.random.Generator, ours: float, theirs: float, limit: float) ->
     return 0
 
 
+def confidence(rng: np.random.Generator, drop: float, spread_out: float, seldom: float = 0.0) -> int:
+    """The row at which a confidence that fell by ``drop`` in the mean is found to have fallen by more than the limit; 0
+    for never. ``seldom`` answers differ by half of the scale from all others."""
+    usual = rng.normal(-drop - 0.5 * seldom, spread_out, 1500) + 0.5 * (rng.random(1500) < seldom)
+    for n in range(EVERY, 1501, EVERY):
+        seen = evidence_below(spread(np.clip(usual[:n], -1, 1).tolist()), -POLICY.max_confidence_drop)
+        if seen >= 1 / POLICY.alpha:
+            return n
+    return 0
+
+
 def row(what: str, value: float, unit: str, bar: str | None = None, *, holds: bool | None = None) -> dict[str, object]:
     return {"what": what, "value": round(value, 4), "unit": unit, "bar": bar, "holds": holds}
 
@@ -81,7 +93,7 @@ def power(what: str, run: Callable[[], int], runs: int) -> list[dict[str, object
 
 def measure() -> list[dict[str, object]]:
     rng = np.random.default_rng(3)
-    limit = POLICY.max_error_rate
+    limit, drop = POLICY.max_error_rate, POLICY.max_confidence_drop
 
     def fault(shrunk: float, noise: float) -> int:
         kind, at = judged(rng, shrunk, noise)
@@ -91,12 +103,17 @@ def measure() -> list[dict[str, object]]:
         alarms("errors at the limit, a look after each of 4000 rows", lambda: errors(rng, limit), RUNS),
         alarms("log loss of equal versions, little apart", lambda: fault(0.0, 0.05), RUNS),
         alarms("log loss of equal versions, further apart", lambda: fault(0.0, 0.2), RUNS),
+        alarms("confidence at the limit", lambda: confidence(rng, drop, 0.2), RUNS // 4),
+        alarms("confidence at the limit, 2 % of answers apart", lambda: confidence(rng, drop, 0.0, 0.02), RUNS // 4),
         alarms("answers of one distribution, any shift", lambda: shift(rng, 0.3, 0.3, 0.0), RUNS // 4),
     ]
     for factor in (1.5, 2.0, 3.0, 5.0):
         rows += power(f"errors {factor:g} times the limit", lambda f=factor: errors(rng, f * limit), RUNS // 4)
     for shrunk in (0.2, 0.4, 0.6):
         rows += power(f"log odds shrunk by {shrunk:g}", lambda s=shrunk: fault(s, 0.05), RUNS // 4)
+    for more in (0.1, 0.2, 0.4):
+        what = f"confidence {more:g} below the limit of {drop:g}"
+        rows += power(what, lambda m=more: confidence(rng, drop + m, 0.2), RUNS // 8)
     for mean in (0.5, 0.6, 0.8):
         what = f"mean answer 0.2 to {mean:g}, limit {POLICY.max_prediction_shift:g}"
         rows += power(what, lambda m=mean: shift(rng, 0.2, m, POLICY.max_prediction_shift), RUNS // 8)
