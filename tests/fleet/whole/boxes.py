@@ -139,7 +139,7 @@ class Box:
         self.tries: dict[tuple[str, str], int] = {}
         self.serves: dict[str, str] = {}
         self.had: set[str] = set()
-        self.left: dict[str, str] = {}
+        self.left: dict[str, tuple[int, str]] = {}
         self.told: tuple[Any, ...] = ()
         self.window = 0
         self._life: list[asyncio.Task[None]] = []
@@ -307,11 +307,13 @@ class Box:
 
     def direct(self, state: State) -> None:
         active = serving(state).active
+        generation = state.order.generation if state.order else 0
         if state.phase is Phase.PROBATION and state.good is not None:
-            self.left[state.model] = state.good.release
+            self.left[state.model] = (generation, state.good.release)
         wished = (state.order is not None and state.order.rollback) or state.cause == "local_rollback"
-        if state.phase is Phase.ROLLED_BACK and state.model in self.left and not wished:
-            same = active is not None and active.release == self.left[state.model]
+        began, before = self.left.get(state.model, (0, ""))
+        if state.phase is Phase.ROLLED_BACK and began == generation and before and not wished:
+            same = active is not None and active.release == before
             self.wish.require(same, "a failed update returns to what served", f"{self.name} {state.model}")
         if active is None:
             self.serves.pop(state.model, None)

@@ -140,7 +140,7 @@ MISTAKES: dict[str, Mistake] = {
     "secret": Mistake("every automatic rollback has an incident", machine, "obey", _silently, 5),
     "half_kept": Mistake("what the hub remembers is what it keeps", book, "save", _saves_only_the_head, 1),
     "unpublished": Mistake("what is published is what is assigned", book, "carry_out", _carries_out_in_secret, 1),
-    "late_verdict": Mistake("a look at what changed sees everything", machine, "judged", _sees_no_verdict, 4),
+    "late_verdict": Mistake("a look at what changed sees everything", machine, "judged", _sees_no_verdict, 29),
     "crammed": Mistake("never more than max in flight", machine, "_order_due", _one_more),
     "night_owl": Mistake("nothing is activated outside the site's window", box_runner, "held", _answers(""), 3),
     "mute": Mistake("every transition of a box is told", Outbox, "enqueue", _forgets_to_tell, 2),
