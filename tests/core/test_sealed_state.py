@@ -322,6 +322,18 @@ def test_kill_nine_at_any_moment_of_a_conversion_leaves_one_that_works(folder: F
     assert rows(folder, vault) == 1497
 
 
+def test_the_plain_copy_of_an_unsealing_that_was_killed_goes_when_the_folder_is_sealed_again(folder: Folder) -> None:
+    folder.fill()
+    vault, _ = Vault.create(folder.parts.vault, folder.source, folder.root)
+    plain = folder.parts.database.read_bytes()
+    state.seal(folder.parts, vault)
+    for suffix in ("", "-journal"):  # what a SIGKILL in the middle of the export leaves: the database is sealed still
+        (folder.root / f"agent.db.sealing{suffix}").write_bytes(plain)
+    state.seal(folder.parts, vault)
+    assert folder.hits() == []
+    assert rows(folder, vault) == 197
+
+
 def test_sealed_lines_read_back_in_their_own_file_alone() -> None:
     sealer = LineSealer({"00" * 8: bytes(32), "11" * 8: bytes(range(32))})
     line = sealer.seal("1-0.jsonl", b'{"a": 1}\n{"b": 2}\n')

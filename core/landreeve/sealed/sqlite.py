@@ -102,8 +102,8 @@ def spelled(key: bytes | None) -> str:
 
 def convert(path: Path, old: bytes | None, new: bytes | None) -> None:
     """Rewrite the file from one key to another (None: plain text), in one rename. Nobody else may have it open."""
+    drop_unfinished(path)
     beside = path.with_name(path.name + BESIDE)
-    _clear(beside)
     connection = _exclusive(path, old)
     _make_empty(beside, path.stat().st_mode)
     try:
@@ -125,6 +125,11 @@ def convert(path: Path, old: bytes | None, new: bytes | None) -> None:
     _sync(beside)
     beside.replace(path)
     sync_folder(path.parent)
+
+
+def drop_unfinished(path: Path) -> None:
+    """Remove what a killed conversion of the file left beside it: after an unsealing it is in plain text."""
+    _clear(path.with_name(path.name + BESIDE))
 
 
 def _exclusive(path: Path, key: bytes | None) -> Any:

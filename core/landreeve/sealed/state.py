@@ -60,6 +60,7 @@ class Tally:
 
 def seal(parts: Parts, vault: Vault) -> Tally:
     """Seal everything with the newest keys; what is sealed so already stays."""
+    sqlite.drop_unfinished(parts.database)
     keys = list(vault.keys("store").values())
     if parts.database.exists() and parts.database.stat().st_size:
         found = sqlite.key_for(parts.database, keys)
@@ -88,6 +89,7 @@ def seal_files(parts: Parts, vault: Vault) -> int:
 
 def unseal(parts: Parts, vault: Vault) -> Tally:
     """Everything in plain text again; the vault stays until the settings no longer name its key."""
+    sqlite.drop_unfinished(parts.database)
     if parts.database.exists() and parts.database.stat().st_size:
         found = sqlite.key_for(parts.database, vault.keys("store").values())
         if found is not None:
