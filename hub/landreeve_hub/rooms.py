@@ -70,6 +70,7 @@ from landreeve_hub.registry.needless import DAY_S, HOUR_S
 from landreeve_hub.registry.needless import Keep as KeepBlobs
 from landreeve_hub.registry.quota import Quota
 from landreeve_hub.registry.releases import Registry
+from landreeve_hub.registry.soundness import Soundness
 from landreeve_hub.registry.uploads import Challengers, Uploads
 from landreeve_hub.rollout.runner import RolloutRunner
 from landreeve_hub.sealing import opened_vault
@@ -176,7 +177,7 @@ class Builder:
         receiver = Receiver(
             store,
             settings.fleet,
-            self._appliers(audit, learning, IncidentWatch(incidents, self._clock), witnesses),
+            self._appliers(audit, learning, IncidentWatch(incidents, self._clock), witnesses, registry.shelf.soundness),
             line.publish,
             self._clock,
             blocks=_Traffic(blocks, uploads),
@@ -272,7 +273,7 @@ class Builder:
         return broker_place(self._settings.broker.url)
 
     def _appliers(
-        self, audit: AuditLog, learning: Learning, watch: IncidentWatch, witnesses: Witnesses
+        self, audit: AuditLog, learning: Learning, watch: IncidentWatch, witnesses: Witnesses, soundness: Soundness
     ) -> dict[type[Body], Applier]:
         def record(connection: Connection, device: str, fact: Fact) -> None:
             if isinstance(fact.body, Audit):
@@ -283,6 +284,7 @@ class Builder:
 
         chains: dict[type[Body], list[Applier]] = {kind: [one] for kind, one in standard_appliers(record).items()}
         chains[Event].append(learning.apply)
+        chains[UpdateReport].append(soundness.apply)
         chains[Candidate] = [learning.apply]
         chains[AuditHead] = [witnesses.apply_head]
         chains[Cosigned] = [witnesses.apply_line]

@@ -1,6 +1,7 @@
 """Old orders, repeated orders, repeated facts; a hub's disk that spoils what it keeps."""
 
 import json
+import os
 import shutil
 import ssl
 import time
@@ -154,10 +155,12 @@ def blob(yard: Yard, packed: Packed, path: str) -> Path:
 
 
 def flip(yard: Yard, packed: Packed) -> None:
+    """As a disk forgets: neither the file's length nor its time changes."""
     file = blob(yard, packed, "model.onnx")
-    data = bytearray(file.read_bytes())
+    data, written = bytearray(file.read_bytes()), file.stat().st_mtime_ns
     data[len(data) // 2] ^= 0xFF
     file.write_bytes(data)
+    os.utime(file, ns=(written, written))
 
 
 def substitute(yard: Yard, packed: Packed) -> None:
@@ -184,6 +187,12 @@ def lose(yard: Yard, packed: Packed) -> None:
     blob(yard, packed, "model.onnx").unlink()
 
 
+def heads(yard: Yard, packed: Packed) -> list[bool]:
+    """Whether each part of the release is there, as an OCI client asks it."""
+    parts = [f"blobs/sha256:{digest}" for digest in packed.blobs]
+    return [yard.shelves(part) for part in (*parts, f"manifests/sha256:{packed.digest}")]
+
+
 SPOILT = {
     "corrupt artifact: a byte flipped at the hub": flip,
     "corrupt artifact: cut off at the hub": cut_off,
@@ -198,6 +207,7 @@ def test_what_the_hub_keeps_is_spoilt(yard: Yard, site: Site, table: Table, name
     """The site goes on with what it has, and the hub says what to do; the same release pushed again mends it."""
     packed = release(site.folder)
     version = yard.push(packed)
+    assert all(heads(yard, packed))
     SPOILT[name](yard, packed)
     number = yard.order(version, site)
     ended = yard.ended(number)
@@ -206,7 +216,9 @@ def test_what_the_hub_keeps_is_spoilt(yard: Yard, site: Site, table: Table, name
     assert version not in site.prober.answered.values()
     incidents = [row for row in yard.process.get("incidents") if row["kind"] == "artifact_damaged"]
     assert packed.digest in [row["subject"]["release"] for row in incidents]
+    assert not all(heads(yard, packed))
     assert yard.push(packed) == version
+    assert all(heads(yard, packed))
     again = yard.retried(number)
     site.until(f"{version} to answer", lambda: site.prober.serves == version)
     site.version = version

@@ -72,14 +72,22 @@ class Yard:
 
     def take(self, archive: bytes) -> str:
         """The version of the release in that archive, approved."""
-        token = (self.state / "run" / "admin-token").read_text().strip()
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/x-tar"}
+        headers = {**self._signed_in(), "Content-Type": "application/x-tar"}
         url = f"{self.ports['url']}/api/v1/releases"
         answer = httpx2.post(url, content=archive, headers=headers, timeout=60)
         assert answer.status_code < 400, answer.text
         pushed = answer.json()
         self.process.post(f"releases/{pushed['digest']}/approve", {"emergency": "one person only"})
         return str(pushed["version"])
+
+    def shelves(self, part: str) -> bool:
+        """Whether an OCI client that asks for a part of the model's repository hears that it is there."""
+        url = f"{self.ports['url']}/v2/{MODEL}/{part}"
+        return httpx2.head(url, headers=self._signed_in(), timeout=60).status_code == 200
+
+    def _signed_in(self) -> dict[str, str]:
+        token = (self.state / "run" / "admin-token").read_text().strip()
+        return {"Authorization": f"Bearer {token}"}
 
     def order(
         self, version: str, *sites: "Site", rows: int = ROWS, model: str = MODEL, force: str = "", **plan: Any

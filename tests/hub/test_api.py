@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
+from landreeve.blobs.codec import Codec
 from landreeve.blobs.store import BlobStore
 from landreeve.release.layout import Packed, pack
 from landreeve.release.manifest import Gates, Lineage, ReleaseConfig, Signature
@@ -56,7 +57,9 @@ SITES = {"d-1": "EWR", "d-2": "JFK", "d-3": "LGA"}
 class Hub:
     """A hub without broker: what it would publish is kept in ``published``."""
 
-    def __init__(self, state: Path, url: str = "", baselines: Baselines = no_baseline) -> None:
+    def __init__(
+        self, state: Path, url: str = "", baselines: Baselines = no_baseline, codec: Codec | None = None
+    ) -> None:
         self.now = datetime(2026, 5, 1, 12, tzinfo=UTC)
         keys.init(state, self.now)
         self.store = Store(url or state / "hub.db")
@@ -65,7 +68,7 @@ class Hub:
         publisher = Publisher(self.store, Director(state), targets, self.send, self.clock)
         self.audit = AuditLog(self.store, state / "keys")
         self.runner = RolloutRunner(self.store, publisher, Incidents(), self.audit, baselines=baselines)
-        self.blobs = BlobStore(state / "blobs")
+        self.blobs = BlobStore(state / "blobs", codec=codec)
         self.registry = Registry(self.store, self.blobs, targets)
         self.services = Services(
             store=self.store,

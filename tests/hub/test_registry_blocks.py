@@ -219,6 +219,17 @@ async def test_an_upload_is_asked_for_until_it_is_whole(tmp_path: Path, store: S
     assert [want.missing for want in device.wants] == [encode_missing(set(range(n, 4))) for n in range(4)]
 
 
+async def test_an_upload_that_the_disk_has_spoilt_is_fetched_once_more(tmp_path: Path, store: Store) -> None:
+    device = Device(lambda want: [_block(index) for index in decode_missing(want.missing, 4)])
+    uploads = _uploads(tmp_path, device, store)
+    for wants in (1, 1):
+        path = await uploads.request("d-1", DIGEST, len(DATA), BLOCKS)
+        assert (path.read_bytes(), len(device.wants)) == (DATA, wants)
+    path.write_bytes(DATA[:-1] + b"?")
+    assert (await uploads.request("d-1", DIGEST, len(DATA), BLOCKS)).read_bytes() == DATA
+    assert len(device.wants) == 2
+
+
 async def test_blocks_of_another_device_or_artifact_are_left(tmp_path: Path, store: Store) -> None:
     uploads = _uploads(tmp_path, Device(lambda _want: []), store)
     asking = asyncio.create_task(uploads.request("d-1", DIGEST, len(DATA), BLOCKS))

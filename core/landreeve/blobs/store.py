@@ -152,7 +152,7 @@ class BlobStore:
         return shutil.disk_usage(self._root).free
 
     def verify(self, digest: str) -> bool:
-        """Whether the blob is here and still has its digest; reads it in pieces, so of any size."""
+        """Whether the blob is here, can be read, and still has its digest; reads it in pieces, so of any size."""
         if not self.has(digest):
             return False
         found = hashlib.sha256()
@@ -160,6 +160,6 @@ class BlobStore:
             with closing(self.open(digest)) as reader:
                 for offset in range(0, reader.size, _PIECE_BYTES):
                     found.update(reader.read_at(offset, _PIECE_BYTES))
-        except CorruptBlobError:
-            return False
+        except (MissingBlobError, CorruptBlobError, OSError):
+            return False  # what the disk no longer gives is not here either: put writes it anew, elsewhere on the disk
         return found.hexdigest() == digest

@@ -2,7 +2,8 @@
 
 A model is a repository (`landreeve.release.reference.repository_of`), its versions and aliases are tags. Every
 release is on the shelf but those withdrawn or quarantined, since a machine that pulls would run them.
-A blob is found only by way of a release of the same repository, so one repository never opens another's.
+A blob is found only by way of a release of the same repository, so one repository never opens another's. What is known
+to be damaged is not there, and the answer says how it is mended.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from landreeve.blobs.codec import BlobReader
+from landreeve.blobs.errors import BlobError
 from landreeve.blobs.store import BlobStore
 from landreeve.release.manifest import MANIFEST_TYPE, digest_of, parse_manifest
 from landreeve.release.reference import is_tag, repository_of
@@ -17,10 +19,12 @@ from sqlalchemy import Connection, select
 
 from landreeve_hub.errors import NotFoundError
 from landreeve_hub.registry.bill import EMPTY
+from landreeve_hub.registry.soundness import Soundness
 from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 
 OFF_THE_SHELF = ("withdrawn", "quarantined")
+_MEND = "damaged or lost on the hub's disk; push its release again, which mends it"
 
 
 class NoSuchRepositoryError(NotFoundError, LookupError):
@@ -32,7 +36,7 @@ class NoSuchManifestError(NotFoundError, LookupError):
 
 
 class NoSuchBlobError(NotFoundError, LookupError):
-    """No release of the repository consists of that blob."""
+    """No release of the repository consists of that blob, or what is here of it is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Shelf:
     def __init__(self, store: Store, blobs: BlobStore) -> None:
         self._store = store
         self._blobs = blobs
+        self.soundness = Soundness(blobs)
         self._parts: dict[str, frozenset[str]] = {}
 
     async def repositories(self) -> list[str]:
@@ -90,8 +95,7 @@ class Shelf:
         algorithm, colon, value = wanted.partition(":")
         for row in rows:
             if (row.digest == value and algorithm == "sha256") if colon else wanted in row.tags:
-                data = await asyncio.to_thread(self._blobs.read, row.digest)
-                return Document(row.digest, MANIFEST_TYPE, data)
+                return Document(row.digest, MANIFEST_TYPE, await self._manifest_of(repository, row))
         for paper in await self._papers(rows):
             if algorithm == "sha256" and paper.digest == value:
                 return Document(paper.digest, MANIFEST_TYPE, paper.manifest)
@@ -99,12 +103,12 @@ class Shelf:
 
     async def blob(self, repository: str, digest: str) -> BlobReader:
         """A blob of one of the repository's releases, or of what refers to one, to be closed; ``digest`` in hex.
-        `NoSuchBlobError`.
-
-        It is not hashed again here: whoever pulls checks every byte against the digest.
+        `NoSuchBlobError`, also for a damaged one: who asks only whether it is there must not take it for whole.
         """
         rows = await self._rows(repository)
         if await asyncio.to_thread(self._belongs, rows, digest):
+            if not await self.soundness.is_whole(digest):
+                raise NoSuchBlobError(f"{repository}: blob sha256:{digest[:12]}… is {_MEND}")
             return await asyncio.to_thread(self._blobs.open, digest)
         for paper in await self._papers(rows):
             found = {digest_of(EMPTY): EMPTY, paper.content_digest: paper.content, paper.digest: paper.manifest}
@@ -127,14 +131,24 @@ class Shelf:
         ]
 
     def _belongs(self, rows: list[_Row], digest: str) -> bool:
-        return any(digest in self._parts_of(row.digest) for row in rows) and self._blobs.has(digest)
+        return any(digest in self._parts_of(row.digest) for row in rows)
 
     def _parts_of(self, digest: str) -> frozenset[str]:
-        """What a release consists of; a manifest never changes, so it is parsed once."""
+        """What a release consists of; a manifest never changes, so it is parsed once. Of a damaged one nothing is
+        known, which is no other release's trouble."""
         if digest not in self._parts:
-            manifest = parse_manifest(self._blobs.read(digest))
+            try:
+                manifest = parse_manifest(self._blobs.read(digest))
+            except (BlobError, OSError):
+                return frozenset()
             self._parts[digest] = frozenset(blob.sha256 for blob in manifest.blobs()) | {digest}
         return self._parts[digest]
+
+    async def _manifest_of(self, repository: str, row: _Row) -> bytes:
+        try:
+            return await asyncio.to_thread(self._blobs.read, row.digest)
+        except (BlobError, OSError) as error:
+            raise NoSuchManifestError(f"{repository}: manifest sha256:{row.digest[:12]}… is {_MEND}") from error
 
     async def _rows(self, repository: str) -> list[_Row]:
         return await self._store.read(lambda c: _rows(c, repository))

@@ -80,7 +80,7 @@ class Uploads:
         size or block list that cannot be.
         """
         self._asked_at[digest] = time.monotonic()
-        if self._blobs.has(digest):
+        if await asyncio.to_thread(self._blobs.verify, digest):  # what the disk has spoilt is fetched once more
             return self._blobs.path(digest)
         await self._quota.charge(device, digest, size)
         try:
