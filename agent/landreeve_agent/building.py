@@ -24,15 +24,14 @@ from landreeve_agent.config import AgentSettings, StateFolder
 from landreeve_agent.console.access import Codes, Sessions, doors, ensure_tokens, write_private
 from landreeve_agent.console.api import LocalApi
 from landreeve_agent.console.audit_api import AuditApi
-from landreeve_agent.console.server import ConsoleServer, build, listen
+from landreeve_agent.console.server import ConsoleServer, build
 from landreeve_agent.console.status import StatusSource, UpdateView, read_active, update_view
 from landreeve_agent.console.verdict import Finding
 from landreeve_agent.doors.opening import Doors
 from landreeve_agent.drift.windows import Windows
-from landreeve_agent.errors import StateError
 from landreeve_agent.hardware.room import HardwareRoom
 from landreeve_agent.hardware.survey import Survey
-from landreeve_agent.inference import Hold, Inference, hold_port, is_taken, replaced
+from landreeve_agent.inference import Hold, Inference, replaced
 from landreeve_agent.intake.definitions import Definitions
 from landreeve_agent.intake.intake import Intake
 from landreeve_agent.intake.retention import Retention
@@ -43,6 +42,7 @@ from landreeve_agent.link.meter import Meter
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.membership import Membership
 from landreeve_agent.orders import Orders
+from landreeve_agent.ports import after_a_kill, last_ports, moved, shown, take_ports
 from landreeve_agent.rooms import Rooms, Trouble
 from landreeve_agent.schedule.jobs import BadScheduleError, Schedule
 from landreeve_agent.sealing import AtRest, training_folder
@@ -73,7 +73,7 @@ logger = logging.getLogger(__name__)
 STATUS_EVERY_S = 2.0
 RECOVER_S = 15.0
 CONSOLE_END_S = 3.0
-PORT_WAIT_S = 5.0
+LEAVE_S = 1.0
 # Told at these failures in a row: a room that never recovers must not fill the outbox.
 _TOLD_FAILURES = {1, 10, 100, 1000}
 
@@ -104,7 +104,7 @@ class House:
     ) -> "House":  # fmt: skip
         """Open the store, take the ports, make the rooms; ``leave`` ends the process in order. Raises `StoreError`,
         `StateError`."""
-        listener, hold = _ports(state, settings, problem)
+        listener, hold = take_ports(state, settings)
         try:
             at_rest = AtRest.opened(state, settings).settled(state, settings)
             database = open_store(state.database, at_rest.store_keys, clock())
@@ -113,7 +113,7 @@ class House:
             hold.close()
             raise
         house = cls(state, settings, problem, clock, database, listener, hold, leave, at_rest=at_rest)
-        house.moved = _moved(settings, house) if not problem else ()
+        house.moved = moved(settings, listener, hold) if not problem else ()
         house._make_rooms()
         house._make_console()
         return house
@@ -129,7 +129,7 @@ class House:
         self.blobs = BlobStore(state.blobs, codec=self.at_rest.blob_codec)
         self.recent = Recent()
         serving = settings.serving
-        self.doors = Doors(settings, functools.partial(_after_a_kill, last=_last_ports(state)))
+        self.doors = Doors(settings, functools.partial(after_a_kill, last=last_ports(state)))
         self.inference = Inference(
             state.spool, self.hold, self._worker_restarted, door(serving, state), serving.memory_mb, serving.isolated,
             self.doors.grpc, self.doors.grpc_max_bytes, self.at_rest.secrets, lambda why: self._tell(replaced(why)),
@@ -263,7 +263,7 @@ class House:
     @property
     def console_url(self) -> str:
         """Where the console answers."""
-        return f"http://{_shown(self.settings.console.host)}:{self.listener.getsockname()[1]}"
+        return f"http://{shown(self.settings.console.host)}:{self.listener.getsockname()[1]}"
 
     async def open(self) -> None:
         """Recover what served, then set every room going; the link comes last."""
@@ -301,7 +301,7 @@ class House:
         self.server.stop()
         await self.rooms.finish("console", CONSOLE_END_S)
         await self.rooms.close()
-        await self.inference.stop()
+        await self.inference.stop(LEAVE_S if self.restarting else 0.0)
         for task in self._unsettled:
             task.cancel()
         await asyncio.gather(*self._unsettled, return_exceptions=True)
@@ -438,63 +438,13 @@ class House:
     def _say_ports(self) -> None:
         host, port = self.inference.address
         ports = {
-            "host": _shown(self.settings.console.host),
+            "host": shown(self.settings.console.host),
             "console": self.listener.getsockname()[1],
             "serving": port,
-            "serving_host": _shown(host),
+            "serving_host": shown(host),
             "serving_certificate": str(self.inference.door.certificate or ""),
             "console_wanted": self.settings.console.port,
             "serving_wanted": self.settings.serving.port,
             **self.doors.ports(),
         }
         write_private(self.state.ports, msgspec.json.encode(ports))
-
-
-def _ports(state: StateFolder, settings: AgentSettings, problem: str) -> tuple[socket.socket, Hold]:
-    last = _last_ports(state)
-    # After a kill the worker may hold its port for a moment longer: an address that moved would be lost to callers.
-    console = _after_a_kill("console", settings.console.host, settings.console.port, last)
-    serving = _after_a_kill("serving", settings.serving.host, settings.serving.port, last)
-    try:
-        return listen(settings.console.host, console), hold_port(settings.serving.host, serving)
-    except OSError as error:
-        raise StateError(f"no port to listen on: {error}; see the settings console.host and serving.host") from error
-
-
-def _after_a_kill(name: str, host: str, wanted: int, last: Mapping[str, int]) -> int:
-    """The port to ask for: the one in use until a kill is asked for again, and waited for, unless the settings ask
-    for another since. It may be none of the settings': that one was busy."""
-    port = last.get(name, 0)
-    if not port or last.get(f"{name}_wanted", wanted) != wanted:
-        return wanted
-    deadline = time.monotonic() + PORT_WAIT_S
-    while is_taken(host, port):
-        if time.monotonic() > deadline:
-            return wanted
-        time.sleep(0.1)
-    return port
-
-
-def _last_ports(state: StateFolder) -> dict[str, int]:
-    """The ports of a supervisor that did not end orderly (which would have removed the file)."""
-    try:
-        found = msgspec.json.decode(state.ports.read_bytes(), type=dict[str, int | str])
-    except (OSError, msgspec.DecodeError):
-        return {}
-    return {name: port for name, port in found.items() if isinstance(port, int)}
-
-
-def _moved(settings: AgentSettings, house: House) -> tuple[str, ...]:
-    actual = (house.listener.getsockname()[1], house.hold.address[1])
-    wanted = (settings.console.port, settings.serving.port)
-    names = ("console.port", "serving.port")
-    return tuple(
-        f"{name} {want} is busy: {got} is used instead"
-        for name, want, got in zip(names, wanted, actual, strict=True)
-        if want not in (0, got)
-    )
-
-
-def _shown(host: str) -> str:
-    """An address a program on this box can use for a listening one."""
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - translated, not bound

@@ -12,20 +12,28 @@ from pathlib import Path
 import msgspec
 from landreeve.wire.messages import Event
 
+from landreeve_agent.launch import sockets
 from landreeve_agent.serving.control import NO_SECRETS, Route, Secrets, Version, WorkerStatus
 from landreeve_agent.serving.door import Door
 from landreeve_agent.serving.errors import LoadFailedError
-from landreeve_agent.serving.supervise import OnLost, OnReplaced, OnRestart, Options, WorkerProcess
+from landreeve_agent.serving.options import Options
+from landreeve_agent.serving.supervise import OnLost, OnReplaced, OnRestart, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Hold:
-    """A port kept for the worker: a socket bound to it, and the claim that keeps other agents of this box off it."""
+    """A port kept for the worker: a socket bound to it, and the claim that keeps other agents of this box off it.
+
+    ``listening``: the socket is one that an agent before this one served on, and callers wait in its backlog. It is
+    left to the next agent under ``name``.
+    """
 
     bound: socket.socket
     claim: socket.socket | None
+    name: str = ""
+    listening: bool = False
 
     @property
     def address(self) -> tuple[str, int]:
@@ -74,7 +82,7 @@ class Inference:
 
     async def apply(self, routes: tuple[Route, ...]) -> None:
         """Serve exactly these routes. Raises `landreeve_agent.serving.errors.LoadFailedError`."""
-        if self._worker is None and not routes:
+        if self._worker is None and not routes and not self.hold.listening:
             return
         await (await self._started()).apply(tuple(self._placed(route) for route in routes))
 
@@ -82,10 +90,10 @@ class Inference:
         """How the worker is; None while none was wanted."""
         return await self._worker.status() if self._worker is not None else None
 
-    async def stop(self) -> None:
-        """End the worker."""
+    async def stop(self, leave_s: float = 0.0) -> None:
+        """End the worker; connections in use are ended with their next answer, for which they have ``leave_s``."""
         if self._worker is not None:
-            await self._worker.stop()
+            await self._worker.stop(leave_s)
             self._worker = None
 
     def _options(self) -> Options:
@@ -113,10 +121,11 @@ class Inference:
             host, port = self.address
             worker = WorkerProcess(
                 self.spool, host, port, on_restart=self.on_restart, on_replaced=self.on_replaced, on_lost=self.on_lost,
-                options=self._options(),
+                options=self._options(), listening=self.hold.bound if self.hold.listening else None,
             )  # fmt: skip
             try:
                 await worker.start()
+                worker.leave_socket(self.hold.name)
             except OSError as error:
                 raise LoadFailedError(
                     "port_taken", f"{self.url}: {error.strerror}; set another serving.port"
@@ -142,8 +151,23 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def hold_port(host: str, port: int, tried: int = 50) -> Hold:
-    """That port or the next free one (0 takes any), bound and not listened on.
+def held_port(host: str, wanted: int) -> Hold | None:
+    """The port that an agent before this one served on by the same settings, where the launcher kept it."""
+    name = sockets.named("serving", host, wanted)
+    listening = sockets.taken(name)
+    if listening is None:
+        return None
+    try:
+        claim = _claim(listening.getsockname()[1])
+    except OSError:  # its worker is not gone yet, or another agent of this box claims the port
+        listening.close()
+        return None
+    sockets.leave(name, listening)
+    return Hold(listening, claim, name, listening=True)
+
+
+def hold_port(host: str, port: int, wanted: int | None = None, tried: int = 50) -> Hold:
+    """That port or the next free one (0 takes any), bound and not listened on; ``wanted`` is what the settings say.
 
     Bound with SO_REUSEADDR, it lets the worker's own socket listen there. But then another agent that has no model
     yet could bind it as well, and later one would answer the other's applications: so the number is also claimed.
@@ -151,13 +175,13 @@ def hold_port(host: str, port: int, tried: int = 50) -> Hold:
     failed: OSError | None = None
     for candidate in range(port, min(port + tried, 65536)) if port else (0,):
         try:
-            return _hold(host, candidate)
+            return _hold(host, candidate, sockets.named("serving", host, port if wanted is None else wanted))
         except OSError as error:
             failed = error
     raise OSError(f"serving.port: no free port from {port} on {host}: {failed}")
 
 
-def _hold(host: str, port: int) -> Hold:
+def _hold(host: str, port: int, name: str) -> Hold:
     if port and is_taken(host, port):
         raise OSError(errno.EADDRINUSE, f"port {port} is in use")
     with contextlib.ExitStack() as undo:
@@ -166,7 +190,7 @@ def _hold(host: str, port: int) -> Hold:
         bound.bind((host, port))
         claim = _claim(bound.getsockname()[1])
         undo.pop_all()
-    return Hold(bound, claim)
+    return Hold(bound, claim, name)
 
 
 def _claim(port: int) -> socket.socket | None:

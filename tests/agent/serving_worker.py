@@ -9,7 +9,8 @@ from typing import Any
 
 from landreeve_agent.intake.line import Line, parse_lines
 from landreeve_agent.serving.control import Route
-from landreeve_agent.serving.supervise import Options, WorkerProcess
+from landreeve_agent.serving.options import Options
+from landreeve_agent.serving.supervise import WorkerProcess
 
 from tests.agent.onnx_models import version, write_release
 

@@ -30,7 +30,8 @@ from landreeve.sealed.lines import LineSealer
 from landreeve.wire.codec import BLOCK_BYTES
 from landreeve_agent.serving.capture import Spool
 from landreeve_agent.serving.control import Plan, Route, Secrets, Version
-from landreeve_agent.serving.supervise import Options, WorkerProcess
+from landreeve_agent.serving.options import Options
+from landreeve_agent.serving.supervise import WorkerProcess
 from landreeve_agent.store.database import Database
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

@@ -20,7 +20,8 @@ import tritonclient.http.aio as oip_aio
 from landreeve.release.manifest import Gates, TensorSpec
 from landreeve_agent.inference import Hold, hold_port
 from landreeve_agent.serving.control import Plan, Route
-from landreeve_agent.serving.supervise import Options, WorkerProcess
+from landreeve_agent.serving.options import Options
+from landreeve_agent.serving.supervise import WorkerProcess
 from landreeve_models.definition import Definition, encode_definition
 from numpy.typing import NDArray
 from onnx import TensorProto, helper

@@ -23,7 +23,8 @@ from landreeve_agent.doors.connection import Connection, Server
 from landreeve_agent.inference import hold_port
 from landreeve_agent.serving.control import CERTIFICATE, KEY
 from landreeve_agent.serving.grpc_messages import DESCRIPTOR, MESSAGES, SERVICE
-from landreeve_agent.serving.supervise import Options, WorkerProcess
+from landreeve_agent.serving.options import Options
+from landreeve_agent.serving.supervise import WorkerProcess
 from tritonclient.utils import InferenceServerException
 
 from tests.agent.serving_worker import ServingWorker, serving_worker

@@ -15,7 +15,8 @@ from landreeve_agent.config import Serving, StateFolder
 from landreeve_agent.console.access import ensure_tokens
 from landreeve_agent.serving.control import Residence, Route
 from landreeve_agent.serving.door import door
-from landreeve_agent.serving.supervise import Options, WorkerProcess
+from landreeve_agent.serving.options import Options
+from landreeve_agent.serving.supervise import WorkerProcess
 
 from tests.agent.onnx_models import body, graph, version, write_release
 

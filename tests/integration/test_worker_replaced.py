@@ -10,8 +10,9 @@ import psutil
 import pytest
 from landreeve_agent.serving import supervise
 from landreeve_agent.serving.control import Route, WorkerStatus
+from landreeve_agent.serving.options import Limits, Options
 from landreeve_agent.serving.replacing import Pace
-from landreeve_agent.serving.supervise import Limits, Options, WorkerProcess
+from landreeve_agent.serving.supervise import WorkerProcess
 
 from tests.agent.onnx_models import body, endless, version, write_release
 from tests.agent.serving_worker import captured

@@ -14,11 +14,13 @@ from fastapi import FastAPI
 from landreeve_agent.console.access import Doors, Sessions, Tokens
 from landreeve_agent.console.api import LocalApi
 from landreeve_agent.console.guard import Guard
+from landreeve_agent.launch import sockets
 from landreeve_agent.serving.door import Door
 
 logger = logging.getLogger(__name__)
 
 TRIED_PORTS = 50
+BACKLOG = 1024
 
 
 class _Server(uvicorn.Server):
@@ -96,23 +98,9 @@ def listen(host: str, port: int) -> socket.socket:
     """
     for candidate in range(port, min(port + TRIED_PORTS, 65536)) if port else (0,):
         try:
-            return _bind(host, candidate)
+            return sockets.listen(host, candidate, BACKLOG)
         except OSError as error:
             if not isinstance(error, PermissionError) and error.errno != errno.EADDRINUSE:
                 raise
             failed = error
     raise OSError(f"no free port from {port} to {port + TRIED_PORTS - 1} on {host}: {failed}")
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named as TCP, or asyncio leaves Nagle on and every answer waits 40 ms for an acknowledgement.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError:
-        listener.close()
-        raise
-    return listener

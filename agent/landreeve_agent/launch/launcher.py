@@ -17,6 +17,7 @@ from types import FrameType
 
 from landreeve_agent.launch import slots as book
 from landreeve_agent.launch.slots import BASE, LAUNCHED, RESTART_CODE, RUNNING, Slot, Slots
+from landreeve_agent.launch.sockets import Keeper
 
 POLL_S = 0.2
 STOP_S = 20.0
@@ -34,6 +35,7 @@ class Launcher:
         self._stop_s = stop_s
         self._child: subprocess.Popen[bytes] | None = None
         self._asked = 0
+        self._sockets = Keeper()
 
     def run(self) -> int:
         """Until the agent ends for good; its exit code."""
@@ -58,17 +60,21 @@ class Launcher:
 
     def _one_life(self, slot: Slot, deadline_s: float | None) -> int:
         """Start it, and wait for its end; past the deadline it is ended and left."""
-        environ = {**os.environ, LAUNCHED: str(os.getpid()), RUNNING: slot.release, BASE: self._python}
+        told = {LAUNCHED: str(os.getpid()), RUNNING: slot.release, BASE: self._python}
+        environ = {**os.environ, **told, **self._sockets.environ()}
         if self._asked:
             return 0
         command = [slot.python or self._python, "-m", "landreeve_agent", "--state", str(self._state), "run"]
         try:
-            self._child = subprocess.Popen([*command, *self._arguments], env=environ)
+            self._child = subprocess.Popen(
+                [*command, *self._arguments], env=environ, pass_fds=self._sockets.descriptors()
+            )
         except OSError as error:
             if deadline_s is None:
                 raise
             self._leave("cannot_start", f"The new agent cannot be started: {error}.")
             return RESTART_CODE
+        self._sockets.let_go()
         self._forward()  # what came while the child was being made
         until = None if deadline_s is None else time.monotonic() + deadline_s
         while (code := self._child.poll()) is None:
@@ -77,8 +83,11 @@ class Launcher:
             if until is not None and time.monotonic() > until:
                 self._leave("not_confirmed", f"The new agent did not prove itself within {deadline_s:.0f} s.")
                 self._end(self._child)
+                self._sockets.take()
                 return RESTART_CODE
+            self._sockets.take()
             time.sleep(POLL_S)
+        self._sockets.take()
         return code
 
     def _confirmed(self) -> bool:

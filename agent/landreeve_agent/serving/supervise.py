@@ -12,14 +12,14 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from landreeve_agent.launch import sockets
 from landreeve_agent.serving.control import (
-    NO_SECRETS,
     Apply,
     Ask,
     BadFrameError,
@@ -29,7 +29,6 @@ from landreeve_agent.serving.control import (
     Plan,
     Refused,
     Route,
-    Secrets,
     Told,
     Version,
     WorkerStatus,
@@ -37,7 +36,8 @@ from landreeve_agent.serving.control import (
 from landreeve_agent.serving.conversation import Conversation, WorkerGoneError
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.memory import available_bytes
-from landreeve_agent.serving.replacing import Pace, fits_beside
+from landreeve_agent.serving.options import Limits, Options
+from landreeve_agent.serving.replacing import fits_beside
 
 BACKLOG = 512
 CRASH_LOOP = "crash_loop"
@@ -46,55 +46,6 @@ _log = logging.getLogger("landreeve.worker")
 OnRestart = Callable[[str, int], None]
 OnReplaced = Callable[[str], None]
 OnLost = Callable[[Lost], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Seconds and counts of the supervision. ``loop_crashes`` within ``loop_window_s`` make a crash loop."""
-
-    start_s: float = 20.0
-    apply_s: float = 120.0
-    stop_s: float = 5.0
-    hang_s: float = 10.0
-    ask_every_s: float = 2.0
-    loop_crashes: int = 3
-    loop_window_s: float = 60.0
-    first_backoff_s: float = 0.5
-    max_backoff_s: float = 30.0
-    leave_s: float = 10.0
-    pace: Pace = field(default_factory=Pace)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How the worker serves. ``memory_mb`` is for all models together, 0 a share of what is usable. With ``tls_cert``
-    and ``tls_key`` (PEM files) it speaks TLS only; ``tokens`` are files with a token callers must send. ``grpc`` is the
-    address it answers gRPC on too, bound and held by the caller; ``secrets`` are those of a sealed site; ``stuck_s`` is
-    after how long a run counts as one that never ends."""
-
-    memory_mb: int = 0
-    max_body_bytes: int | None = None
-    tokens: tuple[Path, ...] = ()
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    grpc: tuple[str, int] | None = None
-    grpc_max_bytes: int | None = None
-    secrets: Secrets = NO_SECRETS
-    stuck_s: float | None = None
-
-    def arguments(self) -> list[str]:
-        """As the worker's command line takes them. Tokens go by file: an argument can be read by every program."""
-        given = ["--memory-mb", str(self.memory_mb)]
-        for token in self.tokens:
-            given += ["--token", str(token)]
-        if self.grpc is not None:
-            given += ["--grpc-host", self.grpc[0], "--grpc-port", str(self.grpc[1])]
-        for name, value in (
-            ("--grpc-max-bytes", self.grpc_max_bytes), ("--stuck-s", self.stuck_s),
-            ("--max-body-bytes", self.max_body_bytes), ("--tls-cert", self.tls_cert), ("--tls-key", self.tls_key)
-        ):  # fmt: skip
-            given += [name, str(value)] if value is not None else []
-        return given
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +71,7 @@ class WorkerProcess:
     ``hung`` or, when the worker keeps dying within a minute, ``crash_loop``; ``count`` is the number of restarts
     since `start`. A worker with a run that never comes back is replaced while it serves, and ``on_replaced(why)`` is
     called: that is no unexpected end. ``on_lost`` hears of the ends of models' own processes, else ``on_restart`` does.
+    ``listening`` is a socket to serve on instead of a new one on ``host`` and ``port``; it stays the caller's.
     """
 
     def __init__(
@@ -133,9 +85,11 @@ class WorkerProcess:
         on_lost: OnLost | None = None,
         limits: Limits | None = None,
         options: Options | None = None,
+        listening: socket.socket | None = None,
     ) -> None:
         self._spool_dir = spool_dir
         self._bind = (host, port)
+        self._given = listening
         self._on_restart = on_restart
         self._on_replaced = on_replaced
         self._on_lost = on_lost
@@ -150,6 +104,7 @@ class WorkerProcess:
         self._keeper: asyncio.Task[None] | None = None
         self._serving = asyncio.Event()
         self._applying = asyncio.Lock()
+        self._succession = asyncio.Lock()
         self._afresh: _Afresh | None = None
         self._hurry = asyncio.Event()
         self._hung = False
@@ -171,7 +126,7 @@ class WorkerProcess:
 
     async def start(self) -> None:
         """Bind the socket (`OSError` when the port is taken) and start the worker; returns when it serves."""
-        self._listening = _listen(*self._bind)
+        self._listening = self._given.dup() if self._given else sockets.listen(*self._bind, BACKLOG)
         self._keeper = asyncio.create_task(self._keep(), name="worker-keeper")
         waiting = asyncio.create_task(self._serving.wait())
         try:
@@ -182,8 +137,14 @@ class WorkerProcess:
                 "worker_start", f"the worker did not start: {self._last_exit or 'no answer'}"
             ) from None
 
-    async def stop(self) -> None:
-        """End the worker: first by closing its stdin, then by force. Safe to call twice."""
+    def leave_socket(self, name: str) -> None:
+        """Leave the listening socket to the agent after this one, from `start` on."""
+        if self._listening is not None:
+            sockets.leave(name, self._listening)
+
+    async def stop(self, leave_s: float = 0.0) -> None:
+        """End the worker: first by closing its stdin, then by force. Safe to call twice. For ``leave_s`` it answers
+        what comes on open connections, accepts no more, and ends each after its answer."""
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -193,6 +154,8 @@ class WorkerProcess:
             task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
         if self._link is not None:
+            if leave_s and self._serving.is_set():
+                await self._asked_to_leave(self._link, leave_s)
             await self._link.end(self._limits.stop_s)
             self._link = None
         if self._listening is not None:
@@ -218,7 +181,8 @@ class WorkerProcess:
                     return
                 raise LoadFailedError("worker_died", f"the worker died while loading: {self._last_exit}") from None
             except TimeoutError:
-                self._kill("hung")
+                if not await self._leave_behind(self._link, "a model did not come back from its loading"):
+                    self._kill("hung")
                 raise LoadFailedError("load_hung", f"loading took more than {self._limits.apply_s:g} s") from None
             if isinstance(answer, Refused):
                 raise LoadFailedError(answer.cause, answer.sentence)
@@ -353,64 +317,78 @@ class WorkerProcess:
 
     async def _watch(self, link: Conversation) -> Conversation | None:
         """Return when the worker has ended, or the one that took its place; kill it when it no longer answers."""
-        while not link.ended.is_set():
+        while self._link is link and not link.ended.is_set():
             try:
                 await asyncio.wait_for(link.ended.wait(), self._limits.ask_every_s)
             except TimeoutError:
                 try:
                     told = await asyncio.wait_for(link.ask(lambda seq: Ask(seq=seq)), self._limits.hang_s)
                 except TimeoutError:
-                    self._kill("hung")
-                    return None
+                    if self._link is link:
+                        self._kill("hung")
+                    continue
                 except WorkerGoneError:
-                    return None
+                    continue
                 if isinstance(told, Told) and told.stuck:
-                    successor = await self._replace(link, told)
-                    if successor is not None:
-                        return successor
-        return None
+                    await self._replace(link, told)
+        async with self._succession:  # it may have left already, and the new one be about to serve
+            return self._link if self._link is not link else None
 
     # --- replacing it while it serves
 
-    async def _replace(self, old: Conversation, told: Told) -> Conversation | None:
-        """A new worker with the same routes in the place of one with a run that never comes back; None when it is not
-        the time, or the new one could not serve what the old one serves. No request is refused for it."""
+    async def _replace(self, old: Conversation, told: Told) -> None:
+        """A new worker with the same routes in the place of one with a run that never comes back, unless it is not
+        the time."""
         now = asyncio.get_running_loop().time()
         if self._applying.locked() or not self._limits.pace.may(self._replaced, now):
-            return None
-        assert self._listening is not None  # noqa: S101 - start() bound it before this task began
+            return
         async with self._applying:
             self._replaced = (*self._limits.pace.recent(self._replaced, now), now)
-            why = f"{', '.join(told.stuck)} did not come back from a run"
-            try:
-                new = await self._spawn(self._listening)
-            except OSError as error:
-                _log.warning("a new worker cannot be started: %s", error)
-                return None
-            try:
-                await asyncio.wait_for(new.hello.wait(), self._limits.start_s)
-                # gRPC binds its port itself: there the new one cannot stand beside the old one.
-                beside = self._options.grpc is None and fits_beside(told.rss_mb * 1e6, available_bytes())
-                served = await (self._take_over(new) if beside else self._take_turns(old, new))
-            except (TimeoutError, WorkerGoneError) as error:
-                served = False
-                _log.warning("a new worker did not come up: %s", error or "no answer in time")
-            except BaseException:
-                new.kill()
-                await new.gone(hung=False)
-                raise
-            if not served:
-                new.kill()
-                await new.gone(hung=False)
-                return None
+            await self._succeed(old, told, f"{', '.join(told.stuck)} did not come back from a run")
+
+    async def _leave_behind(self, old: Conversation | None, why: str) -> bool:
+        """Whether a new worker serves in the place of one that answers still and has a thread that will not end."""
+        try:
+            told = await self._ask(lambda seq: Ask(seq=seq), self._limits.hang_s)
+        except (TimeoutError, WorkerGoneError):
+            return False
+        if old is None or not isinstance(told, Told):
+            return False
+        return await self._succeed(old, told, why)
+
+    async def _succeed(self, old: Conversation, told: Told, why: str) -> bool:
+        """Whether a new worker took the place of the old one; not if it could not serve what the old one serves. No
+        request is refused for it."""
+        # gRPC binds its port itself: there the new one cannot stand beside the old one.
+        beside = self._options.grpc is None and fits_beside(told.rss_mb * 1e6, available_bytes())
+        async with self._succession:
+            new = await self._successor(old, beside=beside)
+            if new is None:
+                return False
             self._link = new
-            self._serving.set()
-            if beside:
-                self._start_leaving(old)
+        self._serving.set()
+        if beside:
+            self._start_leaving(old)
         _log.warning("the worker was replaced: %s", why)
         if self._on_replaced is not None:
             self._on_replaced(why)
-        return new
+        return True
+
+    async def _successor(self, old: Conversation, *, beside: bool) -> Conversation | None:
+        """A worker that has the routes; None, and none is left, when it did not come so far."""
+        assert self._listening is not None  # noqa: S101 - start() bound it before there was a worker
+        served, new = False, None
+        try:
+            new = await self._spawn(self._listening)
+            await asyncio.wait_for(new.hello.wait(), self._limits.start_s)
+            served = await (self._take_over(new) if beside else self._take_turns(old, new))
+        except (OSError, TimeoutError, WorkerGoneError) as error:
+            _log.warning("a new worker did not come up: %s", error or "no answer in time")
+        finally:
+            if new is not None and not served:
+                new.kill()
+                await new.gone(hung=False)
+        return new if served else None
 
     async def _take_over(self, new: Conversation) -> bool:
         """Load everything beside the old worker; whether it all loaded."""
@@ -433,12 +411,14 @@ class WorkerProcess:
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
 
+    async def _asked_to_leave(self, old: Conversation, patience_s: float) -> None:
+        with contextlib.suppress(TimeoutError, WorkerGoneError):
+            left = old.ask(lambda seq: Leave(seq=seq, patience_s=patience_s))
+            await asyncio.wait_for(left, 2 * patience_s + self._limits.hang_s)
+
     async def _leave(self, old: Conversation) -> None:
-        patience_s = self._limits.leave_s
         try:
-            with contextlib.suppress(TimeoutError, WorkerGoneError):
-                left = old.ask(lambda seq: Leave(seq=seq, patience_s=patience_s))
-                await asyncio.wait_for(left, 2 * patience_s + self._limits.hang_s)
+            await self._asked_to_leave(old, self._limits.leave_s)
             await old.end(self._limits.stop_s)
         except asyncio.CancelledError:
             await old.end(0.0)
@@ -477,16 +457,3 @@ class WorkerProcess:
 
 def _on_cpu(version: Version, reason: str) -> Version:
     return msgspec.structs.replace(version, plan=Plan(wanted=version.plan.wanted, reason=f"{reason}: default plan"))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(BACKLOG)
-    except OSError:
-        listening.close()
-        raise
-    return listening
