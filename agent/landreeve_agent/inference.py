@@ -84,7 +84,14 @@ class Inference:
         """Serve exactly these routes. Raises `landreeve_agent.serving.errors.LoadFailedError`."""
         if self._worker is None and not routes and not self.hold.listening:
             return
-        await (await self._started()).apply(tuple(self._placed(route) for route in routes))
+        first = self._worker is None
+        worker = await self._started()
+        try:
+            await worker.apply(tuple(self._placed(route) for route in routes))
+        except LoadFailedError:
+            if first:
+                await worker.apply(())  # whoever waits is told that there is nothing
+            raise
 
     async def status(self) -> WorkerStatus | None:
         """How the worker is; None while none was wanted."""
@@ -124,7 +131,7 @@ class Inference:
                 options=self._options(), listening=self.hold.bound if self.hold.listening else None,
             )  # fmt: skip
             try:
-                await worker.start()
+                await worker.start(closed=True)
                 worker.leave_socket(self.hold.name)
             except OSError as error:
                 raise LoadFailedError(

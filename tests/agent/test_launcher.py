@@ -1,6 +1,9 @@
 """The launcher with real processes: what it starts, what it counts, when it goes back."""
 
+import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from landreeve_agent.launch import slots as book
+from landreeve_agent.launch import sockets
 from landreeve_agent.launch.slots import MAX_STARTS, RESTART_CODE, Slot, Slots
 
 NEW = "b" * 64
@@ -216,3 +220,71 @@ def test_signal_that_comes_while_the_agent_is_started_reaches_it(box: Box) -> No
         assert process.wait(20) in {0, 143}
     finally:
         process.kill()
+
+
+# --- sockets that outlive an agent
+
+
+def rounds(box: Box) -> str:
+    """Code that knows ``life``, the number of this agent's start, and keeps the port in a file."""
+    return (
+        "from landreeve_agent.launch import sockets\n"
+        f"life, port = len(Path({str(box.log)!r}).read_text().split()), Path({str(box.root / 'port')!r})\n"
+        "def listen():\n"
+        "    listening = sockets.listen('127.0.0.1', int(port.read_text()) if port.exists() else 0, 16)\n"
+        "    port.write_text(str(listening.getsockname()[1]))\n"
+        "    return listening\n"
+    )
+
+
+def test_who_calls_between_two_agents_waits_and_is_answered(box: Box) -> None:
+    answer = f"""
+listening = sockets.taken("serving") or listen()
+sockets.leave("serving", listening)
+if life > 1:
+    time.sleep(1.0)
+    caller, _ = listening.accept()
+    caller.sendall(b"late")
+sys.exit({RESTART_CODE} if life < 4 else 0)
+"""
+    process = box.launch(box.program("good", rounds(box) + answer))
+    port = box.root / "port"
+    until(lambda: port.exists() and port.read_text() != "")
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", int(port.read_text())), 20) as caller:
+            assert caller.recv(10) == b"late"
+    assert process.wait(15) == 0
+    assert box.started() == ["good"] * 4
+
+
+def test_agent_that_knows_nothing_of_sockets_costs_them_one_start(box: Box) -> None:
+    lives = f"""
+if life == 1:
+    sockets.leave("serving", listen())
+if life == 3:
+    assert sockets.taken("serving") is None
+    listen()  # nobody else has the port
+sys.exit({RESTART_CODE} if life < 3 else 0)
+"""
+    assert box.launch(box.program("good", rounds(box) + lives)).wait(20) == 0
+    assert box.started() == ["good"] * 3
+
+
+@pytest.mark.parametrize("said", ["", "[]", "{", '{"serving": "x"}', '{"serving": 9999}', '{"serving": -1}'])
+def test_sockets_that_make_no_sense_are_none(said: str) -> None:
+    assert sockets.taken("serving", {sockets.HELD: said}) is None
+
+
+def test_descriptor_that_is_no_listening_socket_is_none(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file, socket.socket() as connected:
+        for descriptor in (os.dup(file.fileno()), os.dup(connected.fileno())):
+            assert sockets.taken("a", {sockets.HELD: json.dumps({"a": descriptor})}) is None
+
+
+def test_what_nobody_took_is_closed() -> None:
+    with sockets.listen("127.0.0.1", 0, 4) as listening:
+        port = listening.getsockname()[1]
+        environ = {sockets.HELD: json.dumps({"serving other 80": os.dup(listening.fileno())})}
+    sockets.drop(environ)
+    assert environ == {}
+    sockets.listen("127.0.0.1", port, 4).close()

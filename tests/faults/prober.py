@@ -37,6 +37,16 @@ class Prober:
     _done: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
     _count: int = 0
+    _port: int = 0
+
+    def port(self) -> int:
+        """Of the inference server; between two agents, as an application knows it, that of the last."""
+        try:
+            self._port = int(json.loads((self.site / "run" / "ports.json").read_text())["serving"])
+        except FileNotFoundError:
+            if not self._port:
+                raise
+        return self._port
 
     def start(self) -> None:
         self._done.clear()
@@ -73,8 +83,7 @@ class Prober:
 
     def _ask(self, name: str) -> str:
         """Which version answered; ValueError when the answer is no probability."""
-        port = json.loads((self.site / "run" / "ports.json").read_text())["serving"]
-        url = f"http://127.0.0.1:{port}/v2/models/{self.model}/infer"
+        url = f"http://127.0.0.1:{self.port()}/v2/models/{self.model}/infer"
         asked: dict[str, Any] = body(id=name)
         for tensor, value in zip(asked["inputs"], asked_rows(self._count), strict=False):
             tensor["data"] = [value]

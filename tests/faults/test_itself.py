@@ -1,13 +1,19 @@
 """The agent updates itself and is killed meanwhile, alone or together with its launcher, as by a power cut."""
 
+import http.client
 import itertools
+import json
+import threading
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from landreeve_hub.commands.agents import packed
 
+from tests.agent.onnx_models import body
 from tests.faults.table import Table
-from tests.faults.yard import Site, Yard
+from tests.faults.yard import MODEL, Site, Yard
 from tests.integration.test_agent_update import wheel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -76,5 +82,64 @@ def test_agent_is_killed_while_it_returns_from_one_that_does_not_come_up(
     site.until("the version before", lambda: version_of(site) == before)
     causes = [cause for state, cause in site.transitions() if state == "ROLLED_BACK"]
     row = site.judged(fault, f"{ended}, {causes[-1] if causes else '-'}", "ROLLED_BACK, boot_loop")
+    table.add(row)
+    assert row.holds, row
+
+
+@dataclass
+class Patient:
+    """Applications that wait for their answers, as long as it takes: one keeps its connection until the server ends it
+    with an answer, one makes a new connection for each request. None asks again what was not answered."""
+
+    port: int
+    waits: list[float] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Patient":
+        self._threads = [threading.Thread(target=self._go, args=(keeps,), daemon=True) for keeps in (True, False)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _go(self, keeps: bool) -> None:
+        connection, number = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60), 0
+        while not self._done.wait(0.01):
+            number += 1
+            began = time.monotonic()
+            try:
+                sent = json.dumps(body(id=f"patient-{keeps}-{number}"))
+                connection.request("POST", f"/v2/models/{MODEL}/infer", sent, {"content-type": "application/json"})
+                answer = connection.getresponse()
+                answer.read()
+                if answer.status != 200:
+                    self.failed.append(f"{number} {keeps=}: {answer.status}")
+            except (OSError, http.client.HTTPException) as error:
+                self.failed.append(f"{number} {keeps=}: {type(error).__name__} {error}")
+                connection.close()
+            self.waits.append(time.monotonic() - began)
+            if not keeps:
+                connection.close()
+        connection.close()
+
+
+FAULT = "agent updates itself: while applications ask that wait"
+
+
+@pytest.mark.fault(FAULT)
+def test_nobody_is_refused_while_the_agent_updates_itself(yard: Yard, launched: Site, table: Table) -> None:
+    site = launched
+    path, version = made(site.folder)
+    with Patient(site.prober.port()) as callers:
+        ended = yard.ended(yard.order(yard.take(packed([path], "")), site, model=AGENT))
+        site.until("the new version", lambda: version_of(site) == version)
+    assert callers.failed == []
+    note = f"{len(callers.waits)} requests, longest {max(callers.waits):.1f} s"
+    row = site.judged(FAULT, ended, "FINISHED", note)
     table.add(row)
     assert row.holds, row

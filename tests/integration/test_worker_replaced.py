@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ import psutil
 import pytest
 from landreeve_agent.serving import supervise
 from landreeve_agent.serving.control import Route, WorkerStatus
+from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.options import Limits, Options
 from landreeve_agent.serving.replacing import Pace
 from landreeve_agent.serving.supervise import WorkerProcess
@@ -145,6 +147,36 @@ async def test_worker_with_a_run_that_never_ends_is_replaced_without_a_failed_re
     asked = [answer for caller in callers for answer in caller.answers]
     assert {code for _, code in asked} == {200}
     assert len(asked) > 100
+    on_file = sorted(line.id for line in captured(tmp_path) if line.model == "delay")
+    assert on_file == sorted(number for number, _ in asked), "each row once"
+
+
+@pytest.mark.parametrize("room", [True, pytest.param(False, marks=pytest.mark.slow)])
+async def test_worker_with_a_load_that_never_ends_is_replaced_without_a_failed_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    monkeypatch.setattr(supervise, "available_bytes", lambda: 10**12 if room else 0)
+    hung = write_release(tmp_path / "hung")
+    (hung / "model.onnx").unlink()
+    os.mkfifo(hung / "model.onnx")  # opening it waits for somebody who writes
+    async with serving(tmp_path, Limits(ask_every_s=0.1, leave_s=1.0, apply_s=4.0, stop_s=0.5)) as (worker, good, told):
+        pid = (await worker.status()).pid
+        stop, callers = asyncio.Event(), [Caller(worker, "delay") for _ in range(4)]
+        tasks = [asyncio.create_task(caller.go_on(str(n), stop)) for n, caller in enumerate(callers)]
+        with pytest.raises(LoadFailedError) as failed:
+            await worker.apply((Route("delay", version(hung, "3.0.0")),))
+        assert failed.value.cause == "load_hung"
+        await worker.apply((good,))  # as an update does that goes back
+        status = await replaced(worker, pid)
+        stop.set()
+        await asyncio.gather(*tasks)
+        async with asyncio.timeout(20):
+            while psutil.pid_exists(pid):  # noqa: ASYNC110 - it is another process
+                await asyncio.sleep(0.05)
+        assert told == ["a model did not come back from its loading"]
+        assert (status.restarts, [model.version for model in status.models]) == (0, ["1.0.0"])
+    asked = [answer for caller in callers for answer in caller.answers]
+    assert {code for _, code in asked} == {200}
     on_file = sorted(line.id for line in captured(tmp_path) if line.model == "delay")
     assert on_file == sorted(number for number, _ in asked), "each row once"
 

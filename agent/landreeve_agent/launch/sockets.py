@@ -87,7 +87,7 @@ def taken(name: str, environ: MutableMapping[str, str] = os.environ) -> socket.s
     environ[HELD] = json.dumps(held)
     try:
         found = socket.socket(fileno=descriptor)
-    except OSError:
+    except (OSError, ValueError):
         return None
     if not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         found.close()

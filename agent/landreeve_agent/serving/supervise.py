@@ -90,6 +90,7 @@ class WorkerProcess:
         self._spool_dir = spool_dir
         self._bind = (host, port)
         self._given = listening
+        self._closed = False
         self._on_restart = on_restart
         self._on_replaced = on_replaced
         self._on_lost = on_lost
@@ -124,8 +125,10 @@ class WorkerProcess:
         """The last routes that were known to serve."""
         return self._routes
 
-    async def start(self) -> None:
-        """Bind the socket (`OSError` when the port is taken) and start the worker; returns when it serves."""
+    async def start(self, *, closed: bool = False) -> None:
+        """Bind the socket (`OSError` when the port is taken) and start the worker; returns when it serves. A ``closed``
+        one lets callers wait until the first routes are applied, instead of telling them that there is no model."""
+        self._closed = closed
         self._listening = self._given.dup() if self._given else sockets.listen(*self._bind, BACKLOG)
         self._keeper = asyncio.create_task(self._keep(), name="worker-keeper")
         waiting = asyncio.create_task(self._serving.wait())
@@ -186,7 +189,7 @@ class WorkerProcess:
                 raise LoadFailedError("load_hung", f"loading took more than {self._limits.apply_s:g} s") from None
             if isinstance(answer, Refused):
                 raise LoadFailedError(answer.cause, answer.sentence)
-            self._routes = routes
+            self._routes, self._closed = routes, False
 
     def _dying(self) -> bool:
         """Whether what serves now has ended the worker within the last minute."""
@@ -279,7 +282,7 @@ class WorkerProcess:
         link = self._link = await self._spawn(self._listening)
         try:
             await asyncio.wait_for(link.hello.wait(), limits.start_s)
-            if self._afresh is None or not await self._load_afresh(link, self._afresh):
+            if (self._afresh is None or not await self._load_afresh(link, self._afresh)) and not self._closed:
                 routes = self._simpler() if len(self._crashes) >= limits.loop_crashes else self._routes
                 again = link.ask(lambda seq: Apply(seq=seq, routes=routes, lenient=True))
                 await asyncio.wait_for(again, limits.apply_s)
@@ -310,7 +313,7 @@ class WorkerProcess:
             self._hung = True
             raise
         if failed is None:
-            self._routes = asked.routes
+            self._routes, self._closed = asked.routes, False
             self._crashes.clear()
         asked.tell(failed)
         return failed is None
