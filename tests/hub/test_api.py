@@ -320,6 +320,17 @@ async def test_proposer_cannot_approve_their_own_release(hub: Hub) -> None:
         assert "cannot also approve" in answer.json()["detail"]
 
 
+async def test_another_token_or_a_session_of_the_proposer_is_no_second_person(hub: Hub) -> None:
+    async with await hub.person("root", Role.ADMIN) as session:
+        tokens = [(await session.post("/api/v1/tokens", json={"name": n, "days": 1})).json()["token"] for n in "ab"]
+        async with hub.client(tokens[0]) as one, hub.client(tokens[1]) as other:
+            digest = await push(one, release())
+            for same in (one, other, session):
+                assert (await same.post(f"/api/v1/releases/{digest}/approve")).status_code == 403
+            listed = (await session.get("/api/v1/releases")).json()
+            assert [r["approved_by"] for r in listed if r["digest"] == digest] == [""]
+
+
 async def test_emergency_approval_is_flagged_for_someone_elses_review(hub: Hub) -> None:
     async with await hub.person("root", Role.ADMIN) as admin:
         digest = await push(admin, release())
