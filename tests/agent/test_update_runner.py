@@ -8,7 +8,7 @@ import pytest
 from landreeve.wire.messages import Audit, Event, PlanReport, UpdateReport
 from landreeve.wire.plans import RunPlan
 from landreeve.wire.schedule import DayWindow, Schedule
-from landreeve.wire.strategy import Strategy
+from landreeve.wire.strategy import Strategy, TrialStage
 from landreeve_agent.update import journal
 from landreeve_agent.update.pointer import read_pointers
 from landreeve_agent.update.probation import ProbationStats
@@ -245,19 +245,28 @@ async def test_hints_reach_preflight_and_a_hostile_one_is_named_and_left_out(
 
 
 @pytest.mark.parametrize(
-    ("strategy", "seen"),
+    ("strategy", "seen", "stages"),
     [
-        (Strategy(kind="shadow"), [("A", "B", ()), ("B", "A", ()), ("B", None, ())]),
+        (
+            Strategy(kind="shadow"),
+            [("A", "B", ()), ("B", "A", ()), ("B", None, ())],
+            [TrialStage(role="listens"), TrialStage(role="answers", share=1.0)],
+        ),
         (
             Strategy(kind="canary", shares=(0.1, 0.5)),
             [("A", None, (("B", 0.1),)), ("A", None, (("B", 0.5),)), ("B", None, ())],
+            [TrialStage(role="shares", share=0.1), TrialStage(role="shares", share=0.5)],
         ),
-        (Strategy(kind="blue_green"), [("A", None, (("B", 0.0),)), ("B", "A", ()), ("B", None, ())]),
+        (
+            Strategy(kind="blue_green"),
+            [("A", None, (("B", 0.0),)), ("B", "A", ()), ("B", None, ())],
+            [TrialStage(role="stands_by"), TrialStage(role="answers", share=1.0)],
+        ),
     ],
     ids=["shadow", "canary", "blue-green"],
 )
 async def test_new_version_takes_over_stage_by_stage_and_each_is_reported(
-    box: Box, strategy: Strategy, seen: list[Any]
+    box: Box, strategy: Strategy, seen: list[Any], stages: list[TrialStage]
 ) -> None:
     await box.order(1, wanted(A, "A", "r1"))
     await box.until(Phase.COMMITTED)
@@ -278,6 +287,9 @@ async def test_new_version_takes_over_stage_by_stage_and_each_is_reported(
     assert told == seen
     steps = [cause for rollout, _, cause in await box.transitions() if rollout == "r2" and cause == "step"]
     assert len(steps) == len(seen) - 2
+    said = [fact.body for fact in await box.facts() if isinstance(fact.body, UpdateReport)]
+    assert [report.stage for report in said if report.rollout == "r2" and report.state == "PROBATION"] == stages
+    assert {report.stage for report in said if report.state != "PROBATION"} == {msgspec.UNSET}
 
 
 async def test_fault_in_a_canary_ends_it_with_everyone_back_at_the_good_version(box: Box) -> None:

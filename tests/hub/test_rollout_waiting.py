@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from landreeve.ui.language import load
+from landreeve.wire.strategy import TrialStage
 from landreeve_hub.rollout import waiting
 from landreeve_hub.rollout.machine import ALONE, decide, uncovered
 from landreeve_hub.rollout.policy import Plan, parse_plan
@@ -69,6 +70,10 @@ def flying() -> Iterator[Case]:
         yield Case(f"offline at {stage}", member, {"report": report, "online": False, "last_seen": T0}, {})
         yield Case(f"never seen at {stage}", member, {"report": report, "online": False}, {})
         yield Case(f"in conflict at {stage}", member, {"report": report, "generation": 9}, {})
+    for role in ("listens", "stands_by", "shares", "of_a_newer_agent"):
+        report = Report("r-000001", 1, NEW, "PROBATION", trial=TrialStage(role=role, share=0.1))
+        member = {"outcome": Outcome.ORDERED, "stage": "PROBATION", "ordered_at": T0, "heard": T0, "prior": OLD}
+        yield Case(f"{role} on probation", member, {"report": report}, {})
     many = {"outcome": Outcome.ORDERED, "stage": "PROBATION", "ordered_at": T0, "heard": T0, "prior": OLD}
     rows = Report("r-000001", 1, NEW, "PROBATION", rows=900)
     yield Case("long on probation", many, {"report": rows}, {"probation": {"min_rows": 500}})
@@ -182,6 +187,8 @@ def test_every_kind_of_waiting_has_its_words_for_one_site_and_for_many_in_both_l
             "5 of 10 rows lie in closed windows",
         )),
         *(w.ForDevices(stage, sites, "v2") for stage in STAGES),
+        *(w.ForDevices("PROBATION", sites, "v2", trial=w.Trial(at, 0.005)) for at in w.TrialAt),
+        w.ForDevices("PROBATION", sites, "v2", trial=w.Trial(w.TrialAt.SHARE, 0.5, "till")),
         w.ForDevices("PROBATION", sites, "v2", 5, 10), w.ForDevices("PROBATION", sites, "v2", 15, 10),
     ]  # fmt: skip
     assert {type(one) for one in every} == set(w.Waiting.__args__)

@@ -8,7 +8,7 @@ once. Source of the kinds: `landreeve.wire.strategy`.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from landreeve.wire.strategy import Strategy
+from landreeve.wire.strategy import Strategy, TrialStage
 
 from landreeve_agent.update.standing import FIRMWARE, TERMINAL, Installed, Phase, State
 
@@ -75,6 +75,16 @@ def stage_of(state: State) -> Stage:
 def is_last(state: State) -> bool:
     """Whether the stage ends in COMMITTED."""
     return state.step >= len(_row(state)) - 1
+
+
+def told(state: State) -> TrialStage:
+    """The same, as the hub is told.
+
+    >>> told(State("demo")).role
+    'answers'
+    """
+    stage = stage_of(state)
+    return TrialStage(role=stage.role.value, share=stage.share)
 
 
 def doing(state: State) -> str:

@@ -10,6 +10,7 @@ from sqlite_utils import Database as SqliteDatabase
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.store import events
 from landreeve_agent.store.stamps import stamp
+from landreeve_agent.update.directing import told
 from landreeve_agent.update.machine import quarantines
 from landreeve_agent.update.standing import Phase, State
 
@@ -91,6 +92,7 @@ def _report(before: State, after: State, data: dict[str, Any]) -> UpdateReport:
         cause=after.cause,
         sentence=after.sentence,
         data={**data, **_running(after)},
+        stage=told(after) if after.phase is Phase.PROBATION else msgspec.UNSET,
     )
 
 

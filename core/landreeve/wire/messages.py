@@ -11,7 +11,7 @@ import msgspec
 
 from landreeve.wire.plans import BoxFacts, PlanTrial, RunPlan
 from landreeve.wire.schedule import LineRules, Schedule
-from landreeve.wire.strategy import Strategy
+from landreeve.wire.strategy import Strategy, TrialStage
 
 VERSION = 1
 
@@ -61,7 +61,8 @@ class Event(Body, frozen=True, kw_only=True, tag="event"):
 
 
 class UpdateReport(Body, frozen=True, kw_only=True, tag="update"):
-    """One transition of the update machine on a device, with its cause."""
+    """One transition of the update machine on a device, with its cause. ``stage`` is where a version on probation is
+    in its strategy from now on; agents that do not tell it leave it out."""
 
     model: str
     rollout: str
@@ -73,6 +74,7 @@ class UpdateReport(Body, frozen=True, kw_only=True, tag="update"):
     cause: str
     sentence: str
     data: dict[str, Any] = {}
+    stage: TrialStage | msgspec.UnsetType = msgspec.UNSET
 
 
 class Metrics(Body, frozen=True, kw_only=True, tag="metric"):

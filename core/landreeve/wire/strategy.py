@@ -46,6 +46,18 @@ class Strategy(msgspec.Struct, frozen=True, kw_only=True):
     max_s: float = 0.0
 
 
+class TrialStage(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a version on probation is in its strategy, by what it does there.
+
+    ``role``: it ``answers`` all requests; it ``listens``, and its answers are compared; it ``shares`` the traffic and
+    answers a part of it, ``share`` (0 to 1); it ``stands_by``, loaded and asked nothing. An agent may come to know
+    others, which are shown as probation in general.
+    """
+
+    role: str
+    share: float = 0.0
+
+
 def fault_of(strategy: Strategy) -> str:
     """What nobody could mean by this strategy, naming the field; empty when it can be carried out.
 

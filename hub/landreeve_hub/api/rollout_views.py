@@ -20,6 +20,7 @@ from landreeve_hub.rollout.observing import in_flight
 from landreeve_hub.rollout.roster import Back, Member, Outcome
 from landreeve_hub.rollout.sight import see
 from landreeve_hub.rollout.state import FINAL, Fleet, Rollout
+from landreeve_hub.rollout.trials import summary, trials
 from landreeve_hub.rollout.waiting import words
 from landreeve_hub.store import tables
 
@@ -79,6 +80,7 @@ def _row(
         "after": list(rollout.plan.after),
         "plan": asked(rollout.plan),
         "waiting": waiting,
+        **_trials(rollout, sight),
         "cause": rollout.cause,
         "sentence": rollout.sentence,
         "why": rollout.why,
@@ -88,6 +90,14 @@ def _row(
         "approved_by": kept.approved_by,
         "log": book.log_of(connection, rollout.id, 500),
     }
+
+
+def _trials(rollout: Rollout, sight: Fleet) -> dict[str, Any]:
+    """How many devices on probation are at each stage of the strategy; in words where it has more than one stage."""
+    strategy, found = rollout.plan.strategy, trials(rollout, sight)
+    staged = strategy is not None and strategy.kind != "direct"
+    stages = [{"stage": trial.at.value, "share": trial.share, "devices": count} for trial, count in found]
+    return {"stages": stages, "on_trial": summary(found) if staged else ""}
 
 
 def asked(value: Any) -> Any:

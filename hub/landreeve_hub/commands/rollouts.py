@@ -291,7 +291,8 @@ def progress(row: dict[str, Any]) -> str:
     """One line: state, how far, and what it waits for."""
     done = sum(wave["committed"] for wave in row["waves"])
     total = sum(wave["total"] for wave in row["waves"])
-    waits = f" · waiting: {'; '.join(row['waiting'])}" if row["waiting"] else ""
+    stages = f" · {row['on_trial']}" if row.get("on_trial") else ""  # a hub before this one does not say it
+    waits = f"{stages} · waiting: {'; '.join(row['waiting'])}" if row["waiting"] else stages
     said = "" if row["waiting"] else f" · {row['sentence']}"
     return f"{row['id']} {row['state']} · {done} of {total} on {row['version']}{waits}{said}"
 
@@ -310,6 +311,8 @@ def _show(row: dict[str, Any], output: Format) -> None:
     emit(sites, output)
     sys.stdout.write("\n")
     emit(row["gates"], output)
+    if row.get("on_trial"):
+        note(row["on_trial"])
     note(row["sentence"])
 
 

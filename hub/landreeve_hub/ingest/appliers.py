@@ -150,7 +150,8 @@ def _update_row(fact: Fact, body: UpdateReport) -> dict[str, Any]:
     names = ("model", "generation", "state", "version", "release", "rollout", "cause", "sentence")
     good = {name: str(body.data.get(name, "")) for name in ("good", "good_version")}
     own = {name: getattr(body, name) for name in names}
-    return {**own, **good, "at": fact.at, "epoch": fact.epoch, "seq": fact.seq}
+    stage = {} if body.stage is msgspec.UNSET else msgspec.to_builtins(body.stage)
+    return {**own, **good, "stage": stage, "at": fact.at, "epoch": fact.epoch, "seq": fact.seq}
 
 
 def apply_metrics(connection: Connection, device: str, fact: Fact) -> None:

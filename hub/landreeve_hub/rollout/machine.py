@@ -41,7 +41,9 @@ from landreeve_hub.rollout.state import (
     Rollout,
     State,
 )
+from landreeve_hub.rollout.trials import trial_of
 from landreeve_hub.rollout.waiting import (
+    PROBATION,
     ForApproval,
     ForConflict,
     ForDevices,
@@ -53,6 +55,7 @@ from landreeve_hub.rollout.waiting import (
     ForSoak,
     ForWatch,
     ForWindow,
+    Trial,
     Waiting,
 )
 
@@ -346,7 +349,7 @@ def _waiting(rollout: Rollout, fleet: Fleet, held: list[Held], now: datetime) ->
     offline: list[Member] = []
     conflict: list[str] = []
     outside: dict[str, datetime] = {}
-    stages: dict[str, list[Member]] = defaultdict(list)
+    stages: dict[tuple[str, Trial], list[Member]] = defaultdict(list)
     for member in in_flight(rollout):
         fact = fleet[member.device]
         if fact.conflict:
@@ -356,8 +359,9 @@ def _waiting(rollout: Rollout, fleet: Fleet, held: list[Held], now: datetime) ->
         elif until := held_until(rollout, member, fact, now):
             outside[member.site] = until
         else:
-            stages[member.stage].append(member)
-    found.extend(_at_stage(rollout, stage, members, fleet) for stage, members in stages.items())
+            trial = trial_of(rollout, member, fact) if member.stage == PROBATION else Trial()
+            stages[member.stage, trial].append(member)
+    found.extend(_at_stage(rollout, stage, trial, members, fleet) for (stage, trial), members in stages.items())
     if offline:
         seen = [fact.last_seen for m in offline if (fact := fleet[m.device]).last_seen]
         found.append(ForOffline(tuple(m.site for m in offline), min(seen, default=None)))
@@ -372,15 +376,15 @@ def _waiting(rollout: Rollout, fleet: Fleet, held: list[Held], now: datetime) ->
     return tuple(found)
 
 
-def _at_stage(rollout: Rollout, stage: str, members: list[Member], fleet: Fleet) -> ForDevices:
+def _at_stage(rollout: Rollout, stage: str, trial: Trial, members: list[Member], fleet: Fleet) -> ForDevices:
     sites = tuple(m.site for m in members)
     version = rollout.version if rollout.kind != "return" else "the last good version"
     reports = [(m, fleet[m.device].report) for m in members]
     rows = [r.rows for m, r in reports if r and r.rows is not None and concerns(r, rollout, m)]
     # What a box answered meanwhile is the new version's share only where that answers everything.
     shared = rollout.plan.strategy is not None and rollout.plan.strategy.kind != "direct"
-    if stage != "PROBATION" or not rows or shared:
-        return ForDevices(stage, sites, version)
+    if stage != PROBATION or not rows or shared:
+        return ForDevices(stage, sites, version, trial=trial)
     return ForDevices(stage, sites, version, min(rows), rollout.plan.probation.min_rows)
 
 

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
+from landreeve.wire.strategy import TrialStage
 from sqlalchemy import Connection, Row, Table, case, func, or_, select, tuple_
 
 from landreeve_hub.fleet import health
@@ -174,9 +175,8 @@ def _report(connection: Connection, device: Row[Any], row: Row[Any] | None, *, r
         return None
     asked = rows and row.state == "PROBATION" and row.at
     answered = _answered_since(connection, device, row.at) if asked else None
-    return Report(
-        row.rollout, row.generation, row.release, row.state, row.cause, row.sentence, answered, told_of(row.told)
-    )
+    said = (row.rollout, row.generation, row.release, row.state, row.cause, row.sentence)
+    return Report(*said, answered, told_of(row.told), stage_of(row.stage))
 
 
 class _Moments(msgspec.Struct, frozen=True):
@@ -223,6 +223,21 @@ def told_of(shown: dict[str, Any]) -> Told | None:
         loss_mean=loss.mean if compared else 0.0,
         loss_m2=loss.m2 if compared else 0.0,
     )
+
+
+def stage_of(told: dict[str, Any]) -> TrialStage | None:
+    """What a device told of its stage; None when it told none, or nonsense.
+
+    >>> stage_of({"role": "shares", "share": 0.1}).share
+    0.1
+    >>> stage_of({}), stage_of({"role": "shares", "share": 7})
+    (None, None)
+    """
+    try:
+        found = msgspec.convert(told, TrialStage) if told else None
+    except msgspec.ValidationError:
+        return None
+    return found if found is not None and 0 <= found.share <= 1 else None
 
 
 def _sane(figures: Iterable[float]) -> bool:

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 from landreeve.wire.messages import Probation
 from landreeve.wire.schedule import Schedule
-from landreeve.wire.strategy import Strategy
+from landreeve.wire.strategy import Strategy, TrialStage
 
 from landreeve_hub.rollout.drifting import Pool
 from landreeve_hub.rollout.policy import Plan
@@ -92,7 +92,7 @@ class Rollout(Head, frozen=True, kw_only=True):
 @dataclass(frozen=True, slots=True)
 class Report:
     """The latest update report of a device on the rollout's model. ``rows`` have been answered in
-    probation so far, where known."""
+    probation so far, where known; ``trial`` is where probation is in its strategy, as the device told it."""
 
     rollout: str
     generation: int
@@ -102,6 +102,7 @@ class Report:
     sentence: str = ""
     rows: int | None = None
     told: Told | None = None
+    trial: TrialStage | None = None
 
 
 @dataclass(frozen=True, slots=True)

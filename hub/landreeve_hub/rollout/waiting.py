@@ -3,7 +3,29 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import assert_never
+
+PROBATION = "PROBATION"
+
+
+class TrialAt(StrEnum):
+    """The stages of probation as people read them, in the order in which a version goes through them."""
+
+    SHADOW = "shadow"
+    STANDBY = "standby"
+    SHARE = "share"
+    ALL = "probation"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a version on probation does on a device: ``share`` is its part of the traffic where it has one (0 to 1),
+    ``key`` by what the requests are split in an A/B comparison."""
+
+    at: TrialAt = TrialAt.ALL
+    share: float = 0.0
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +42,15 @@ class ForPerson:
 
 @dataclass(frozen=True, slots=True)
 class ForDevices:
-    """Devices at one stage of their update. ``rows`` of ``of`` is the slowest one's progress in probation."""
+    """Devices at one stage of their update. ``rows`` of ``of`` is the slowest one's progress in probation, ``trial``
+    where probation is in its strategy."""
 
     stage: str
     sites: tuple[str, ...]
     version: str
     rows: int | None = None
     of: int | None = None
+    trial: Trial = Trial()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,13 +254,37 @@ def _at(moment: datetime | None) -> str:
 
 
 def _devices(waiting: ForDevices) -> str:
-    doing = _DOING.get(waiting.stage, f"at {waiting.stage.lower().replace('_', ' ')} with {{v}}").format(
-        v=waiting.version
+    doing = _trying(waiting.trial) or _DOING.get(
+        waiting.stage, f"at {waiting.stage.lower().replace('_', ' ')} with {{v}}"
     )
+    doing = doing.format(v=waiting.version)
     if len(waiting.sites) == 1:
         doing = doing.replace("their own", "its own")
     verb = _have(waiting.sites) if waiting.stage in _DONE else _are(waiting.sites)
     return f"{verb} {doing}{_progress(waiting.rows, waiting.of)}"
+
+
+def _trying(trial: Trial) -> str:
+    """What is done at a stage of the strategy; empty for probation as everybody knows it."""
+    match trial.at:
+        case TrialAt.SHADOW:
+            return "comparing {v} in the shadow of the version before"
+        case TrialAt.STANDBY:
+            return "keeping {v} loaded beside the version before"
+        case TrialAt.SHARE:
+            split = f", split by {trial.key}" if trial.key else ""
+            return f"answering {percent(trial.share)} of the requests with {{v}}{split}"
+        case TrialAt.ALL:
+            return ""
+
+
+def percent(share: float) -> str:
+    """A part of 1 in percent, with the digits that matter.
+
+    >>> percent(0.1), percent(0.005), percent(1 / 3)
+    ('10%', '0.5%', '33.3%')
+    """
+    return f"{100 * share:.3g}%"
 
 
 def _progress(rows: int | None, of: int | None) -> str:

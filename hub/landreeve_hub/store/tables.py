@@ -340,6 +340,7 @@ updates = Table(
     _document("told"),
     _text("good"),
     _text("good_version"),
+    _document("stage"),
 )
 
 # The newest report of each device on how a release runs best there.
