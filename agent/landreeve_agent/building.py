@@ -31,7 +31,7 @@ from landreeve_agent.doors.opening import Doors
 from landreeve_agent.drift.windows import Windows
 from landreeve_agent.hardware.room import HardwareRoom
 from landreeve_agent.hardware.survey import Survey
-from landreeve_agent.inference import Hold, Inference, replaced
+from landreeve_agent.inference import Hold, Inference, replaced, restarted
 from landreeve_agent.intake.definitions import Definitions
 from landreeve_agent.intake.intake import Intake
 from landreeve_agent.intake.retention import Retention
@@ -49,6 +49,7 @@ from landreeve_agent.sealing import AtRest, training_folder
 from landreeve_agent.selfupdate import beside_models, health_of
 from landreeve_agent.serving.control import Lost
 from landreeve_agent.serving.door import door
+from landreeve_agent.serving.ending import Ending, of_own_process
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.rescue import attend, open_store
 from landreeve_agent.telemetry.machine import MachineProbe
@@ -359,18 +360,14 @@ class House:
         status = await self.inference.status()
         return WorkerFigures(status.rss_mb, status.restarts) if status else WorkerFigures()
 
-    def _worker_restarted(self, cause: str, count: int, whose: tuple[str, str] | None = None) -> None:
-        """The worker came back: told once each, and held against a version on probation."""
-        event = Event(
-            name="worker.restarted", subject="worker", cause=cause, severity="warning", data={"restarts": count},
-            sentence=f"The inference server ended ({cause}) and was started again ({count} since the agent's start).",
-        )  # fmt: skip
-        self._start(self.reporter.event(event, self.clock()))
-        self._start(self.runner.worker_restarted(cause, whose))
+    def _worker_restarted(self, ending: Ending) -> None:
+        """The worker came back: told once each, and held against what it speaks against on probation."""
+        self._start(self.reporter.event(restarted(ending), self.clock()))
+        self._start(self.runner.worker_restarted(f"{ending.cause}{ending.during}", ending.suspects))
 
     def _model_lost(self, lost: Lost) -> None:
         """A model's own process ended: held against that version alone."""
-        self._worker_restarted(f"{lost.model}: {lost.cause}", lost.restarts, (lost.model, lost.version))
+        self._worker_restarted(of_own_process(lost.model, lost.version, lost.cause, lost.restarts))
 
     async def _room_failed(self, trouble: Trouble) -> None:
         if trouble.failures not in _TOLD_FAILURES:

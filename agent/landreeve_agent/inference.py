@@ -15,6 +15,7 @@ from landreeve.wire.messages import Event
 from landreeve_agent.launch import sockets
 from landreeve_agent.serving.control import NO_SECRETS, Route, Secrets, Version, WorkerStatus
 from landreeve_agent.serving.door import Door
+from landreeve_agent.serving.ending import Ending
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.options import Options
 from landreeve_agent.serving.supervise import OnLost, OnReplaced, OnRestart, WorkerProcess
@@ -140,6 +141,17 @@ class Inference:
             self._worker = worker
             logger.info("the inference server answers on %s", self.url)
         return self._worker
+
+
+def restarted(ending: Ending) -> Event:
+    """What is told of a worker, or of a model's own process, that ended unexpectedly and was started again."""
+    running = [f"{one.name} (loading)" if one.loading else one.name for one in ending.running]
+    return Event(
+        name="worker.restarted", subject="worker", cause=ending.cause, severity="warning",
+        data={"restarts": ending.count, "running": running},
+        sentence=f"The inference server ended ({ending.cause}){ending.during}; it was started again "
+        f"({ending.count} since the agent's start).",
+    )  # fmt: skip
 
 
 def replaced(why: str) -> Event:

@@ -1,5 +1,6 @@
 """Small real releases for tests: a definition, a pipeline, an ONNX graph, calibration and golden sets in a folder."""
 
+import platform
 from pathlib import Path
 
 import msgspec
@@ -102,6 +103,40 @@ def endless(turns: int = 40_000) -> bytes:
     model = helper.make_model(built, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def crashing() -> bytes:
+    """A graph whose run ends its process with SIGFPE for a row with wind above 1000; any other is answered 0.5. On
+    processors where the smallest integer divided by -1 is a fault: `TRAPS`."""
+    nodes = [
+        helper.make_node("Gather", ["x", "one"], ["wind"], axis=1),
+        helper.make_node("ReduceMax", ["wind"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "limit"], ["bad"]),
+        helper.make_node("Where", ["bad", "minus", "plus"], ["by"]),
+        helper.make_node("Div", ["smallest", "by"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["number", "zero"], ["nothing"]),
+        helper.make_node("Mul", ["wind", "zero"], ["flat"]),
+        helper.make_node("Add", ["flat", "nothing"], ["sum"]),
+        helper.make_node("Sigmoid", ["sum"], ["column"]),
+        helper.make_node("Squeeze", ["column", "one"], ["p"]),
+    ]
+    constants = {
+        "one": np.array([1], np.int64), "limit": np.float32(1000), "zero": np.zeros(1, np.float32),
+        "smallest": np.int32(-(2**31)), "plus": np.int32(1), "minus": np.int32(-1),
+    }  # fmt: skip
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    ends = (
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n"])],
+    )
+    built = helper.make_graph(nodes, "crashing", *ends, initializers)
+    model = helper.make_model(built, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+TRAPS = platform.machine().lower() in {"x86_64", "amd64", "i686"}
 
 
 def answers(graph_bytes: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:

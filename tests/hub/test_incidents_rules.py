@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from landreeve.wire.messages import DriftReport, Event, Fact, UpdateReport
@@ -83,12 +84,22 @@ async def test_incident_is_acknowledged_once(store: Store) -> None:
         await store.write(lambda c: book.close_in(c, NOW, "i-99999", "bob"))
 
 
-async def test_worker_that_dies_again_and_again_is_one_incident(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({}, "(last: SIGSEGV)."),
+        ({"running": ["delay 2.0.0"]}, "(last: SIGSEGV, with delay 2.0.0 under way)."),
+        ({"running": ["a 1", "b 1", "c 1", "d 1", "e 1"]}, "(last: SIGSEGV, with a 1, b 1, c 1, 2 more under way)."),
+        ({"running": "delay"}, "(last: SIGSEGV)."),
+        ({"running": [7, {"model": "delay"}]}, "(last: SIGSEGV)."),
+    ],
+)
+async def test_worker_that_dies_again_and_again_is_one_incident(store: Store, data: dict[str, Any], said: str) -> None:
     watch = IncidentWatch(Incidents(), lambda: NOW)
     device = {"id": "d-1", "fleet": "demo", "site": "EWR"}
     await store.write(lambda c: c.execute(insert(tables.devices).values(device)) and None)
     for number in range(7):
-        body = Event(name="worker.restarted", subject="worker", cause="SIGSEGV", sentence="It ended.")
+        body = Event(name="worker.restarted", subject="worker", cause="SIGSEGV", sentence="It ended.", data=data)
         fact = Fact(epoch=1, seq=number + 1, at=f"2026-05-01T00:0{number}:00.000Z", body=body)
 
         def apply(connection, fact=fact):
@@ -98,7 +109,7 @@ async def test_worker_that_dies_again_and_again_is_one_incident(store: Store) ->
         await store.write(apply)
     (incident,) = await store.read(incidents.listed)
     assert incident["kind"] == "crash_loop"
-    assert incident["sentence"].startswith("The inference server at EWR died 5 times within 10 minutes")
+    assert incident["sentence"].startswith(f"The inference server at EWR died 5 times within 10 minutes {said}")
 
 
 async def test_incident_that_becomes_worse_says_so(store: Store) -> None:

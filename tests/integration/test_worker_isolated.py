@@ -66,7 +66,7 @@ def lives(pid: int) -> bool:
 
 async def test_a_models_own_process_dies_alone(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
-    worker = WorkerProcess(tmp_path / "spool", on_restart=lambda cause, count: told.append((cause, count)))
+    worker = WorkerProcess(tmp_path / "spool", on_restart=lambda end: told.append((end.cause, end.count)))
     await worker.start()
     try:
         await worker.apply((route(tmp_path, "delay", isolated=True), route(tmp_path, "price")))

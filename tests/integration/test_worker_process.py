@@ -30,7 +30,7 @@ Restarts = list[tuple[str, int]]
 async def running(folder: Path, limits: Limits | None = None) -> AsyncIterator[tuple[WorkerProcess, Restarts]]:
     restarts: Restarts = []
     worker = WorkerProcess(
-        folder / "spool", on_restart=lambda cause, count: restarts.append((cause, count)), limits=limits
+        folder / "spool", on_restart=lambda end: restarts.append((end.cause, end.count)), limits=limits
     )
     await worker.start()
     try:

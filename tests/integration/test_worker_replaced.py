@@ -100,7 +100,7 @@ async def serving(
     told: list[str] = []
     worker = WorkerProcess(
         folder / "spool", limits=limits, options=Options(stuck_s=stuck_s), on_replaced=told.append,
-        on_restart=lambda cause, count: told.append(f"restarted {cause} {count}"),
+        on_restart=lambda end: told.append(f"restarted {end.cause} {end.count}"),
     )  # fmt: skip
     await worker.start()
     good, bad = routes(folder)

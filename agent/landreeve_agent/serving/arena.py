@@ -7,12 +7,10 @@ Source: memfd_create(2), fcntl(2) "File Sealing".
 """
 
 import contextlib
-import fcntl
 import mmap
 import os
 import socket
 import struct
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -23,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from landreeve_agent.serving.errors import ServingError
+from landreeve_agent.serving.recorder import shared_memory
 
 Array = NDArray[Any]
 
@@ -75,15 +74,7 @@ class Arena:
     @classmethod
     def create(cls) -> "Arena":
         """New memory that only a process given its descriptor can reach."""
-        if hasattr(os, "memfd_create"):
-            descriptor = os.memfd_create("landreeve", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(descriptor, FIRST_BYTES)
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        else:
-            with tempfile.TemporaryFile() as file:
-                descriptor = os.dup(file.fileno())
-            os.ftruncate(descriptor, FIRST_BYTES)
-        return cls(descriptor)
+        return cls(shared_memory(FIRST_BYTES))
 
     @property
     def descriptor(self) -> int:

@@ -5,10 +5,12 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import msgspec
 
@@ -28,8 +30,12 @@ from landreeve_agent.serving.control import (
     read_lines,
 )
 from landreeve_agent.serving.deathsig import exit_words
+from landreeve_agent.serving.ending import HUNG, NOTHING
+from landreeve_agent.serving.recorder import Region
 
 _log = logging.getLogger("landreeve.worker")
+# How faulthandler names the thread that received the signal; a runtime's own threads it does not know.
+_THREAD = re.compile(r"Current thread 0x([0-9a-f]{1,16})\b")
 
 
 class WorkerGoneError(ConnectionError):
@@ -39,9 +45,15 @@ class WorkerGoneError(ConnectionError):
 class Conversation:
     """One worker process and the conversation with it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, lost: Callable[[Lost], None]) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, lost: Callable[[Lost], None], region: Region | None = None
+    ) -> None:
         self._process = process
         self._lost = lost
+        self._region = region
+        self._died = 0
+        self.marks = NOTHING
+        """What was under way when it ended, after `gone`."""
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[FromWorker]] = {}
         self._words: deque[str] = deque(maxlen=40)
@@ -55,6 +67,9 @@ class Conversation:
     ) -> "Conversation":
         """Start a worker on the listening socket; ``lost`` hears of the models' own processes."""
         arguments = ["--fd", str(listening.fileno()), "--parent", str(os.getpid()), *arguments]
+        region = _region()
+        if region is not None:
+            arguments += ["--recorder", str(region.descriptor)]
         with _piped(secret) as secrets:
             if secrets:
                 arguments += ["--secrets", str(secrets[0])]
@@ -66,11 +81,11 @@ class Conversation:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                pass_fds=(listening.fileno(), *secrets),
+                pass_fds=(listening.fileno(), *secrets, *((region.descriptor,) if region else ())),
                 # numpy's own thread pool, one thread for each core of the box, has nothing to do in a worker.
                 env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
             )
-        return cls(process, lost)
+        return cls(process, lost, region)
 
     @property
     def pid(self) -> int:
@@ -116,6 +131,8 @@ class Conversation:
         assert self._process.stderr is not None  # noqa: S101 - it was spawned with a pipe
         async for line in read_lines(self._process.stderr):
             self._words.append(line)
+            if (thread := _THREAD.match(line)) is not None:
+                self._died = int(thread[1], 16)
             _log.info("%s", line)
 
     def kill(self) -> None:
@@ -134,16 +151,33 @@ class Conversation:
             self.kill()
         await asyncio.gather(*self._tasks)
         await let_go(self._process)
+        self._close()
+
+    def _close(self) -> None:
+        if self._region is not None:
+            self.marks = replace(self._region.read(), died=self._died)
+            self._region.close()
+            self._region = None
 
     async def gone(self, *, hung: bool) -> str:
         """Wait for the end; how it ended: ``signal SIGSEGV``, ``exit 1 (last words)``, ``hung``."""
         await asyncio.gather(*self._tasks)
         await let_go(self._process)
+        self._close()
         code = self._process.returncode or 0
         if hung:
-            return "hung"
+            return HUNG
         words = f" ({self._words[-1][:200]})" if code >= 0 and self._words else ""
         return exit_words(code) + words
+
+
+def _region() -> Region | None:
+    """Memory for the flight recorder; without any, nobody is suspected."""
+    try:
+        return Region()
+    except OSError as error:
+        _log.warning("what the worker runs cannot be noted: %s", error)
+        return None
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from landreeve_agent.serving.control import Residence, Route, Share, Version
 from landreeve_agent.serving.errors import LoadFailedError, UnknownError
 from landreeve_agent.serving.memory import Memory, Worth, give_back
 from landreeve_agent.serving.model import LoadedModel, load
+from landreeve_agent.serving.recorder import Recorder
 from landreeve_agent.serving.resident import Resident
 from landreeve_agent.serving.routes import Lane, Routes, Serving
 
@@ -31,13 +32,16 @@ Have = dict[tuple[Version, bool], Lane]
 
 class Lanes:
     """Owned by the event loop. ``on_lost(version, cause, restarts)`` is called on it when a version's process ended;
-    ``files`` reads the versions' folders."""
+    ``files`` reads the versions' folders; ``recorder`` notes what runs."""
 
-    def __init__(self, routes: Routes, memory: Memory, on_lost: OnLost, files: Files = PLAIN) -> None:
+    def __init__(
+        self, routes: Routes, memory: Memory, on_lost: OnLost, files: Files = PLAIN, recorder: Recorder | None = None
+    ) -> None:
         self._routes = routes
         self._memory = memory
         self._on_lost = on_lost
         self._files = files
+        self._recorder = recorder
         self._loop = asyncio.get_running_loop()
         self._unloaded: dict[str, Route] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,7 +115,7 @@ class Lanes:
     async def _load(self, version: Version, *, lenient: bool) -> LoadedModel:
         model = await asyncio.to_thread(
             load, version, files=self._files, checked=lenient, memory=self._memory, asleep=lenient,
-            on_end=self._lost(version),
+            on_end=self._lost(version), recorder=self._recorder,
         )  # fmt: skip
         if model.resident is not None:
             model.resident.on_move = lambda wait: self._moved(version, wait=wait)

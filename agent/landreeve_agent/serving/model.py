@@ -18,6 +18,7 @@ from landreeve_agent.serving.interface import Interface, is_finite
 from landreeve_agent.serving.memory import Memory
 from landreeve_agent.serving.messages import Infer
 from landreeve_agent.serving.policy import require_accepted
+from landreeve_agent.serving.recorder import Recorder
 from landreeve_agent.serving.remote import OnEnd, RemoteSession
 from landreeve_agent.serving.resident import Resident
 from landreeve_agent.serving.session import Array, Opened, open_session
@@ -89,12 +90,14 @@ def load(
     memory: Memory | None = None,
     asleep: bool = False,
     on_end: OnEnd | None = None,
+    recorder: Recorder | None = None,
 ) -> LoadedModel:
     """Load and warm a version; `LoadFailedError` says why it cannot serve.
 
     ``files`` reads the version's folder.
     ``checked`` skips the graph's policy: only for a version that a worker of this supervisor has served before.
-    ``asleep`` leaves the graph to the first run. ``on_end`` hears when the version's own process ends.
+    ``asleep`` leaves the graph to the first run. ``on_end`` hears when the version's own process ends; ``recorder``
+    notes what goes on in this one.
     """
     folder, name = Path(version.folder), f"{version.model} {version.version}"
     plan = _available(folder, version.plan)
@@ -113,11 +116,23 @@ def load(
     room = memory or Memory(UNLIMITED_BYTES)
     isolated = version.isolated or plan.backend in CHILD_BACKENDS
     opener = _Opener(name, graph, files, isolated=isolated, runtimes=room.runtimes, on_end=on_end)
-    resident = Resident(name, plan, opener.open, sample, graph_bytes=graph_bytes, memory=room, prepare=opener.prepare)
+    seen = recorder is not None and not isolated
+    tracks = recorder.tracks(version.model, version.version, version.release) if recorder and seen else None
+    resident = Resident(
+        name, plan, opener.open, sample, graph_bytes=graph_bytes, memory=room, prepare=opener.prepare, tracks=tracks
+    )
     if not asleep:
-        resident.wake()
+        _wake(resident)
     interface = Interface.of(version.model, version.version, definition, pipeline.ranks if pipeline else None)
     return LoadedModel(version, definition, pipeline, resident.opened, interface, resident.quick)
+
+
+def _wake(resident: Resident) -> None:
+    try:
+        resident.wake()
+    except LoadFailedError:
+        resident.close()
+        raise
 
 
 @dataclass(frozen=True, slots=True)

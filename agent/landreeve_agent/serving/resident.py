@@ -13,6 +13,7 @@ import msgspec
 from landreeve_agent.serving.control import Plan
 from landreeve_agent.serving.errors import LoadFailedError, NotReadyError, RunFailedError
 from landreeve_agent.serving.memory import Memory, Worth, estimate_bytes, private_bytes, trim
+from landreeve_agent.serving.recorder import Noted, Tracks, untracked
 from landreeve_agent.serving.remote import RemoteSession
 from landreeve_agent.serving.session import Array, Opened, Session
 
@@ -33,14 +34,17 @@ class Resident:
     """A `Session` that opens and closes the one behind it; ``prepare`` runs before an opening is measured.
 
     ``on_move(wait)`` is called, from any thread but the event loop's, after it woke, was opened anew elsewhere, or is
-    about to sleep; ``wait`` asks to return only when nobody will run it on the event loop any more.
+    about to sleep; ``wait`` asks to return only when nobody will run it on the event loop any more. ``tracks`` note
+    what could end this process.
     """
 
     def __init__(
         self, name: str, plan: Plan, open_plan: Open, sample: Sequence[Array], *, graph_bytes: int, memory: Memory,
-        prepare: Callable[[Plan], None] = lambda _plan: None,
+        prepare: Callable[[Plan], None] = lambda _plan: None, tracks: Tracks | None = None,
     ) -> None:  # fmt: skip
         self.name = name
+        self._tracks = tracks
+        self._noted: Noted = tracks.runs if tracks else untracked
         self.worth = Worth.ACTIVE
         self.cost_bytes = 0
         self.last_used = self.woke = float("-inf")
@@ -79,7 +83,7 @@ class Resident:
             session = self._woken()
         self.last_used = time.monotonic()
         try:
-            return session.run(feeds)
+            return self._noted(session.run, feeds)
         except RunFailedError as error:
             if self._session is not session and not self._closed:  # it was closed between the two: ask the next one
                 return self._woken().run(feeds)
@@ -150,6 +154,8 @@ class Resident:
         self._closed = True
         self.sleep("unloaded")
         self._memory.leave(self)
+        if self._tracks is not None:
+            self._tracks.close()
 
     def _woken(self) -> Session:
         try:
@@ -171,6 +177,10 @@ class Resident:
         return min(estimate_bytes(self._graph_bytes, self._plan.backend), self._memory.limit_bytes)
 
     def _open_session(self, plan: Plan) -> None:
+        noted: Noted = self._tracks.loads if self._tracks else untracked
+        noted(self._open_and_warm, plan)
+
+    def _open_and_warm(self, plan: Plan) -> None:
         """Open, warm and measure. A NaN answer passes: whether the model is any good is preflight's question."""
         self._prepare(plan)
         trim()
@@ -203,7 +213,7 @@ class Resident:
         try:
             session = self._session
             for _ in range(LOST_TRIES):
-                if session is None or _runs(session, self._sample):
+                if session is None or self._noted(_runs, (session, self._sample)):
                     return
                 time.sleep(LOST_PAUSE_S)
             self._leave_device(session, error)
@@ -245,7 +255,8 @@ def warm(session: Session, sample: Sequence[Array], name: str) -> float:
     return best
 
 
-def _runs(session: Session, sample: Sequence[Array]) -> bool:
+def _runs(asked: tuple[Session, Sequence[Array]]) -> bool:
+    session, sample = asked
     try:
         session.run(sample)
     except RunFailedError:

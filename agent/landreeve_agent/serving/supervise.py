@@ -34,6 +34,7 @@ from landreeve_agent.serving.control import (
     WorkerStatus,
 )
 from landreeve_agent.serving.conversation import Conversation, WorkerGoneError
+from landreeve_agent.serving.ending import NOTHING, Ending, ending, of_own_process
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.memory import available_bytes
 from landreeve_agent.serving.options import Limits, Options
@@ -43,7 +44,7 @@ BACKLOG = 512
 CRASH_LOOP = "crash_loop"
 _log = logging.getLogger("landreeve.worker")
 
-OnRestart = Callable[[str, int], None]
+OnRestart = Callable[[Ending], None]
 OnReplaced = Callable[[str], None]
 OnLost = Callable[[Lost], None]
 
@@ -67,8 +68,8 @@ class _Afresh:
 class WorkerProcess:
     """One worker, kept alive.
 
-    ``on_restart(cause, count)`` is called after every unexpected end: ``cause`` is ``signal SIGSEGV``, ``exit 1``,
-    ``hung`` or, when the worker keeps dying within a minute, ``crash_loop``; ``count`` is the number of restarts
+    ``on_restart(ending)`` is called after every unexpected end: its ``cause`` is ``signal SIGSEGV``, ``exit 1``,
+    ``hung`` or, when the worker keeps dying within a minute, ``crash_loop``; its ``count`` is the number of restarts
     since `start`. A worker with a run that never comes back is replaced while it serves, and ``on_replaced(why)`` is
     called: that is no unexpected end. ``on_lost`` hears of the ends of models' own processes, else ``on_restart`` does.
     ``listening`` is a socket to serve on instead of a new one on ``host`` and ``port``; it stays the caller's.
@@ -101,6 +102,7 @@ class WorkerProcess:
         self._routes: tuple[Route, ...] = ()
         self._restarts = 0
         self._last_exit = ""
+        self._marks = NOTHING
         self._crashes: deque[float] = deque()
         self._keeper: asyncio.Task[None] | None = None
         self._serving = asyncio.Event()
@@ -278,6 +280,7 @@ class WorkerProcess:
         """One life of a worker, from its start to its end."""
         limits = self._limits
         self._hung = False
+        self._marks = NOTHING
         assert self._listening is not None  # noqa: S101 - start() bound it before this task began
         link = self._link = await self._spawn(self._listening)
         try:
@@ -293,6 +296,7 @@ class WorkerProcess:
             if not asyncio.current_task().cancelling():  # type: ignore[union-attr]  # stop() ends it gently instead
                 link.kill()
                 self._last_exit = await link.gone(hung=self._hung)
+                self._marks = link.marks
                 self._link = None
 
     async def _load_afresh(self, link: Conversation, asked: "_Afresh") -> bool:
@@ -436,7 +440,8 @@ class WorkerProcess:
         if self._on_restart is None:
             return
         looping = len(self._crashes) == self._limits.loop_crashes
-        self._on_restart(CRASH_LOOP if looping else self._last_exit, self._restarts)
+        cause = CRASH_LOOP if looping else self._last_exit
+        self._on_restart(ending(self._last_exit, cause, self._restarts, self._marks))
 
     def _lost(self, lost: Lost) -> None:
         """A model's own process ended: the worker serves on, but whoever watches a new version should know."""
@@ -444,7 +449,7 @@ class WorkerProcess:
         if self._on_lost is not None:
             self._on_lost(lost)
         elif self._on_restart is not None:
-            self._on_restart(f"{lost.model}: {lost.cause}", lost.restarts)
+            self._on_restart(of_own_process(lost.model, lost.version, lost.cause, lost.restarts))
 
     def _backoff_s(self) -> float:
         """Nothing for the first crashes of a minute, then doubling."""

@@ -46,6 +46,7 @@ from landreeve_agent.serving.http import DEFAULT_BODY_BYTES
 from landreeve_agent.serving.lanes import Lanes, residences
 from landreeve_agent.serving.memory import Memory, budget_bytes, rss_bytes, usable_bytes
 from landreeve_agent.serving.metrics import Metrics
+from landreeve_agent.serving.recorder import Recorder
 from landreeve_agent.serving.repository import Repository
 from landreeve_agent.serving.routes import Routes
 from landreeve_agent.serving.server import InferenceServer
@@ -154,7 +155,7 @@ async def _serve(options: argparse.Namespace, stdin: int, stdout: int) -> None:
     def lost(version: Version, cause: str, restarts: int) -> None:
         writer.write(frame(Lost(model=version.model, version=version.version, cause=cause, restarts=restarts)))
 
-    lanes = Lanes(routes, memory, lost, secrets.files.files())
+    lanes = Lanes(routes, memory, lost, secrets.files.files(), Recorder(options.recorder))
     repository, access = Repository(lanes, routes, metrics, memory), read_access(options.token)
     server = InferenceServer(
         routes, metrics, repository, access,
@@ -249,6 +250,7 @@ def main() -> None:
     parser.add_argument("--grpc-port", type=int, default=0)
     parser.add_argument("--grpc-max-bytes", type=int, default=DEFAULT_BODY_BYTES)
     parser.add_argument("--stuck-s", type=float, default=STUCK_S, help="when a run counts as one that never ends")
+    parser.add_argument("--recorder", type=int, default=-1, help="inherited memory that says what runs")
     parser.add_argument("--secrets", type=int, default=-1, help="an inherited pipe with the keys of a sealed site")
     options = parser.parse_args()
     die_with_parent(options.parent)

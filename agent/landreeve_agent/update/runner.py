@@ -8,7 +8,7 @@ be performed again. So the process may die at any moment; `recover` goes on from
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -24,10 +24,12 @@ from landreeve.wire.plans import BoxFacts
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.serving.ending import Running
 from landreeve_agent.store import events
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import stamp
 from landreeve_agent.update import journal, machine, plans
+from landreeve_agent.update.blaming import accused
 from landreeve_agent.update.checking import check
 from landreeve_agent.update.directing import Serving, serving
 from landreeve_agent.update.effects import NOTHING, CannotServeError, Effects, Learnt
@@ -221,15 +223,12 @@ class Runner:
         self._changed()
         return Answer(True, after.sentence or "The version will be left as soon as it is activated.")
 
-    async def worker_restarted(self, cause: str, whose: tuple[str, str] | None = None) -> None:
-        """The worker died: counts against every version on probation; the own process of one model's version only
-        against that one."""
-        for model, view in self.views.items():
-            order = view.state.order
-            its = whose is None or (order is not None and whose == (model, order.version))
-            if view.state.phase is Phase.PROBATION and order is not None and its:
-                before = view.state
-                self._interrupt(model, before, await self._dispatch(model, machine.Crashed(order.generation, cause)))
+    async def worker_restarted(self, cause: str, suspects: Collection[Running] = ()) -> None:
+        """The worker died: counts against the suspects on probation, and against all on probation without any."""
+        for state in accused(self._states().values(), suspects):
+            if state.order is not None:
+                crashed = machine.Crashed(state.order.generation, cause)
+                self._interrupt(state.model, state, await self._dispatch(state.model, crashed))
 
     def _start(self, model: str) -> None:
         drive = self._drives.get(model)

@@ -128,7 +128,7 @@ class IncidentWatch:
         ).scalar_one_or_none()
         raised = incident_of(fact.body, device, site or device)
         if isinstance(fact.body, Event) and fact.body.name == RESTARTED:
-            raised = crash_loop(_restarts(connection, device, fact.at), fact.body.cause, device, site or device)
+            raised = crash_loop(_restarts(connection, device, fact.at), fact.body, device, site or device)
         if raised is not None:
             self._incidents.open_in(connection, self._clock(), raised)
 

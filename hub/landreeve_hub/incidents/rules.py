@@ -146,14 +146,26 @@ def taken_session(victim: tuple[str, str], thief: tuple[str, str]) -> Raise:
 
 CRASHES = 5
 CRASHES_WITHIN_S = 600.0
+_MOST_NAMED = 3
+_NAME_LENGTH = 120
 
 
-def crash_loop(crashes: int, cause: str, device: str, site: str) -> Raise | None:
-    """The incident that so many restarts of a worker within `CRASHES_WITHIN_S` amount to."""
+def crash_loop(crashes: int, event: Event, device: str, site: str) -> Raise | None:
+    """The incident that so many restarts of a worker within `CRASHES_WITHIN_S` amount to; ``event`` tells of the last
+    one."""
     if crashes < CRASHES:
         return None
+    cause = event.cause
     text = (
         f"The inference server at {site} died {crashes} times within {CRASHES_WITHIN_S / 60:.0f} minutes "
-        f"(last: {cause}). It is started again each time; requests wait meanwhile."
+        f"(last: {cause}{_during(event.data)}). It is started again each time; requests wait meanwhile."
     )
     return Raise(f"crash-loop:{device}", "crash_loop", "error", cause, text, {"device": device, "site": site})
+
+
+def _during(data: dict[str, Any]) -> str:
+    """Which versions the worker died with; nothing where the device does not know, or is too old to say."""
+    running = data.get("running")
+    names = [name[:_NAME_LENGTH] for name in running if isinstance(name, str)] if isinstance(running, list) else []
+    more = [f"{len(names) - _MOST_NAMED} more"] if len(names) > _MOST_NAMED else []
+    return f", with {', '.join(names[:_MOST_NAMED] + more)} under way" if names else ""

@@ -1,0 +1,127 @@
+"""How a worker ended, and which versions that speaks against. Pure.
+
+A worker holds every model of the box, so its death says little by itself: what counts is which version was in native
+code at that moment (`landreeve_agent.serving.recorder`). The thread that died narrows it down where it is known.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+HUNG = "hung"
+# What a process does to itself. SIGKILL and SIGTERM come from outside: memory has ended, or a person has ended it.
+_FAULTS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP"})
+_MOST_NAMED = 3
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A version with a run under way, or, ``loading``, with its opening and first runs."""
+
+    model: str
+    version: str
+    release: str = ""
+    loading: bool = False
+
+    @property
+    def name(self) -> str:
+        """Model and version."""
+        return f"{self.model} {self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What was under way when a worker ended: each version with the thread it was in. ``main`` is the thread of the
+    event loop, ``died`` the one that received the signal; 0: not known."""
+
+    under_way: tuple[tuple[Running, int], ...] = ()
+    main: int = 0
+    died: int = 0
+
+
+NOTHING = Marks()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An unexpected end: its ``cause``, the ``count`` of them so far, and what was ``running``, as far as known.
+
+    ``suspects`` are the versions it speaks against; none: it speaks against whatever is new.
+    """
+
+    cause: str
+    count: int
+    running: tuple[Running, ...] = ()
+    suspects: tuple[Running, ...] = ()
+
+    @property
+    def during(self) -> str:
+        """In words what was running; empty when that is not known.
+
+        >>> Ending("signal SIGSEGV", 1, (Running("delay", "2.0.0"),)).during
+        ' while delay 2.0.0 was running'
+        """
+        return f" while {_words(self.running)}" if self.running else ""
+
+
+def ending(exit_words: str, cause: str, count: int, marks: Marks) -> Ending:
+    """What an end means. ``exit_words`` say how the process ended (`signal SIGSEGV`, `exit 1`, `hung`), ``cause`` is
+    what is told of it.
+
+    >>> marks = Marks(((Running("a", "1"), 7), (Running("b", "2"), 8)), main=5, died=8)
+    >>> [one.name for one in ending("signal SIGSEGV", "signal SIGSEGV", 1, marks).suspects]
+    ['b 2']
+    >>> ending("signal SIGKILL", "signal SIGKILL", 1, marks).suspects
+    ()
+    """
+    hung = exit_words == HUNG
+    running = (_that_may_hang(marks) if hung else _in_thread(marks, marks.died)) or _all(marks)
+    return Ending(cause, count, running, running if hung or _is_own_fault(exit_words) else ())
+
+
+def of_own_process(model: str, version: str, cause: str, count: int) -> Ending:
+    """The end of one version's own process: it speaks against that version, however it ended.
+
+    >>> of_own_process("delay", "2.0.0", "signal SIGKILL", 1).suspects[0].name
+    'delay 2.0.0'
+    """
+    its = (Running(model, version),)
+    return Ending(f"{model}: {cause}", count, its, its)
+
+
+def _in_thread(marks: Marks, thread: int) -> tuple[Running, ...]:
+    """What that thread did. Nothing when it is a runtime's own, which the marks do not know."""
+    return tuple(dict.fromkeys(one for one, its in marks.under_way if its == thread and thread))
+
+
+def _that_may_hang(marks: Marks) -> tuple[Running, ...]:
+    """Loads, which may hold a change of routes up, and what runs on the event loop, which then answers nothing. A run
+    in another thread holds neither up."""
+    return tuple(dict.fromkeys(one for one, its in marks.under_way if one.loading or its == marks.main))
+
+
+def _all(marks: Marks) -> tuple[Running, ...]:
+    return tuple(dict.fromkeys(one for one, _ in marks.under_way))
+
+
+def _is_own_fault(exit_words: str) -> bool:
+    kind, _, rest = exit_words.partition(" ")
+    return kind == "exit" or (kind == "signal" and rest in _FAULTS)
+
+
+def _words(running: tuple[Running, ...]) -> str:
+    """
+    >>> _words((Running("a", "1"), Running("b", "2"), Running("c", "3", loading=True)))
+    'a 1 and b 2 were running and c 3 was being loaded'
+    """
+    runs = [one.name for one in running if not one.loading]
+    loads = [one.name for one in running if one.loading]
+    said = [_said(names, what) for names, what in ((runs, "running"), (loads, "being loaded")) if names]
+    return " and ".join(said)
+
+
+def _said(names: list[str], what: str) -> str:
+    shown = names[:_MOST_NAMED]
+    more = [f"{len(names) - len(shown)} more"] if len(names) > len(shown) else []
+    *first, last = [*shown, *more]
+    listed = f"{', '.join(first)} and {last}" if first else last
+    return f"{listed} {'was' if len(names) == 1 else 'were'} {what}"

@@ -1,0 +1,145 @@
+"""Two releases on probation in one real worker, one of which ends it from within its own run: only that one is left."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from landreeve.blobs.store import BlobStore
+from landreeve.release.layout import Packed, pack
+from landreeve.release.manifest import Gates, Lineage, ReleaseConfig
+from landreeve.wire.messages import DesiredModel, Probation
+from landreeve.wire.strategy import Strategy
+from landreeve_agent.inference import restarted
+from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.serving.ending import Ending
+from landreeve_agent.serving.supervise import WorkerProcess
+from landreeve_agent.store.database import Database
+from landreeve_agent.update.probation import ProbationStats
+from landreeve_agent.update.runner import Runner
+from landreeve_agent.update.standing import Phase, State
+from landreeve_models.definition import encode_definition
+
+from tests.agent.onnx_models import TRAPS, body, crashing, definition, endless, graph, pipeline
+from tests.fakes.update_box import NOW, QUICK, WAITING
+from tests.fakes.update_ports import FakeEvidence, FakeFetcher, FakePreflight, FakeVerifier, Hub, Reaper, document
+from tests.integration.test_worker_process import post
+
+WILD = {"name": "wind", "datatype": "FP64", "shape": [1], "data": [5000.0]}
+PROBATION = Probation(min_rows=10, min_labelled=0, max_crashes=2)
+
+
+def release(model: str, graph_bytes: bytes) -> Packed:
+    config = ReleaseConfig(
+        model=model, family="mlp", created="2026-11-29T00:00:00Z", signature=definition(model).signature(),
+        gates=Gates(), lineage=Lineage(),
+    )  # fmt: skip
+    files = {
+        "model.onnx": graph_bytes,
+        "definition.json": encode_definition(definition(model)),
+        "features.json": pipeline().to_bytes(),
+    }
+    return pack(files, config)
+
+
+def wanted(packed: Packed, model: str, version: str, kind: str = "direct") -> DesiredModel:
+    return DesiredModel(
+        model=model, release=packed.digest, version=version, manifest_bytes=len(packed.manifest_bytes),
+        rollout=f"{model}-{version}", probation=PROBATION, strategy=Strategy(kind=kind),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+class Box:
+    """The real runner with a real worker; what is fetched, proven and judged is told by the test."""
+
+    def __init__(self, root: Path) -> None:
+        self.hub, reaper = Hub(), Reaper()
+        self.ends: list[Ending] = []
+        self.worker = WorkerProcess(root / "spool", on_restart=self._ended)
+        self.database = Database(root / "agent.db")
+        blobs = BlobStore(root / "blobs", margin_bytes=0)
+        self.runner = Runner(
+            self.database, Outbox(self.database), FakeVerifier(self.hub), FakeFetcher(self.hub, blobs, reaper), blobs,
+            root / "models", self.worker, FakePreflight(self.hub, reaper), FakeEvidence(self.hub, reaper), lambda: NOW,
+            agent_version="0.1.0", options=QUICK,
+        )  # fmt: skip
+        self._told: set[asyncio.Task[None]] = set()
+
+    def _ended(self, ending: Ending) -> None:
+        self.ends.append(ending)
+        told = self.runner.worker_restarted(f"{ending.cause}{ending.during}", ending.suspects)
+        self._told.add(asyncio.ensure_future(told))
+
+    def add(self, model: str, graph_bytes: bytes, stats: ProbationStats | None = None) -> Packed:
+        packed = release(model, graph_bytes)
+        self.hub.add(packed, stats)
+        return packed
+
+    async def until(self, model: str, phase: Phase) -> State:
+        async with asyncio.timeout(60):
+            while model not in self.runner.views or self.state(model).phase is not phase:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return self.state(model)
+
+    def state(self, model: str) -> State:
+        return self.runner.views[model].state
+
+    async def ask(self, model: str, *changed: dict[str, object]) -> str:
+        """The version that answered; empty when the worker died over it."""
+        named = {tensor["name"] for tensor in changed}
+        inputs = [*changed, *(tensor for tensor in body()["inputs"] if tensor["name"] not in named)]  # type: ignore[attr-defined]
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            return str((await post(self.worker, body(inputs=inputs), f"/v2/models/{model}/infer"))[1]["model_version"])
+        return ""
+
+    async def keep_asking(self, model: str) -> None:
+        while True:
+            await self.ask(model)
+
+
+@asynccontextmanager
+async def running(root: Path) -> AsyncIterator[Box]:
+    box = Box(root)
+    await box.worker.start()
+    await box.runner.recover()
+    life = asyncio.create_task(box.runner.run())
+    try:
+        yield box
+    finally:
+        life.cancel()
+        await asyncio.gather(life, *box._told, return_exceptions=True)
+        await box.worker.stop()
+        box.database.close()
+
+
+@pytest.mark.skipif(not TRAPS, reason="here the smallest integer divided by -1 is no fault")
+@pytest.mark.parametrize("kind", ["direct", "shadow"])
+async def test_only_the_version_that_kills_the_worker_is_rolled_back(tmp_path: Path, kind: str) -> None:
+    async with running(tmp_path) as box:
+        good = box.add("delay", graph())
+        await box.runner.on_desired(document(1, wanted(good, "delay", "1.0.0")))
+        await box.until("delay", Phase.COMMITTED)
+        bad, innocent = box.add("delay", crashing(), WAITING), box.add("price", endless(4000), WAITING)
+        await box.runner.on_desired(
+            document(2, wanted(bad, "delay", "2.0.0", kind), wanted(innocent, "price", "1.0.0"))
+        )
+        await box.until("delay", Phase.PROBATION)
+        await box.until("price", Phase.PROBATION)
+        # It nearly always has a run under way, in a thread of its own.
+        callers = [asyncio.create_task(box.keep_asking("price")) for _ in range(2)]
+        async with asyncio.timeout(60):
+            while box.state("delay").phase is Phase.PROBATION:
+                await box.ask("delay", WILD)
+        state = await box.until("delay", Phase.ROLLED_BACK)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        assert (state.cause, state.crashes) == ("worker_crashed", 2)
+        assert "(last: signal SIGFPE while delay 2.0.0 was running)" in state.sentence
+        assert "(signal SIGFPE) while delay 2.0.0 was running; it was" in restarted(box.ends[0]).sentence
+        assert [end.during for end in box.ends] == [" while delay 2.0.0 was running"] * len(box.ends)
+        assert (box.state("price").phase, box.state("price").crashes) == (Phase.PROBATION, 0)
+        box.hub.stats[innocent.digest] = ProbationStats(rows=100, distinct=50)
+        await box.until("price", Phase.COMMITTED)
+        assert (await box.ask("delay", WILD), await box.ask("price")) == ("1.0.0", "1.0.0")
