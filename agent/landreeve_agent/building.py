@@ -363,7 +363,7 @@ class House:
     def _worker_restarted(self, ending: Ending) -> None:
         """The worker came back: told once each, and held against what it speaks against on probation."""
         self._start(self.reporter.event(restarted(ending), self.clock()))
-        self._start(self.runner.worker_restarted(f"{ending.cause}{ending.during}", ending.suspects))
+        self._start(self.runner.worker_restarted(ending))
 
     def _model_lost(self, lost: Lost) -> None:
         """A model's own process ended: held against that version alone."""

@@ -208,14 +208,14 @@ def test_of_several_threads_the_one_that_died_is_told_from_the_others() -> None:
     died = re.search(r"Current thread 0x([0-9a-f]+)", done.stderr)
     assert died is not None
     marks = Marks(region.read().under_way, region.read().main, int(died[1], 16))
-    assert ending("signal SIGSEGV", "signal SIGSEGV", 1, marks).during == " while d 2 was running"
+    assert ending("signal SIGSEGV", 1, marks).during == " while d 2 was running"
 
 
 # --- what an end says
 
 
 def end(how: str, *under_way: tuple[Running, int], died: int = 0) -> Ending:
-    return ending(how, how, 1, Marks(under_way, MAIN, died))
+    return ending(how, 1, Marks(under_way, MAIN, died))
 
 
 @pytest.mark.parametrize("how", ["signal SIGSEGV", "signal SIGABRT", "signal SIGBUS", "signal SIGILL", "signal SIGFPE"])
@@ -245,5 +245,6 @@ def test_a_hang_speaks_against_loads_and_the_event_loop_s_run_and_not_against_th
 
 def test_a_crash_loop_is_judged_by_how_the_worker_ended() -> None:
     marks = Marks(((SLOW, OTHER),), MAIN)
-    assert ending("signal SIGSEGV", "crash_loop", 3, marks) == Ending("crash_loop", 3, (SLOW,), (SLOW,))
-    assert ending("signal SIGKILL", "crash_loop", 3, marks).suspects == ()
+    found = ending("signal SIGSEGV", 3, marks, looping=True)
+    assert (found.cause, found.how, found.suspects) == ("crash_loop", "signal SIGSEGV", (SLOW,))
+    assert ending("signal SIGKILL", 3, marks, looping=True).suspects == ()

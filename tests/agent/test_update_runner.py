@@ -9,7 +9,7 @@ from landreeve.wire.messages import Audit, Event, PlanReport, UpdateReport
 from landreeve.wire.plans import RunPlan
 from landreeve.wire.schedule import DayWindow, Schedule
 from landreeve.wire.strategy import Strategy, TrialStage
-from landreeve_agent.serving.ending import Running
+from landreeve_agent.serving.ending import Ending, Running
 from landreeve_agent.update import journal
 from landreeve_agent.update.pointer import read_pointers
 from landreeve_agent.update.probation import ProbationStats
@@ -187,7 +187,7 @@ async def test_worker_that_keeps_dying_ends_the_probation(box: Box) -> None:
     await box.order(2, wanted(B, "B", "r2"))
     await box.until(Phase.PROBATION)
     for _ in range(5):
-        await box.runner.worker_restarted("signal SIGSEGV")
+        await box.runner.worker_restarted(Ending("signal SIGSEGV", 1))
     assert (await box.until(Phase.ROLLED_BACK)).cause == "worker_crashed"
     assert await box.settled() == {"demo": ("A", None)}
 
@@ -200,10 +200,10 @@ async def test_death_of_another_version_s_own_process_speaks_against_nobody_else
     await box.until(Phase.PROBATION)
     for whose in (Running("other", "B"), Running("demo", "A"), Running("demo", "A", A.digest)):
         for _ in range(5):
-            await box.runner.worker_restarted("signal SIGSEGV", [whose])
+            await box.runner.worker_restarted(Ending("signal SIGSEGV", 1, (whose,), (whose,)))
     assert box.runner.views["demo"].state.crashes == 0
     for _ in range(5):
-        await box.runner.worker_restarted("signal SIGSEGV", [Running("demo", "B", B.digest)])
+        await box.runner.worker_restarted(Ending("signal SIGSEGV", 1, suspects=(Running("demo", "B", B.digest),)))
     assert (await box.until(Phase.ROLLED_BACK)).cause == "worker_crashed"
 
 

@@ -27,7 +27,6 @@ from tests.fakes.update_ports import FakeEvidence, FakeFetcher, FakePreflight, F
 from tests.integration.test_worker_process import post
 
 WILD = {"name": "wind", "datatype": "FP64", "shape": [1], "data": [5000.0]}
-PROBATION = Probation(min_rows=10, min_labelled=0, max_crashes=2)
 
 
 def release(model: str, graph_bytes: bytes) -> Packed:
@@ -43,10 +42,11 @@ def release(model: str, graph_bytes: bytes) -> Packed:
     return pack(files, config)
 
 
-def wanted(packed: Packed, model: str, version: str, kind: str = "direct") -> DesiredModel:
+def wanted(packed: Packed, model: str, version: str, kind: str = "direct", max_crashes: int = 2) -> DesiredModel:
+    probation = Probation(min_rows=10, min_labelled=0, max_crashes=max_crashes)
     return DesiredModel(
         model=model, release=packed.digest, version=version, manifest_bytes=len(packed.manifest_bytes),
-        rollout=f"{model}-{version}", probation=PROBATION, strategy=Strategy(kind=kind),  # type: ignore[arg-type]
+        rollout=f"{model}-{version}", probation=probation, strategy=Strategy(kind=kind),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -68,8 +68,7 @@ class Box:
 
     def _ended(self, ending: Ending) -> None:
         self.ends.append(ending)
-        told = self.runner.worker_restarted(f"{ending.cause}{ending.during}", ending.suspects)
-        self._told.add(asyncio.ensure_future(told))
+        self._told.add(asyncio.ensure_future(self.runner.worker_restarted(ending)))
 
     def add(self, model: str, graph_bytes: bytes, stats: ProbationStats | None = None) -> Packed:
         packed = release(model, graph_bytes)
@@ -114,15 +113,23 @@ async def running(root: Path) -> AsyncIterator[Box]:
 
 
 @pytest.mark.skipif(not TRAPS, reason="here the smallest integer divided by -1 is no fault")
-@pytest.mark.parametrize("kind", ["direct", "shadow"])
-async def test_only_the_version_that_kills_the_worker_is_rolled_back(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "max_crashes", "deaths"),
+    [
+        pytest.param("direct", 2, 2, id="answers, until it may die no more"),
+        pytest.param("shadow", 5, 3, id="listens, until the worker goes on without shadows"),
+    ],
+)
+async def test_only_the_version_that_kills_the_worker_is_rolled_back(
+    tmp_path: Path, kind: str, max_crashes: int, deaths: int
+) -> None:
     async with running(tmp_path) as box:
         good = box.add("delay", graph())
         await box.runner.on_desired(document(1, wanted(good, "delay", "1.0.0")))
         await box.until("delay", Phase.COMMITTED)
         bad, innocent = box.add("delay", crashing(), WAITING), box.add("price", endless(4000), WAITING)
         await box.runner.on_desired(
-            document(2, wanted(bad, "delay", "2.0.0", kind), wanted(innocent, "price", "1.0.0"))
+            document(2, wanted(bad, "delay", "2.0.0", kind, max_crashes), wanted(innocent, "price", "1.0.0"))
         )
         await box.until("delay", Phase.PROBATION)
         await box.until("price", Phase.PROBATION)
@@ -135,7 +142,7 @@ async def test_only_the_version_that_kills_the_worker_is_rolled_back(tmp_path: P
         for caller in callers:
             caller.cancel()
         await asyncio.gather(*callers, return_exceptions=True)
-        assert (state.cause, state.crashes) == ("worker_crashed", 2)
+        assert (state.cause, state.crashes) == ("worker_crashed", deaths)
         assert "(last: signal SIGFPE while delay 2.0.0 was running)" in state.sentence
         assert "(signal SIGFPE) while delay 2.0.0 was running; it was" in restarted(box.ends[0]).sentence
         assert [end.during for end in box.ends] == [" while delay 2.0.0 was running"] * len(box.ends)

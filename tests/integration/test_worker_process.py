@@ -16,9 +16,10 @@ import msgspec
 import pytest
 from landreeve.sealed.files import SealedFiles
 from landreeve_agent.serving.control import Plan, Route, Secrets, Share, Version
+from landreeve_agent.serving.ending import CRASH_LOOP
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.options import Limits, Options
-from landreeve_agent.serving.supervise import CRASH_LOOP, WorkerProcess
+from landreeve_agent.serving.supervise import WorkerProcess
 
 from tests.agent.onnx_models import body, version, write_release
 from tests.agent.serving_worker import captured

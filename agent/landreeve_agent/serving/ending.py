@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 HUNG = "hung"
+CRASH_LOOP = "crash_loop"
 # What a process does to itself. SIGKILL and SIGTERM come from outside: memory has ended, or a person has ended it.
 _FAULTS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP"})
 _MOST_NAMED = 3
@@ -43,15 +44,23 @@ NOTHING = Marks()
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """An unexpected end: its ``cause``, the ``count`` of them so far, and what was ``running``, as far as known.
+    """An unexpected end: ``how`` the process ended, the ``count`` of them so far, and what was ``running``, as far as
+    known.
 
-    ``suspects`` are the versions it speaks against; none: it speaks against whatever is new.
+    ``suspects`` are the versions it speaks against; none: it speaks against whatever is new. From a ``looping`` one on
+    the worker goes on by simpler plans.
     """
 
-    cause: str
+    how: str
     count: int
     running: tuple[Running, ...] = ()
     suspects: tuple[Running, ...] = ()
+    looping: bool = False
+
+    @property
+    def cause(self) -> str:
+        """What is told of it: ``crash_loop``, once, when ends follow one another."""
+        return CRASH_LOOP if self.looping else self.how
 
     @property
     def during(self) -> str:
@@ -63,19 +72,18 @@ class Ending:
         return f" while {_words(self.running)}" if self.running else ""
 
 
-def ending(exit_words: str, cause: str, count: int, marks: Marks) -> Ending:
-    """What an end means. ``exit_words`` say how the process ended (`signal SIGSEGV`, `exit 1`, `hung`), ``cause`` is
-    what is told of it.
+def ending(how: str, count: int, marks: Marks, *, looping: bool = False) -> Ending:
+    """What an end means. ``how`` the process ended is ``signal SIGSEGV``, ``exit 1 (last words)`` or ``hung``.
 
     >>> marks = Marks(((Running("a", "1"), 7), (Running("b", "2"), 8)), main=5, died=8)
-    >>> [one.name for one in ending("signal SIGSEGV", "signal SIGSEGV", 1, marks).suspects]
+    >>> [one.name for one in ending("signal SIGSEGV", 1, marks).suspects]
     ['b 2']
-    >>> ending("signal SIGKILL", "signal SIGKILL", 1, marks).suspects
+    >>> ending("signal SIGKILL", 1, marks).suspects
     ()
     """
-    hung = exit_words == HUNG
+    hung = how == HUNG
     running = (_that_may_hang(marks) if hung else _in_thread(marks, marks.died)) or _all(marks)
-    return Ending(cause, count, running, running if hung or _is_own_fault(exit_words) else ())
+    return Ending(how, count, running, running if hung or _is_own_fault(how) else (), looping)
 
 
 def of_own_process(model: str, version: str, cause: str, count: int) -> Ending:
@@ -103,8 +111,8 @@ def _all(marks: Marks) -> tuple[Running, ...]:
     return tuple(dict.fromkeys(one for one, _ in marks.under_way))
 
 
-def _is_own_fault(exit_words: str) -> bool:
-    kind, _, rest = exit_words.partition(" ")
+def _is_own_fault(how: str) -> bool:
+    kind, _, rest = how.partition(" ")
     return kind == "exit" or (kind == "signal" and rest in _FAULTS)
 
 

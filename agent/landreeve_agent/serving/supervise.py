@@ -41,7 +41,6 @@ from landreeve_agent.serving.options import Limits, Options
 from landreeve_agent.serving.replacing import fits_beside
 
 BACKLOG = 512
-CRASH_LOOP = "crash_loop"
 _log = logging.getLogger("landreeve.worker")
 
 OnRestart = Callable[[Ending], None]
@@ -440,8 +439,7 @@ class WorkerProcess:
         if self._on_restart is None:
             return
         looping = len(self._crashes) == self._limits.loop_crashes
-        cause = CRASH_LOOP if looping else self._last_exit
-        self._on_restart(ending(self._last_exit, cause, self._restarts, self._marks))
+        self._on_restart(ending(self._last_exit, self._restarts, self._marks, looping=looping))
 
     def _lost(self, lost: Lost) -> None:
         """A model's own process ended: the worker serves on, but whoever watches a new version should know."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import assert_never
 
-from landreeve_agent.update.directing import doing, is_last
+from landreeve_agent.update.directing import Role, doing, is_last, stage_of
 from landreeve_agent.update.standing import BEFORE_ACTIVATION, TERMINAL, Installed, Order, Phase, State
 
 # How often the effect of a phase may begin, crashes included. A download mostly fails for reasons outside the
@@ -134,10 +134,12 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """The worker died while the candidate was on probation."""
+    """The worker died while the candidate was on probation. A ``dropped`` one is suspected of it and served no more,
+    unless it is the version that answers: a worker that keeps dying goes on without shadows and shares."""
 
     of: int
     cause: str
+    dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +314,8 @@ def _outcome(state: State, order: Order, event: Outcome) -> State:
             return replace(state, step=state.step + 1, step_since=at, attempt=0, cause="step", sentence=sentence)
         case Passed(_, sentence) if state.phase is Phase.PROBATION and is_last(state):
             return _commit(state, "probation_passed", sentence)
-        case Crashed(_, cause) if state.phase is Phase.PROBATION:
-            return _crashed(state, cause)
+        case Crashed(_, cause, dropped) if state.phase is Phase.PROBATION:
+            return _crashed(state, cause, dropped=dropped)
         case Restored() if state.phase in {Phase.ROLLING_BACK, Phase.ROLLBACK_FAILED}:
             return _restored(state)
         case Failed(_, cause, sentence):
@@ -358,10 +360,12 @@ def _activated(state: State, order: Order, at: str) -> State:
     return replace(_enter(state, Phase.PROBATION, "activated", sentence), since=at, step_since=at, step=0, crashes=0)
 
 
-def _crashed(state: State, cause: str) -> State:
+def _crashed(state: State, cause: str, *, dropped: bool) -> State:
     crashes = state.crashes + 1
     limit = state.order.probation.max_crashes if state.order else MAX_CRASHES
-    if crashes < limit:
+    # Nobody asks it any more, so that it would be on probation to the last day, and die no further.
+    over = dropped and stage_of(state).role is not Role.ANSWERS
+    if crashes < limit and not over:
         return replace(state, crashes=crashes)
     sentence = f"The worker died {crashes} times while this version was on probation (last: {cause})."
     return _roll_back(replace(state, crashes=crashes), "worker_crashed", sentence)

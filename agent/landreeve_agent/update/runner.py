@@ -8,7 +8,7 @@ be performed again. So the process may die at any moment; `recover` goes on from
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -24,7 +24,7 @@ from landreeve.wire.plans import BoxFacts
 from sqlite_utils import Database as SqliteDatabase
 
 from landreeve_agent.link.outbox import Outbox
-from landreeve_agent.serving.ending import Running
+from landreeve_agent.serving.ending import Ending
 from landreeve_agent.store import events
 from landreeve_agent.store.database import Database
 from landreeve_agent.store.stamps import stamp
@@ -223,11 +223,12 @@ class Runner:
         self._changed()
         return Answer(True, after.sentence or "The version will be left as soon as it is activated.")
 
-    async def worker_restarted(self, cause: str, suspects: Collection[Running] = ()) -> None:
+    async def worker_restarted(self, ending: Ending) -> None:
         """The worker died: counts against the suspects on probation, and against all on probation without any."""
-        for state in accused(self._states().values(), suspects):
+        dropped = ending.looping and bool(ending.suspects)
+        for state in accused(self._states().values(), ending.suspects):
             if state.order is not None:
-                crashed = machine.Crashed(state.order.generation, cause)
+                crashed = machine.Crashed(state.order.generation, f"{ending.how}{ending.during}", dropped)
                 self._interrupt(state.model, state, await self._dispatch(state.model, crashed))
 
     def _start(self, model: str) -> None:

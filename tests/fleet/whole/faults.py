@@ -3,6 +3,7 @@
 from random import Random
 from typing import TYPE_CHECKING
 
+from landreeve_agent.serving.ending import Ending
 from landreeve_agent.update.standing import Phase
 from landreeve_hub.desired import lines
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tests.fleet.whole.world import World
 
 YEARS = 365.25 * 86_400
+KILLED = Ending("signal SIGKILL", 1)
 
 
 def found(world: "World") -> None:
@@ -162,7 +164,7 @@ class Faults:
         views = box.runner.views.values() if box.runner is not None else ()
         if any(view.state.phase is Phase.PROBATION for view in views) and box.runner is not None:
             for n in range(crashes):
-                self._world.agenda.at(n + 0.1, lambda r=box.runner: r.worker_restarted("killed by the system"))
+                self._world.agenda.at(n + 0.1, lambda r=box.runner: r.worker_restarted(KILLED))
         else:
             self._world.agenda.at(200, lambda: self._watch_for_probation(box, crashes))
 
