@@ -91,7 +91,8 @@ class Inference:
             await worker.apply(tuple(self._placed(route) for route in routes))
         except LoadFailedError:
             if first:
-                await worker.apply(())  # whoever waits is told that there is nothing
+                with contextlib.suppress(LoadFailedError):
+                    await worker.apply(())  # whoever waits is told that there is nothing
             raise
 
     async def status(self) -> WorkerStatus | None:
