@@ -1,11 +1,12 @@
 """Is this graph one that may be loaded? Asked of a child process under resource limits, before any runtime sees it.
 
 A child, because parsing hostile protobuf is native code, and because the parser's memory then leaves with it:
-the worker stays small. ``python -m landreeve_agent.serving.policy FILE`` reads from stdin what opens the file where it
-is sealed (`landreeve.blobs.files.Opening`), prints nothing and exits 0, or prints the reason and exits 3; the graph's
-ends must be those of ``definition.json`` beside it.
+the worker stays small. ``python -m landreeve_agent.serving.policy FILE PARENT`` ends with its parent, reads from stdin
+what opens the file where it is sealed (`landreeve.blobs.files.Opening`), prints nothing and exits 0, or prints the
+reason and exits 3; the graph's ends must be those of ``definition.json`` beside it.
 """
 
+import os
 import resource
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import msgspec
 from landreeve.blobs.files import PLAIN, Files, Opening
 
+from landreeve_agent.serving.deathsig import die_with_parent
 from landreeve_agent.serving.errors import LoadFailedError
 
 DEADLINE_S = 60.0
@@ -23,7 +25,7 @@ _MAX_ADDRESS_SPACE_BYTES = 4 * 1024**3
 
 def require_accepted(path: Path, files: Files = PLAIN) -> None:
     """Return when the policy accepts the graph; else `LoadFailedError` with its reason."""
-    command = [sys.executable, "-m", "landreeve_agent.serving.policy", str(path)]
+    command = [sys.executable, "-m", "landreeve_agent.serving.policy", str(path), str(os.getpid())]
     try:
         done = subprocess.run(
             command, capture_output=True, timeout=DEADLINE_S, check=False, input=msgspec.json.encode(files.opening)
@@ -37,8 +39,9 @@ def require_accepted(path: Path, files: Files = PLAIN) -> None:
         raise LoadFailedError("unchecked_graph", f"{path.name}: the check itself failed: {words[:300]}")
 
 
-def main(path: str) -> int:
+def main(path: str, parent: int) -> int:
     """Check one file and exit."""
+    die_with_parent(parent)
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_ADDRESS_SPACE_BYTES, _MAX_ADDRESS_SPACE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from landreeve.release.manifest import BadReleaseError
@@ -57,4 +60,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    raise SystemExit(main(sys.argv[1], int(sys.argv[2])))
