@@ -8,6 +8,8 @@ from landreeve_hub.rollout.policy import Windows
 from landreeve_hub.rollout.roster import Outcome, Roster
 from landreeve_hub.rollout.state import Assign, Decision, Rollout, State
 
+from tests.fleet.timing import PATIENCE, PROGRESS
+
 CAUGHT_BY = {
     "in_flight": "never more than max in flight",
     "site": "never two of one site",
@@ -35,17 +37,22 @@ CAUGHT_BY = {
     "mumbling": "each device that is due is spoken of",
     "bare": "something always serves",
     "amnesia": "the same sight again orders nobody again",
+    "impatient": PATIENCE,
+    "dragging": PROGRESS,
 }
 """The invariant by which each is seen."""
 
 SEEN_AT = {
     "clone": 30, "hasty": 25, "forget": 30, "drag": 16, "left_behind": 10, "bare": 2, "deaf": 2, "again": 3,
-    "late_windows": 5, "overtake": 3, "prior": 2, "quarantine": 2, "sleep": 2, "threshold": 2,
+    "late_windows": 5, "impatient": 4, "overtake": 3, "prior": 2, "quarantine": 2, "sleep": 2, "threshold": 2,
 }  # fmt: skip
 """A seed at which a rare one shows, or one that shows soon: looked at first."""
 
 NO_OTHER = frozenset({"", "blind_spot", "rewind", "mumbling", "amnesia"})
 """With these the rules hold that the other mistakes break as well, by the way they are planted."""
+
+TIMED = frozenset({"", "impatient", "dragging"})
+"""With these the rules about time hold: a hub that sleeps, or leaves devices in flight, breaks them as well."""
 
 replace = msgspec.structs.replace
 
@@ -78,6 +85,10 @@ def bent(bug: str, rollout: Rollout) -> Rollout:
         return replace(rollout, plan=replace(plan, gate=replace(plan.gate, max_in_flight=plan.gate.max_in_flight + 3)))
     if bug == "threshold":
         return replace(rollout, plan=replace(plan, gate=replace(plan.gate, max_failures=10_000)))
+    if bug == "impatient":
+        return replace(rollout, plan=replace(plan, gate=replace(plan.gate, deadline_s=plan.gate.deadline_s / 2)))
+    if bug == "dragging":
+        return replace(rollout, plan=replace(plan, gate=replace(plan.gate, soak_s=plan.gate.soak_s + 4 * 3600)))
     if bug == "windows":
         return replace(rollout, plan=replace(plan, windows=Windows()))
     if bug == "site":

@@ -5,7 +5,7 @@ broker are models: a killed hub goes on from the JSON, a restored one from an ol
 """
 
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any, Protocol
 
@@ -42,7 +42,9 @@ from tests.fleet import bugs
 from tests.fleet.boxes import Document, Said
 from tests.fleet.boxes import Standing as Told
 from tests.fleet.invariants import GONE, check_decision, check_incremental, check_order, require
+from tests.fleet.timing import PATIENCE, PROGRESS, Patience, Progress
 
+LOOK_S = 30.0
 ZONES = ("Europe/Berlin", "Asia/Dubai", "America/New_York", "UTC")
 
 
@@ -135,6 +137,7 @@ class SimulatedHub:
         self.changed: set[str] = set()
         self.installed: set[tuple[str, str]] = set()
         self.told_bad: dict[str, datetime] = {}
+        self.patience, self.progress = Patience(), Progress()
         self.orders = self.decisions = self.said = 0
 
     @property
@@ -214,9 +217,11 @@ class SimulatedHub:
         self.tables.doubled = set(now.doubled)
         self.tables.enrolled |= now.enrolled
         self.installed.clear()
+        self.patience.forget()
         self._forget()
 
     def _forget(self) -> None:
+        self.progress.forget()
         self.facts, self.arounds, self.wakes, self.changed = {}, {}, {}, set()
 
     def hear(self, name: str, said: Said) -> None:
@@ -244,6 +249,10 @@ class SimulatedHub:
         for name in sorted(self.tables.rollouts):
             self._decide(name, changed)
         self._take_in(changed)
+        if self.case.bug in bugs.TIMED:
+            free = [r for r in self.tables.rollouts.values() if not self.around(r).earlier]
+            late = self.progress.dragged(free, self.clock, timedelta(seconds=2 * LOOK_S))
+            require(not late, PROGRESS, late)
 
     def _decide(self, name: str, changed: set[str]) -> None:
         before = self.tables.rollouts[name]
@@ -262,6 +271,10 @@ class SimulatedHub:
         decision = bugs.spoilt(self.case.bug, before, decision)
         after = bugs.straight(self.case.bug, before, decision.rollout)
         check_decision(self, before, after, decision)
+        if self.case.bug in bugs.TIMED:
+            hasty = self.patience.hasty(before, after, facts, self.clock, None)
+            self.patience.kept(whole=True)
+            require(not hasty, PATIENCE, hasty)
         often = 1.0 if self.case.bug else min(0.1, 10 / self.case.size)  # it costs a look at all
         if self.case.bug in bugs.NO_OTHER and self.world.random.random() < often:
             check_incremental(self, before, decision, facts, around)

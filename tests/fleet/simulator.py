@@ -22,13 +22,12 @@ from landreeve_hub.rollout.roster import Member, Roster
 from landreeve_hub.rollout.state import FINAL, Assign, Rollout, State
 
 from tests.fleet.boxes import MODEL, Box, Document, Standing
-from tests.fleet.hub import Case, SimulatedHub, Tables
+from tests.fleet.hub import LOOK_S, Case, SimulatedHub, Tables
 from tests.fleet.invariants import check_end, check_latecomers, require
 
 START = datetime(2026, 3, 28, 6, 0, tzinfo=UTC)  # the night after, clocks go forward in Europe
 NEW, NEWER, OTHER = "f" * 64, "e" * 64, "c" * 64
 FIRST, SECOND, BESIDE = "r-000001", "r-000002", "r-000003"
-LOOK_S = 30.0
 VERBS = ("pause", "resume", "next", "abort", "rollback", "retry")
 
 

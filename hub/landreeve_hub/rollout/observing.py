@@ -13,7 +13,8 @@ from landreeve_hub.rollout.state import DeviceFact, Fleet, Report, Rollout
 FAILED_STAGES = frozenset({"ROLLED_BACK", "ROLLING_BACK", "ROLLBACK_FAILED", "REJECTED"})
 CATCH_UP = timedelta(minutes=15)
 """So long, reconnecting and telling what waited, devices may take to be heard after the hub was away."""
-_NOT_YET_ACTIVE = frozenset({"", "RECEIVED", "VERIFIED", "DOWNLOADING", "STAGED", "PREFLIGHT", "ACTIVATING"})
+_NOT_YET_FETCHED = frozenset({"", "RECEIVED", "VERIFIED", "DOWNLOADING"})
+_NOT_YET_ACTIVE = _NOT_YET_FETCHED | {"STAGED", "PREFLIGHT", "ACTIVATING"}
 
 
 def in_flight(rollout: Rollout) -> tuple[Member, ...]:
@@ -126,12 +127,17 @@ def silent_from(
 
 
 def _held_on_site(rollout: Rollout, member: Member, fact: DeviceFact | None, since: datetime) -> datetime:
-    """A device that keeps to its windows makes no progress outside them: its time begins when the next one opens."""
+    """A device that keeps to its windows makes no progress outside them: its time begins when the next one opens, for
+    switching, and before that for fetching where it has not fetched yet."""
     windows = rollout.plan.windows
     if fact is None or FEATURE not in fact.features or member.stage not in _NOT_YET_ACTIVE:
         return since
     schedule = schedule_of(windows, fact)
-    return since if schedule is None else next_open(schedule.activate, schedule.zone, since)
+    if schedule is None:
+        return since
+    if member.stage in _NOT_YET_FETCHED:
+        since = next_open(schedule.download, schedule.zone, since)
+    return next_open(schedule.activate, schedule.zone, since)
 
 
 def held_until(rollout: Rollout, member: Member, fact: DeviceFact, now: datetime) -> datetime | None:

@@ -264,6 +264,7 @@ class Faults:
     def _open_again(self) -> None:
         world = self._world
         world.down = False
+        world.rules.back()
         world.office.arrivals = [
             state_arrival(name, s, retained=True) for name, s in world.states.items() if not world.boxes[name].removed
         ]

@@ -4,15 +4,18 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from landreeve.wire.messages import UpdateReport
 from landreeve_agent.link.outbox import Outbox
 from landreeve_agent.update import machine as box_machine
 from landreeve_agent.update import runner as box_runner
-from landreeve_hub.rollout import back, book, holds, live, machine
+from landreeve_hub.rollout import back, book, holds, live, machine, observing
 from landreeve_hub.rollout.state import RaiseIncident
 from msgspec.structs import replace
+
+from tests.fleet.timing import PATIENCE, PROGRESS
 
 DECIDE = live.decide
 
@@ -123,6 +126,26 @@ def _sends_elsewhere(real: Any) -> Any:
     return returner
 
 
+def _calls_early(real: Any) -> Any:
+    """Half of the time that a device has is enough."""
+
+    def silent_from(rollout: Any, member: Any, *more: Any) -> Any:
+        due, since = real(rollout, member, *more), member.heard or member.ordered_at
+        return due if due is None or since is None else since + (due - since) / 2
+
+    return silent_from
+
+
+def _knows_no_absence(real: Any) -> Any:
+    """That the hub itself was away is not counted."""
+    return lambda rollout, member, fact, _listening=None: real(rollout, member, fact)
+
+
+def _soaks_on(real: Any) -> Any:
+    """A wave is watched for hours more than its plan says."""
+    return lambda *args: real(*args) + timedelta(hours=4)
+
+
 def _without_end(real: Any) -> Any:
     """Nothing is given up."""
     return dict.fromkeys(real, 1_000_000)
@@ -144,6 +167,9 @@ MISTAKES: dict[str, Mistake] = {
     "crammed": Mistake("never more than max in flight", machine, "_order_due", _one_more),
     "night_owl": Mistake("nothing is activated outside the site's window", box_runner, "held", _answers(""), 3),
     "mute": Mistake("every transition of a box is told", Outbox, "enqueue", _forgets_to_tell, 2),
+    "impatient": Mistake(PATIENCE, observing, "silent_from", _calls_early),
+    "ungracious": Mistake(PATIENCE, observing, "silent_from", _knows_no_absence, 10),
+    "dragging": Mistake(PROGRESS, machine, "_soak_end", _soaks_on),
     "bare": Mistake("something always serves", box_machine, "_receive", _drops_the_good, 1),
 }
 

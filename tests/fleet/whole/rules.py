@@ -3,6 +3,7 @@ its tables and at the boxes."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -17,9 +18,12 @@ from landreeve_hub.rollout.state import FINAL, Around, Assign, Decision, DeviceF
 from landreeve_hub.store import tables
 from sqlalchemy import Connection, func, select
 
+from tests.fleet.timing import PATIENCE, PROGRESS, Patience, Progress
+
 if TYPE_CHECKING:
     from tests.fleet.whole.world import World
 
+TICK = timedelta(minutes=15)  # the hub looks every ten at the latest, and what it does takes it another look
 RANK = {outcome: rank for rank, outcome in enumerate(Outcome)}
 BY_PEOPLE = frozenset({"rolled_back", "aborted", "paused", "resumed", "approved", "retry", "next", "proposed", ""})
 COUNT_WAITING = "SELECT (SELECT count(*) FROM outbox), (SELECT count(*) FROM outbox_former)"
@@ -44,14 +48,24 @@ class Rules:
         self._world = world
         self._ordered: set[tuple[str, str]] = set()
         self._pending: set[tuple[str, str]] = set()
+        self._patience, self._progress = Patience(), Progress()
+        self._back: datetime | None = None
+        self._skew = 0.0
 
     def forget(self) -> None:
         """The hub is another one, which has forgotten some of it."""
+        self._patience.forget()
         self._ordered.clear()
         self._pending.clear()
 
+    def back(self) -> None:
+        """The hub listens again from now on."""
+        self._back = self._world.hub_clock()
+        self._progress.forget()
+
     def kept(self, *, whole: bool) -> None:
         """What was decided is committed now, or nobody knows whether it was."""
+        self._patience.kept(whole=whole)
         if whole:
             self._ordered |= self._pending
         self._pending.clear()
@@ -69,6 +83,8 @@ class Rules:
         after, now = decision.rollout, self._world.hub_clock()
         installs = [o for o in decision.orders if isinstance(o, Assign) and o.action == "install"]
         gate = before.plan.gate
+        hasty = self._patience.hasty(before, after, fleet, now, self._back)
+        self._require(not hasty, PATIENCE, hasty)
         self._require(len(after.members.flying) <= gate.max_in_flight, "never more than max in flight", after.id)
         for device in after.members.delta:
             old, new = before.members.get(device), after.members[device]
@@ -146,6 +162,7 @@ class Rules:
             self._require(same, "what the hub remembers is what it keeps", f"{name} {name in running}")
         for rollout in running.values():
             self._counted(rollout)
+        self._going_on(running)
         under_way = [r for r in kept.values() if r.kind != "return"]
         for place, count in of_places(under_way).items():
             self._require(count <= 1, "never two of one site", f"{place}: {count}")
@@ -157,6 +174,15 @@ class Rules:
             self._require(
                 len(names) == 1, "never two rollouts on one component of one device", f"{device} {model} {names}"
             )
+
+    def _going_on(self, running: Mapping[str, Rollout]) -> None:
+        """By the hub's clock, so not across a jump of it."""
+        if self._skew != self._world.hub_skew:
+            self._skew = self._world.hub_skew
+            self._progress.forget()
+        free = [one for one in running.values() if one.kind != "update" or not self._world.older(one)]
+        late = self._progress.dragged(free, self._world.hub_clock(), TICK)
+        self._require(not late, PROGRESS, late)
 
     def _counted(self, rollout: Rollout) -> None:
         members = rollout.members
