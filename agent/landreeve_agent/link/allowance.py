@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo
 
-from landreeve.wire.schedule import LineRules, is_open, next_open
+from landreeve.wire.schedule import LineRules, is_open, next_open, place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def hour_of(now: datetime) -> int:
 
 
 def _said(moment: datetime, zone: str) -> str:
-    local = moment.astimezone(ZoneInfo(zone))
+    local = moment.astimezone(place_of(zone))
     return f"{local:%a %H:%M} ({zone})"
 
 

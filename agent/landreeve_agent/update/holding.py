@@ -2,10 +2,9 @@
 
 from collections.abc import Collection, Mapping
 from datetime import datetime
-from zoneinfo import ZoneInfo
 
 from landreeve.wire.ordering import circle, fault_of_names
-from landreeve.wire.schedule import DayWindow, is_open, next_open
+from landreeve.wire.schedule import DayWindow, is_open, next_open, place_of
 
 from landreeve_agent.update.machine import Effect
 from landreeve_agent.update.standing import TERMINAL, Order, Phase, State
@@ -18,7 +17,7 @@ def held(effect: Effect, order: Order, now: datetime) -> str:
     windows = _windows(effect, order)
     if order.schedule is None or is_open(windows, order.schedule.zone, now):
         return ""
-    opens = next_open(windows, order.schedule.zone, now).astimezone(ZoneInfo(order.schedule.zone))
+    opens = next_open(windows, order.schedule.zone, now).astimezone(place_of(order.schedule.zone))
     return f"Version {order.version} is {_DOING[effect]} from {opens:%a %H:%M} on ({order.schedule.zone})."
 
 

@@ -6,8 +6,8 @@ kind means that kind is never held back. Windows hold orders back, never a retur
 
 import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime, time, timedelta
-from zoneinfo import ZoneInfo
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import msgspec
 
@@ -74,10 +74,17 @@ def fault_of_zone(zone: str) -> str:
     ('', "'Mars/Base' is no IANA time zone (write it like Europe/Berlin)")
     """
     try:
-        ZoneInfo(zone)
+        place_of(zone)
     except (OSError, ValueError, LookupError):
+        if not available_timezones():
+            return f"{zone[:40]!r} cannot be looked up: this machine has no time zone data (install tzdata)"
         return f"{zone[:40]!r} is no IANA time zone (write it like Europe/Berlin)"
     return ""
+
+
+def place_of(zone: str) -> tzinfo:
+    """The zone of that name; UTC needs no data of the machine. Errors as `ZoneInfo`."""
+    return UTC if zone == "UTC" else ZoneInfo(zone)
 
 
 def fault_of_windows(windows: Sequence[DayWindow]) -> str:
@@ -140,7 +147,7 @@ def next_both_open(schedule: Schedule, now: datetime) -> datetime | None:
 
 def _spans(windows: Sequence[DayWindow], zone: str, now: datetime) -> Iterator[tuple[datetime, datetime]]:
     """Every window of the days around a moment as a span of UTC; a week ahead, since any may be weekly."""
-    place = ZoneInfo(zone)
+    place = place_of(zone)
     today = now.astimezone(place).date()
     for ahead in range(-2, 9):
         day = today + timedelta(days=ahead)
@@ -149,12 +156,27 @@ def _spans(windows: Sequence[DayWindow], zone: str, now: datetime) -> Iterator[t
                 yield _span(window, day, place)
 
 
-def _span(window: DayWindow, day: date, place: ZoneInfo) -> tuple[datetime, datetime]:
+def _span(window: DayWindow, day: date, place: tzinfo) -> tuple[datetime, datetime]:
     """Local times that do not exist (clocks go forward) mean the moment as far after the gap; of those that come twice
-    (clocks go back) the first counts: PEP 495, fold=0."""
+    (clocks go back) the first counts: PEP 495, fold=0.
+
+    A start that is moved so past an end that exists is the end of the gap instead, so that nothing is done after that
+    end; of a window that lies in the gap with the whole of its length, all of it is moved.
+    """
     start, end = time.fromisoformat(window.start), time.fromisoformat(window.end)
     last = day if end > start else day + timedelta(days=1)
-    return (
-        datetime.combine(day, start, place).astimezone(UTC),
-        datetime.combine(last, end, place).astimezone(UTC),
-    )
+    first = datetime.combine(day, start, place)
+    begins, ends = first.astimezone(UTC), datetime.combine(last, end, place).astimezone(UTC)
+    if begins < ends:
+        return begins, ends
+    turn, gap = _turn(first)
+    return (turn, ends) if turn < ends else (begins, ends + gap)
+
+
+def _turn(skipped: datetime) -> tuple[datetime, timedelta]:
+    """When clocks go forward past a local time that does not exist (UTC, to the minute), and how far."""
+    before, after = (skipped.replace(fold=fold).utcoffset() or timedelta() for fold in (0, 1))
+    moment = skipped.replace(tzinfo=UTC) - before  # as far after the turn as the time lies within the gap
+    while (moment - timedelta(minutes=1)).astimezone(skipped.tzinfo).utcoffset() == after:
+        moment -= timedelta(minutes=1)
+    return moment, after - before
