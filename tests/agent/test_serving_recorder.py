@@ -17,7 +17,7 @@ from landreeve_agent.serving.control import Plan
 from landreeve_agent.serving.ending import Ending, Marks, Running, ending
 from landreeve_agent.serving.errors import RunFailedError
 from landreeve_agent.serving.model import load
-from landreeve_agent.serving.recorder import CELLS, Recorder, Region
+from landreeve_agent.serving.recorder import CELLS, NOTED, Recorder, Region
 from landreeve_agent.serving.session import Array, Opened, Session, open_session
 
 from tests.agent.onnx_models import rows, version, write_release
@@ -188,7 +188,7 @@ def test_a_loaded_version_notes_its_load_and_its_runs_and_a_process_of_its_own_d
 _DIES = """
 import ctypes, faulthandler, sys, threading, time
 from landreeve_agent.serving.recorder import Recorder
-faulthandler.enable()
+faulthandler.enable(all_threads=False)
 recorder = Recorder(int(sys.argv[1]))
 for name in "abc":
     threading.Thread(target=recorder.tracks(name, "1", "r").runs, args=(time.sleep, 60), daemon=True).start()
@@ -205,25 +205,23 @@ def test_of_several_threads_the_one_that_died_is_told_from_the_others() -> None:
         text=True, check=False, timeout=60,
     )  # fmt: skip
     assert (done.returncode, names(region)) == (-11, ["a 1", "b 1", "c 1", "d 2"]), done.stderr
-    died = re.search(r"Current thread 0x([0-9a-f]+)", done.stderr)
-    assert died is not None
-    marks = Marks(region.read().under_way, region.read().main, int(died[1], 16))
-    assert ending("signal SIGSEGV", 1, marks).during == " while d 2 was running"
+    (died,) = re.findall(rf" line \d+ in {NOTED}([0-9a-f]+)\n", done.stderr)
+    assert ending("signal SIGSEGV", 1, replace(region.read(), died=died)).during == " while d 2 was running"
 
 
 # --- what an end says
 
 
-def end(how: str, *under_way: tuple[Running, int], died: int = 0) -> Ending:
+def end(how: str, *under_way: tuple[Running, int], died: str = "") -> Ending:
     return ending(how, 1, Marks(under_way, MAIN, died))
 
 
 @pytest.mark.parametrize("how", ["signal SIGSEGV", "signal SIGABRT", "signal SIGBUS", "signal SIGILL", "signal SIGFPE"])
 def test_a_fault_speaks_against_the_thread_s_run_or_else_all_runs(how: str) -> None:
     both = ((QUICK, MAIN), (SLOW, OTHER))
-    assert end(how, *both, died=OTHER).suspects == (SLOW,)
-    assert end(how, *both).suspects == (QUICK, SLOW), "a runtime's own thread is nobody's"
-    assert end(how, *both, died=THIRD).suspects == (QUICK, SLOW)
+    assert end(how, *both, died=SLOW.mark).suspects == (SLOW,)
+    assert end(how, *both).suspects == (QUICK, SLOW), "a runtime's own thread has no stack"
+    assert end(how, *both, died=LOAD.mark).suspects == (QUICK, SLOW)
     assert end(how).suspects == ()
 
 

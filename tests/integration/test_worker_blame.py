@@ -13,18 +13,33 @@ from landreeve.wire.messages import DesiredModel, Probation
 from landreeve.wire.strategy import Strategy
 from landreeve_agent.inference import restarted
 from landreeve_agent.link.outbox import Outbox
+from landreeve_agent.serving.control import Route
 from landreeve_agent.serving.ending import Ending
+from landreeve_agent.serving.errors import LoadFailedError
+from landreeve_agent.serving.options import Limits
 from landreeve_agent.serving.supervise import WorkerProcess
 from landreeve_agent.store.database import Database
 from landreeve_agent.update.probation import ProbationStats
 from landreeve_agent.update.runner import Runner
 from landreeve_agent.update.standing import Phase, State
 from landreeve_models.definition import encode_definition
+from safetensors.numpy import save_file
 
-from tests.agent.onnx_models import TRAPS, body, crashing, definition, endless, graph, pipeline
+from tests.agent.onnx_models import (
+    TRAPS,
+    body,
+    crashing,
+    definition,
+    endless,
+    graph,
+    pipeline,
+    rows,
+    version,
+    write_release,
+)
 from tests.fakes.update_box import NOW, QUICK, WAITING
 from tests.fakes.update_ports import FakeEvidence, FakeFetcher, FakePreflight, FakeVerifier, Hub, Reaper, document
-from tests.integration.test_worker_process import post
+from tests.integration.test_worker_process import post, until
 
 WILD = {"name": "wind", "datatype": "FP64", "shape": [1], "data": [5000.0]}
 
@@ -92,8 +107,8 @@ class Box:
             return str((await post(self.worker, body(inputs=inputs), f"/v2/models/{model}/infer"))[1]["model_version"])
         return ""
 
-    async def keep_asking(self, model: str) -> None:
-        while True:
+    async def keep_asking(self, model: str, stop: asyncio.Event) -> None:
+        while not stop.is_set():
             await self.ask(model)
 
 
@@ -134,14 +149,14 @@ async def test_only_the_version_that_kills_the_worker_is_rolled_back(
         await box.until("delay", Phase.PROBATION)
         await box.until("price", Phase.PROBATION)
         # It nearly always has a run under way, in a thread of its own.
-        callers = [asyncio.create_task(box.keep_asking("price")) for _ in range(2)]
+        stop = asyncio.Event()
+        callers = [asyncio.create_task(box.keep_asking("price", stop)) for _ in range(2)]
         async with asyncio.timeout(60):
             while box.state("delay").phase is Phase.PROBATION:
                 await box.ask("delay", WILD)
         state = await box.until("delay", Phase.ROLLED_BACK)
-        for caller in callers:
-            caller.cancel()
-        await asyncio.gather(*callers, return_exceptions=True)
+        stop.set()
+        await asyncio.gather(*callers)
         assert (state.cause, state.crashes) == ("worker_crashed", deaths)
         assert "(last: signal SIGFPE while delay 2.0.0 was running)" in state.sentence
         assert "(signal SIGFPE) while delay 2.0.0 was running; it was" in restarted(box.ends[0]).sentence
@@ -150,3 +165,61 @@ async def test_only_the_version_that_kills_the_worker_is_rolled_back(
         box.hub.stats[innocent.digest] = ProbationStats(rows=100, distinct=50)
         await box.until("price", Phase.COMMITTED)
         assert (await box.ask("delay", WILD), await box.ask("price")) == ("1.0.0", "1.0.0")
+
+
+def made(root: Path, model: str, graph_bytes: bytes, **sample: float) -> Route:
+    """A route to a version whose first runs get that row."""
+    folder = write_release(root / model)
+    (folder / "model.onnx").write_bytes(graph_bytes)
+    x = rows(128)
+    x[0, 1] = sample.get("wind", x[0, 1])
+    save_file({"x": x}, folder / "calibration.safetensors")
+    return Route(model, version(folder, "2.0.0", model=model))
+
+
+async def keep_posting(worker: WorkerProcess, model: str, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        with suppress(ConnectionError):
+            await post(worker, body(), f"/v2/models/{model}/infer")
+
+
+async def test_a_hang_of_the_event_loop_is_told_to_the_run_on_it(tmp_path: Path) -> None:
+    ends: list[Ending] = []
+    limits = Limits(hang_s=0.4, ask_every_s=0.1)
+    worker = WorkerProcess(tmp_path / "spool", on_restart=ends.append, limits=limits)
+    await worker.start()
+    try:
+        await worker.apply((made(tmp_path, "quick", endless(10)), made(tmp_path, "slow", endless())))
+        stop = asyncio.Event()
+        beside = asyncio.create_task(keep_posting(worker, "slow", stop))
+        wild = [WILD if tensor["name"] == "wind" else tensor for tensor in body()["inputs"]]  # type: ignore[attr-defined]
+        with suppress(ConnectionError):
+            await post(worker, body(inputs=wild), "/v2/models/quick/infer")
+        await until(lambda: bool(ends))
+        stop.set()
+        await beside
+        assert [(end.cause, end.during) for end in ends] == [("hung", " while quick 2.0.0 was running")]
+        assert [one.model for one in ends[0].suspects] == ["quick"]
+    finally:
+        await worker.stop()
+
+
+@pytest.mark.skipif(not TRAPS, reason="here the smallest integer divided by -1 is no fault")
+async def test_a_death_while_a_version_is_loaded_is_told_to_that_load(tmp_path: Path) -> None:
+    ends: list[Ending] = []
+    worker = WorkerProcess(tmp_path / "spool", on_restart=ends.append)
+    await worker.start()
+    try:
+        good = made(tmp_path, "slow", endless())
+        await worker.apply((good,))
+        stop = asyncio.Event()
+        beside = asyncio.create_task(keep_posting(worker, "slow", stop))
+        with pytest.raises(LoadFailedError):
+            await worker.apply((made(tmp_path, "bad", crashing(), wind=5000.0), good))
+        await until(lambda: bool(ends))
+        stop.set()
+        await beside
+        assert [end.during for end in ends] == [" while bad 2.0.0 was being loaded"]
+        assert [(one.model, one.loading) for one in ends[0].suspects] == [("bad", True)]
+    finally:
+        await worker.stop()

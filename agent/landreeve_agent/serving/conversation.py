@@ -31,11 +31,11 @@ from landreeve_agent.serving.control import (
 )
 from landreeve_agent.serving.deathsig import exit_words
 from landreeve_agent.serving.ending import HUNG, NOTHING
-from landreeve_agent.serving.recorder import Region
+from landreeve_agent.serving.recorder import NOTED, Region
 
 _log = logging.getLogger("landreeve.worker")
-# How faulthandler names the thread that received the signal; a runtime's own threads it does not know.
-_THREAD = re.compile(r"Current thread 0x([0-9a-f]{1,16})\b")
+# The run that a thread died in, as faulthandler writes its stack; Python's own tracebacks have a comma before "in".
+_DIED_IN = re.compile(rf".* line \d+ in {NOTED}([0-9a-f]+)$")
 
 
 class WorkerGoneError(ConnectionError):
@@ -51,7 +51,7 @@ class Conversation:
         self._process = process
         self._lost = lost
         self._region = region
-        self._died = 0
+        self._died = ""
         self.marks = NOTHING
         """What was under way when it ended, after `gone`."""
         self._numbers = itertools.count(1)
@@ -131,8 +131,8 @@ class Conversation:
         assert self._process.stderr is not None  # noqa: S101 - it was spawned with a pipe
         async for line in read_lines(self._process.stderr):
             self._words.append(line)
-            if (thread := _THREAD.match(line)) is not None:
-                self._died = int(thread[1], 16)
+            if not self._died and (run := _DIED_IN.match(line)) is not None:
+                self._died = run[1]
             _log.info("%s", line)
 
     def kill(self) -> None:

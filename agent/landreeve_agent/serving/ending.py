@@ -1,9 +1,11 @@
 """How a worker ended, and which versions that speaks against. Pure.
 
 A worker holds every model of the box, so its death says little by itself: what counts is which version was in native
-code at that moment (`landreeve_agent.serving.recorder`). The thread that died narrows it down where it is known.
+code at that moment (`landreeve_agent.serving.recorder`). The stack of the thread that died narrows it down
+where there is one.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import msgspec
@@ -28,15 +30,24 @@ class Running(msgspec.Struct, frozen=True):
         """Model and version."""
         return f"{self.model} {self.version}"
 
+    @property
+    def mark(self) -> str:
+        """How a stack names its runs.
+
+        >>> Running("delay", "2.0.0").mark
+        '470276ec0a50'
+        """
+        return hashlib.blake2b(msgspec.json.encode(self), digest_size=6).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Marks:
     """What was under way when a worker ended: each version with the thread it was in. ``main`` is the thread of the
-    event loop, ``died`` the one that received the signal; 0: not known."""
+    event loop, 0 if not known; ``died`` the mark of the run that received the signal, empty if not known."""
 
     under_way: tuple[tuple[Running, int], ...] = ()
     main: int = 0
-    died: int = 0
+    died: str = ""
 
 
 NOTHING = Marks()
@@ -75,14 +86,14 @@ class Ending:
 def ending(how: str, count: int, marks: Marks, *, looping: bool = False) -> Ending:
     """What an end means. ``how`` the process ended is ``signal SIGSEGV``, ``exit 1 (last words)`` or ``hung``.
 
-    >>> marks = Marks(((Running("a", "1"), 7), (Running("b", "2"), 8)), main=5, died=8)
+    >>> marks = Marks(((Running("a", "1"), 7), (Running("b", "2"), 8)), main=5, died=Running("b", "2").mark)
     >>> [one.name for one in ending("signal SIGSEGV", 1, marks).suspects]
     ['b 2']
     >>> ending("signal SIGKILL", 1, marks).suspects
     ()
     """
     hung = how == HUNG
-    running = (_that_may_hang(marks) if hung else _in_thread(marks, marks.died)) or _all(marks)
+    running = (_that_may_hang(marks) if hung else _that_died(marks)) or _all(marks)
     return Ending(how, count, running, running if hung or _is_own_fault(how) else (), looping)
 
 
@@ -96,9 +107,9 @@ def of_own_process(model: str, version: str, cause: str, count: int) -> Ending:
     return Ending(f"{model}: {cause}", count, its, its)
 
 
-def _in_thread(marks: Marks, thread: int) -> tuple[Running, ...]:
-    """What that thread did. Nothing when it is a runtime's own, which the marks do not know."""
-    return tuple(dict.fromkeys(one for one, its in marks.under_way if its == thread and thread))
+def _that_died(marks: Marks) -> tuple[Running, ...]:
+    """Nothing when it was a thread of a runtime's own: that has no stack of ours."""
+    return tuple(dict.fromkeys(one for one, _ in marks.under_way if one.mark == marks.died))
 
 
 def _that_may_hang(marks: Marks) -> tuple[Running, ...]:

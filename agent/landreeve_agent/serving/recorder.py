@@ -26,6 +26,7 @@ import msgspec
 from landreeve_agent.serving.ending import NOTHING, Marks, Running
 
 CELLS = 256
+NOTED = "noted_"
 _CELL = struct.Struct("=Q")
 _CELL_BYTES = _CELL.size
 _NAME_BYTES = 512
@@ -149,7 +150,8 @@ class Noted(Protocol):
 
 
 def _noted(recorder: Recorder, running: Running, free: list[int]) -> Noted:
-    """A closure and no object: it costs 0.13 µs of a run instead of 0.22."""
+    """A closure and no object: it costs 0.13 µs of a run instead of 0.22. Its code bears the mark of what it notes, so
+    that the stack of a thread that dies in it, as faulthandler writes it, names the run."""
     name, cells, take = msgspec.json.encode(running), recorder.cells, recorder.take
     pop, append = free.pop, free.append  # each is one step of the interpreter, under any threads
 
@@ -165,6 +167,7 @@ def _noted(recorder: Recorder, running: Running, free: list[int]) -> Noted:
             cells[cell] = 0
             append(cell)
 
+    noted.__code__ = noted.__code__.replace(co_name=f"{NOTED}{running.mark}")
     return noted
 
 

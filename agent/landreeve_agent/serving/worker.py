@@ -255,7 +255,8 @@ def main() -> None:
     options = parser.parse_args()
     die_with_parent(options.parent)
     prefer_for_oom()
-    faulthandler.enable()
+    # Of the dying thread alone: the others may run on, and to read their stacks would be a second fault.
+    faulthandler.enable(all_threads=False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the site's rows
     stdout = _own_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor ends us in order
