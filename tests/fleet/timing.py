@@ -32,6 +32,10 @@ class Patience:
         self._moved.clear()
         self._pending.clear()
 
+    def rewind(self, now: datetime) -> None:
+        """The hub's clock is another one: what it noted ahead of that counts as now."""
+        self._moved = {key: min(at, now) for key, at in self._moved.items()}
+
     def kept(self, *, whole: bool) -> None:
         if whole:
             self._moved |= self._pending

@@ -70,6 +70,7 @@ class Live:
         self.running: dict[str, Running] = {}
         self.number: int | None = None
         self.listening: datetime | None = None
+        self._looked: datetime | None = None
         self._moved = False
         self._ended: dict[str, Rollout] = {}
 
@@ -82,11 +83,20 @@ class Live:
     def idle(self, connection: Connection, now: datetime) -> bool:
         """Whether nothing has changed and no time has come: then there is nothing to look at. After a rollout moved
         there is: another may have waited for that."""
-        if self.number is None or self._moved:
+        if self.number is None or self._moved or self._went_back(now):
             return False
         if any(r.due or (r.wake is not None and r.wake <= now) for r in self.running.values()):
             return False
         return changes.newest(connection) == self.number
+
+    def _went_back(self, now: datetime) -> bool:
+        return self._looked is not None and now < self._looked
+
+    def _rewind(self, now: datetime) -> None:
+        """The clock was ahead and is right again: what was to be decided later is decided anew."""
+        self.listening = min(self.listening, now) if self.listening is not None else None
+        for run in self.running.values():
+            run.due, run.wake = True, now
 
     def take(self, connection: Connection, rollout: Rollout, now: datetime) -> None:
         """This is the rollout from now on: a person has made or moved it."""
@@ -104,6 +114,9 @@ class Live:
 
     def look(self, connection: Connection, now: datetime) -> Looked:
         """Decide what is to be decided, and carry it into the tables."""
+        if self._went_back(now):
+            self._rewind(now)
+        self._looked = now
         changed = self._open(connection, now) if self.number is None else self._renew(connection, now)
         looked = Looked(changed=changed)
         self._move(connection, sorted(self.running), looked, now)

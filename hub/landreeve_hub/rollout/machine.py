@@ -21,6 +21,7 @@ from landreeve_hub.rollout.observing import (
     concerns,
     held_until,
     in_flight,
+    in_time,
     judged,
     next_silent,
     observe,
@@ -72,6 +73,7 @@ def decide(
 
     ``changed`` are the devices of which anything new is known since the last decision; None when that is not known.
     """
+    rollout = in_time(rollout, now)
     if rollout.kind == "late" and around.gone and rollout.state in _LED_BACK:
         return _with_parent(rollout, now)
     if rollout.state in FINAL and watch_end(rollout) is None:

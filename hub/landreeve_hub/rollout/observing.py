@@ -22,6 +22,17 @@ def in_flight(rollout: Rollout) -> tuple[Member, ...]:
     return tuple(rollout.members[device] for device in rollout.members.flying)
 
 
+def in_time(rollout: Rollout, now: datetime) -> Rollout:
+    """The rollout without moments that have not come: a clock that was ahead and is right again made them, and nobody
+    may wait for them, or be held to them."""
+    members = rollout.members.until(now)
+    own = {"wave_since": rollout.wave_since, "finished": rollout.finished}
+    ahead = [name for name, at in own.items() if at is not None and at > now]
+    if members is rollout.members and not ahead:
+        return rollout
+    return replace(rollout, members=members, **dict.fromkeys(ahead, now))
+
+
 def observe(
     rollout: Rollout,
     fleet: Fleet,

@@ -138,6 +138,14 @@ class Roster(Mapping[str, Member]):
         new.delta = frozenset()
         return new
 
+    def until(self, now: datetime) -> "Roster":
+        """The roster without moments after ``now``, which count as now; itself when there are none."""
+        if all(at <= now for at in self.heard.values()):
+            return self
+        new = self.put([_until(member, now) for member in self.values() if _until(member, now) is not member])
+        new.heard = {wave: min(at, now) for wave, at in self.heard.items()}
+        return new
+
     def _take(self, members: Iterable[Member], shared: set[int]) -> None:
         for member in members:
             old = self._members.get(member.device)
@@ -202,6 +210,12 @@ class Roster(Mapping[str, Member]):
         return self is other or (isinstance(other, Roster) and self._members == other._members)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _until(member: Member, now: datetime) -> Member:
+    told = {name: getattr(member, name) for name in ("ordered_at", "heard", "due_since")}
+    ahead = [name for name, at in told.items() if at is not None and at > now]
+    return msgspec.structs.replace(member, **dict.fromkeys(ahead, now)) if ahead else member
 
 
 def _own(groups: dict[K, Devices], key: K, shared: set[int]) -> Devices:

@@ -179,7 +179,7 @@ class RolloutRunner:
 
     async def _publish(self, now: datetime) -> None:
         left = self._unpublished or set()
-        for device in sorted(d for d in left if self._not_before.get(d, now) <= now):
+        for device in sorted(d for d in left if not now < self._not_before.get(d, now) <= now + RETRY):
             try:
                 await self._publisher.publish_device(device)
             except LookupError:  # revoked meanwhile

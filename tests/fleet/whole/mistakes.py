@@ -141,6 +141,11 @@ def _knows_no_absence(real: Any) -> Any:
     return lambda rollout, member, fact, _listening=None: real(rollout, member, fact)
 
 
+def _believes_its_past(_real: Any) -> Any:
+    """What was noted while the clock was ahead is waited for when it is right again."""
+    return lambda rollout, _now: rollout
+
+
 def _soaks_on(real: Any) -> Any:
     """A wave is watched for hours more than its plan says."""
     return lambda *args: real(*args) + timedelta(hours=4)
@@ -169,6 +174,7 @@ MISTAKES: dict[str, Mistake] = {
     "mute": Mistake("every transition of a box is told", Outbox, "enqueue", _forgets_to_tell, 2),
     "impatient": Mistake(PATIENCE, observing, "silent_from", _calls_early),
     "ungracious": Mistake(PATIENCE, observing, "silent_from", _knows_no_absence, 10),
+    "spellbound": Mistake(PROGRESS, machine, "in_time", _believes_its_past, 98),
     "dragging": Mistake(PROGRESS, machine, "_soak_end", _soaks_on),
     "bare": Mistake("something always serves", box_machine, "_receive", _drops_the_good, 1),
 }

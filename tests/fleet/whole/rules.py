@@ -83,6 +83,7 @@ class Rules:
         after, now = decision.rollout, self._world.hub_clock()
         installs = [o for o in decision.orders if isinstance(o, Assign) and o.action == "install"]
         gate = before.plan.gate
+        self._set_by(now)
         hasty = self._patience.hasty(before, after, fleet, now, self._back)
         self._require(not hasty, PATIENCE, hasty)
         self._require(len(after.members.flying) <= gate.max_in_flight, "never more than max in flight", after.id)
@@ -176,13 +177,19 @@ class Rules:
             )
 
     def _going_on(self, running: Mapping[str, Rollout]) -> None:
-        """By the hub's clock, so not across a jump of it."""
-        if self._skew != self._world.hub_skew:
-            self._skew = self._world.hub_skew
-            self._progress.forget()
+        self._set_by(self._world.hub_clock())
         free = [one for one in running.values() if one.kind != "update" or not self._world.older(one)]
         late = self._progress.dragged(free, self._world.hub_clock(), TICK)
         self._require(not late, PROGRESS, late)
+
+    def _set_by(self, now: datetime) -> None:
+        """Time is counted by the hub's clock, so not across a jump of it."""
+        if self._skew == self._world.hub_skew:
+            return
+        self._skew = self._world.hub_skew
+        self._progress.forget()
+        self._patience.rewind(now)
+        self._back = min(self._back, now) if self._back is not None else None
 
     def _counted(self, rollout: Rollout) -> None:
         members = rollout.members
