@@ -1,5 +1,6 @@
 """Windows of a site across the hours that clocks skip and repeat: held against the local time of every minute."""
 
+import sys
 import zoneinfo
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
@@ -150,7 +151,8 @@ def test_an_agent_that_knows_no_windows_is_ordered_where_both_kinds_exist() -> N
 @pytest.fixture
 def no_zone_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine without time zone data: neither files of the system nor the package."""
-    monkeypatch.setitem(__import__("sys").modules, "tzdata", None)
+    for name in {"tzdata", *(name for name in sys.modules if name.startswith("tzdata."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     zoneinfo.reset_tzpath(to=())
     ZoneInfo.clear_cache()
     yield
