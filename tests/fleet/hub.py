@@ -42,7 +42,7 @@ from tests.fleet import bugs
 from tests.fleet.boxes import Document, Said
 from tests.fleet.boxes import Standing as Told
 from tests.fleet.invariants import GONE, check_decision, check_incremental, check_order, require
-from tests.fleet.timing import PATIENCE, PROGRESS, Patience, Progress
+from tests.fleet.timing import PATIENCE, PROGRESS, Patience, Progress, is_through
 
 LOOK_S = 30.0
 ZONES = ("Europe/Berlin", "Asia/Dubai", "America/New_York", "UTC")
@@ -250,7 +250,8 @@ class SimulatedHub:
             self._decide(name, changed)
         self._take_in(changed)
         if self.case.bug in bugs.TIMED:
-            free = [r for r in self.tables.rollouts.values() if not self.around(r).earlier]
+            through = [r for r in self.tables.rollouts.values() if is_through(r)]
+            free = [r for r in through if not self.around(r).earlier]
             late = self.progress.dragged(free, self.clock, timedelta(seconds=2 * LOOK_S))
             require(not late, PROGRESS, late)
 

@@ -111,9 +111,7 @@ class Progress:
         seen: dict[str, tuple[_Print, datetime]] = {}
         late = ""
         for rollout in running:
-            if rollout.state is not State.RUNNING or any(
-                rollout.members.count(*OPEN, wave=wave) for wave in range(rollout.wave + 1)
-            ):
+            if not is_through(rollout):
                 continue
             known, print_ = self._through.get(rollout.id), _print_of(rollout)
             since = known[1] if known is not None and known[0] == print_ else now
@@ -125,6 +123,13 @@ class Progress:
                 late = f"{rollout.id} stands at wave {rollout.wave + 1}, which was through at {since}, until {now}"
         self._through = seen
         return late
+
+
+def is_through(rollout: Rollout) -> bool:
+    """Whether every device of the waves reached has come to an outcome, and the rollout runs on."""
+    if rollout.state is not State.RUNNING:
+        return False
+    return not any(rollout.members.group(wave, one) for wave in range(rollout.wave + 1) for one in OPEN)
 
 
 def _print_of(rollout: Rollout) -> _Print:
