@@ -137,7 +137,8 @@ async def test_artifact_that_is_always_damaged_is_given_up_in_words(
 ) -> None:
     line = Line(spoil=lambda index, data: bytes(len(data)) if index in spoilt else data)
     with pytest.raises(FetchFailedError, match="arrived damaged 3 times") as caught:
-        await asyncio.wait_for(fetcher(line, tmp_path).fetch(DIGEST, len(DATA), listed), 20)
+        async with asyncio.timeout(20):
+            await fetcher(line, tmp_path).fetch(DIGEST, len(DATA), listed)
     assert caught.value.cause == "corrupt_artifact"
     # Mended at the hub, it comes; of what was whole nothing comes again.
     mended = Line()

@@ -142,7 +142,8 @@ async def test_a_request_that_waited_beyond_its_own_limit_is_refused_and_never_r
     first, hasty, patient = Ask(1), Ask(2, timeout_us=1000), Ask(3)
     for ask in (first, hasty, patient):
         batcher.submit(ask)
-    assert isinstance(await asyncio.wait_for(hasty.answer, 5), LateError)  # while the first run still goes on
+    async with asyncio.timeout(5):
+        assert isinstance(await hasty.answer, LateError)  # while the first run still goes on
     run.gate.set()
     assert [await first.answer, await patient.answer] == [[2.0], [6.0]]
     assert run.order == [1, 3]
@@ -241,7 +242,8 @@ async def test_who_waits_behind_a_run_that_never_ends_is_told_so(streams: int) -
     for ask in behind:
         batcher.submit(ask)
     for ask in behind:
-        answer = await asyncio.wait_for(ask.answer, 5)
+        async with asyncio.timeout(5):
+            answer = await ask.answer
         assert isinstance(answer, RunFailedError)
         assert "does not come back" in str(answer)
     assert batcher.waiting == 0
@@ -256,7 +258,8 @@ async def test_callers_of_a_run_that_is_given_up_are_told_once_and_it_counts_as_
     batcher = made(run, rows=1, stuck_s=0.1)
     ask = Ask(1)
     batcher.submit(ask)
-    assert isinstance(await asyncio.wait_for(ask.answer, 5), RunFailedError)
+    async with asyncio.timeout(5):
+        assert isinstance(await ask.answer, RunFailedError)
     assert batcher.lost == 1
     run.gate.set()  # a second answer would raise in `finish`
     async with asyncio.timeout(5):

@@ -41,7 +41,8 @@ async def talk(address: Address, sent: bytes) -> bytes:
     """Send bytes, half-close nothing, read until the server closes."""
     reader, writer = await asyncio.open_connection(*address)
     writer.write(sent)
-    answer = await asyncio.wait_for(reader.read(), 5)
+    async with asyncio.timeout(5):
+        answer = await reader.read()
     writer.close()
     await writer.wait_closed()
     return answer
@@ -71,7 +72,8 @@ async def test_a_body_may_come_in_chunks_and_in_pieces() -> None:
         for piece in (head[:10], head[10:], b"3\r\nabc\r\n", b"2\r\nde\r\n0\r", b"\n\r\n"):
             writer.write(piece)
             await asyncio.sleep(0.005)
-        answer = await asyncio.wait_for(reader.read(), 5)
+        async with asyncio.timeout(5):
+            answer = await reader.read()
         writer.close()
     assert answer.endswith(b"POST /x abcde")
 
@@ -140,8 +142,9 @@ async def test_idle_and_dribbling_connections_are_swept_and_busy_ones_are_not() 
         busy[1].write(get("/never"))
         await asyncio.sleep(0.02)
         connections.sweep(asyncio.get_running_loop().time() + 80)
-        assert await asyncio.wait_for(idle[0].read(), 5) == b""
-        assert (await asyncio.wait_for(dribbling[0].read(), 5)).startswith(b"HTTP/1.1 408")
+        async with asyncio.timeout(5):
+            assert await idle[0].read() == b""
+            assert (await dribbling[0].read()).startswith(b"HTTP/1.1 408")
         for _, writer in (idle, dribbling):
             writer.close()
             await writer.wait_closed()
@@ -155,7 +158,8 @@ async def test_a_caller_that_half_closes_still_gets_every_answer() -> None:
         reader, writer = await asyncio.open_connection(*address)
         writer.write(get("/slow") + get("/slow"))
         writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), 5)
+        async with asyncio.timeout(5):
+            answer = await reader.read()
         writer.close()
     assert answer.count(b"GET /slow ") == 2
 
@@ -194,7 +198,8 @@ async def test_a_body_that_comes_in_many_pieces_is_whole_and_the_next_request_is
             writer.write((head + body)[at : at + 97])
             await asyncio.sleep(0.001)
         writer.write(get("/end", last=True))
-        answer = await asyncio.wait_for(reader.read(), 5)
+        async with asyncio.timeout(5):
+            answer = await reader.read()
         writer.close()
     assert body in answer
     assert answer.count(b"HTTP/1.1 200 OK") == 2
@@ -211,7 +216,8 @@ async def test_a_handler_is_told_when_its_caller_has_left() -> None:
         writer.write(get("/never"))
         await asyncio.sleep(0.01)
         writer.transport.abort()
-        await asyncio.wait_for(left.wait(), 5)
+        async with asyncio.timeout(5):
+            await left.wait()
 
 
 @given(

@@ -105,7 +105,8 @@ async def child(command: Sequence[str], job: object = None, environ: dict[str, s
         env=os.environ | {"PYTHONUNBUFFERED": ""} | (environ or {}),
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(json.dumps(job).encode()), LOAD_S)
+        async with asyncio.timeout(LOAD_S):
+            out, err = await process.communicate(json.dumps(job).encode())
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -90,7 +90,8 @@ async def test_a_stream_tells_changes_and_ends_when_asked() -> None:
     stream = asyncio.create_task(listen(console, "/live/models", 2))
     await asyncio.sleep(0.2)
     fake.status["models"][0]["today"] = 8732
-    first, second = await asyncio.wait_for(stream, 10)
+    async with asyncio.timeout(10):
+        first, second = await stream
     assert set(first) >= {"live_cards", "live_nav"}
     assert list(second) == ["live_cards"]
     assert "8,732" in second["live_cards"]

@@ -189,7 +189,8 @@ async def test_a_disk_that_fills_up_half_way_leaves_the_last_good_version_and_th
         await box.until_committed("A")
         FillingFetcher.disk = disk
         await box.runner.on_desired(fleet.order(2, B, "B"))
-        await asyncio.wait_for(FillingFetcher.filled.wait(), 20)
+        async with asyncio.timeout(20):
+            await FillingFetcher.filled.wait()
         await asyncio.sleep(0.3)
         assert serving(box, disk) == ("A", "A")
         (disk / "ballast").unlink()

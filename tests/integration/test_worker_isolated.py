@@ -32,7 +32,8 @@ async def call(
             f"{method} {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{headers}content-length: {len(sent)}\r\n\r\n"
         )
         writer.write(head.encode() + sent)
-        answer = await asyncio.wait_for(reader.read(), 30)
+        async with asyncio.timeout(30):
+            answer = await reader.read()
     finally:
         writer.close()
         with suppress(ConnectionError, ssl.SSLError):
@@ -177,7 +178,8 @@ async def test_beyond_the_box_only_tls_with_a_token_is_answered(tmp_path: Path) 
         # Refused by its headers: nobody waits for a body that never comes.
         reader, writer = await asyncio.open_connection(*worker.address, **tls)
         writer.write(f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 9000000\r\n\r\n".encode())
-        assert (await asyncio.wait_for(reader.read(), 20)).startswith(b"HTTP/1.1 401 ")
+        async with asyncio.timeout(20):
+            assert (await reader.read()).startswith(b"HTTP/1.1 401 ")
         writer.close()
         assert (await call(worker, "POST", path, body(), token, **tls))[0] == 200
         assert (await call(worker, "GET", "/v2/health/live", **tls))[0] == 200

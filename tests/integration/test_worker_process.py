@@ -49,7 +49,8 @@ async def post(
         sent = json.dumps(document).encode()
         head = f"POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {len(sent)}\r\n\r\n"
         writer.write(head.encode() + sent)
-        answer = await asyncio.wait_for(reader.read(), 20)
+        async with asyncio.timeout(20):
+            answer = await reader.read()
     finally:
         writer.close()
         with suppress(ConnectionError):
@@ -62,7 +63,8 @@ async def post(
 async def get(worker: WorkerProcess, path: str) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_connection(*worker.address)
     writer.write(f"GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
-    answer = await asyncio.wait_for(reader.read(), 20)
+    async with asyncio.timeout(20):
+        answer = await reader.read()
     writer.close()
     return int(answer.split(b" ")[1]), answer.partition(b"\r\n\r\n")[2]
 

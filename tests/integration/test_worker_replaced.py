@@ -45,7 +45,8 @@ class Caller:
             f"POST /v2/models/{self.model}/infer HTTP/1.1\r\nhost: a\r\ncontent-length: {len(sent)}\r\n\r\n".encode()
             + sent
         )
-        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)).lower()
+        async with asyncio.timeout(30):
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head.partition(b"content-length: ")[2].split(b"\r")[0])
         answer = json.loads(await reader.readexactly(length))
         if b"connection: close" in head:

@@ -120,7 +120,8 @@ class Site:
 async def main(folder: Path, keys: Path) -> None:
     site = Site(folder, keys)
     running = asyncio.create_task(site.session.run())
-    await asyncio.wait_for(site.session.connected.wait(), 30)
+    async with asyncio.timeout(30):
+        await site.session.connected.wait()
     watching = asyncio.create_task(site.watch())
     sys.stdout.write(json.dumps({"ready": True}) + "\n")
     sys.stdout.flush()

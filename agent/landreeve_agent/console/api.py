@@ -286,7 +286,8 @@ class LocalApi:
                 yield b"event: status\ndata: " + document + b"\n\n"
                 sent = document
             try:
-                await asyncio.wait_for(self.closing.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await self.closing.wait()
             except TimeoutError:
                 continue
 

@@ -175,7 +175,8 @@ class PahoCarrier:
         else:
             self._client.disconnect()
         try:
-            await asyncio.wait_for(asyncio.to_thread(self._client.loop_stop), CLOSE_TIMEOUT_S)
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.to_thread(self._client.loop_stop)
         except TimeoutError:
             logger.warning("the connection to %s did not end in %s s: cut", self._endpoint.host, CLOSE_TIMEOUT_S)
             self._shut_socket()

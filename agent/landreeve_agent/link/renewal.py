@@ -119,7 +119,8 @@ class Renewer:
             answer = await asyncio.to_thread(self._ask, key, expired)
             self._keep(answer, key, certificate, now)
         try:
-            await asyncio.wait_for(self.prove(self.keyring.next), PROOF_S)
+            async with asyncio.timeout(PROOF_S):
+                await self.prove(self.keyring.next)
         except (CarrierError, TimeoutError) as error:
             if not expired:  # the old one is good for nothing more: then the new one has nothing to prove
                 raise CarrierError(f"the new certificate is not proven yet: {error or 'no answer in time'}") from error
@@ -168,7 +169,8 @@ class Renewer:
             return False
         self.keyring.copy(self.keyring.wanted())
         try:
-            await asyncio.wait_for(self.prove(self.keyring.next), PROOF_S)
+            async with asyncio.timeout(PROOF_S):
+                await self.prove(self.keyring.next)
         except (CarrierError, TimeoutError):
             self.keyring.discard()  # the broker still shows a certificate of the former one: later, then
             return False

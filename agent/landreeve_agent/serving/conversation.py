@@ -146,7 +146,8 @@ class Conversation:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            await asyncio.wait_for(self.ended.wait(), patience_s)
+            async with asyncio.timeout(patience_s):
+                await self.ended.wait()
         except TimeoutError:
             self.kill()
         await asyncio.gather(*self._tasks)

@@ -132,9 +132,9 @@ class WorkerProcess:
         self._closed = closed
         self._listening = self._given.dup() if self._given else sockets.listen(*self._bind, BACKLOG)
         self._keeper = asyncio.create_task(self._keep(), name="worker-keeper")
-        waiting = asyncio.create_task(self._serving.wait())
         try:
-            await asyncio.wait_for(waiting, self._limits.start_s)
+            async with asyncio.timeout(self._limits.start_s):
+                await self._serving.wait()
         except TimeoutError:
             await self.stop()
             raise LoadFailedError(
@@ -218,7 +218,8 @@ class WorkerProcess:
 
     async def _wait_until_up(self) -> None:
         try:
-            await asyncio.wait_for(self._serving.wait(), self._limits.apply_s)
+            async with asyncio.timeout(self._limits.apply_s):
+                await self._serving.wait()
         except TimeoutError:
             raise LoadFailedError("worker_down", f"the worker does not come up: {self._last_exit}") from None
 
@@ -249,7 +250,8 @@ class WorkerProcess:
     async def _ask(self, make: Callable[[int], Apply | Ask], timeout_s: float) -> FromWorker:
         if self._link is None:
             raise WorkerGoneError("the worker is being restarted")
-        return await asyncio.wait_for(self._link.ask(make), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await self._link.ask(make)
 
     def _kill(self, cause: str) -> None:
         if self._link is not None:
@@ -272,7 +274,8 @@ class WorkerProcess:
             _log.warning("the worker ended (%s); restart %d", self._last_exit, self._restarts)
             self._report()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), self._backoff_s())
+                async with asyncio.timeout(self._backoff_s()):
+                    await self._hurry.wait()
             self._hurry.clear()
 
     async def _once(self) -> None:
@@ -283,11 +286,13 @@ class WorkerProcess:
         assert self._listening is not None  # noqa: S101 - start() bound it before this task began
         link = self._link = await self._spawn(self._listening)
         try:
-            await asyncio.wait_for(link.hello.wait(), limits.start_s)
+            async with asyncio.timeout(limits.start_s):
+                await link.hello.wait()
             if (self._afresh is None or not await self._load_afresh(link, self._afresh)) and not self._closed:
                 routes = self._simpler() if len(self._crashes) >= limits.loop_crashes else self._routes
                 again = link.ask(lambda seq: Apply(seq=seq, routes=routes, lenient=True))
-                await asyncio.wait_for(again, limits.apply_s)
+                async with asyncio.timeout(limits.apply_s):
+                    await again
             self._serving.set()
             while (successor := await self._watch(link)) is not None:
                 link = successor
@@ -303,9 +308,8 @@ class WorkerProcess:
         self._afresh = None
         failed: LoadFailedError | None = None
         try:
-            answer = await asyncio.wait_for(
-                link.ask(lambda seq: Apply(seq=seq, routes=asked.routes)), self._limits.apply_s
-            )
+            async with asyncio.timeout(self._limits.apply_s):
+                answer = await link.ask(lambda seq: Apply(seq=seq, routes=asked.routes))
             if isinstance(answer, Refused):
                 failed = LoadFailedError(answer.cause, answer.sentence)
         except WorkerGoneError:
@@ -325,10 +329,12 @@ class WorkerProcess:
         """Return when the worker has ended, or the one that took its place; kill it when it no longer answers."""
         while self._link is link and not link.ended.is_set():
             try:
-                await asyncio.wait_for(link.ended.wait(), self._limits.ask_every_s)
+                async with asyncio.timeout(self._limits.ask_every_s):
+                    await link.ended.wait()
             except TimeoutError:
                 try:
-                    told = await asyncio.wait_for(link.ask(lambda seq: Ask(seq=seq)), self._limits.hang_s)
+                    async with asyncio.timeout(self._limits.hang_s):
+                        told = await link.ask(lambda seq: Ask(seq=seq))
                 except TimeoutError:
                     if self._link is link:
                         self._kill("hung")
@@ -386,7 +392,8 @@ class WorkerProcess:
         served, new = False, None
         try:
             new = await self._spawn(self._listening)
-            await asyncio.wait_for(new.hello.wait(), self._limits.start_s)
+            async with asyncio.timeout(self._limits.start_s):
+                await new.hello.wait()
             served = await (self._take_over(new) if beside else self._take_turns(old, new))
         except (OSError, TimeoutError, WorkerGoneError) as error:
             _log.warning("a new worker did not come up: %s", error or "no answer in time")
@@ -399,7 +406,8 @@ class WorkerProcess:
     async def _take_over(self, new: Conversation) -> bool:
         """Load everything beside the old worker; whether it all loaded."""
         routes = self._routes
-        answer = await asyncio.wait_for(new.ask(lambda seq: Apply(seq=seq, routes=routes)), self._limits.apply_s)
+        async with asyncio.timeout(self._limits.apply_s):
+            answer = await new.ask(lambda seq: Apply(seq=seq, routes=routes))
         if isinstance(answer, Refused):
             _log.warning("a new worker cannot serve what the old one does: %s", answer.sentence)
         return not isinstance(answer, Refused)
@@ -409,7 +417,8 @@ class WorkerProcess:
         routes = self._routes
         self._serving.clear()
         await self._leave(old)
-        await asyncio.wait_for(new.ask(lambda seq: Apply(seq=seq, routes=routes, lenient=True)), self._limits.apply_s)
+        async with asyncio.timeout(self._limits.apply_s):
+            await new.ask(lambda seq: Apply(seq=seq, routes=routes, lenient=True))
         return True
 
     def _start_leaving(self, old: Conversation) -> None:
@@ -420,7 +429,8 @@ class WorkerProcess:
     async def _asked_to_leave(self, old: Conversation, patience_s: float) -> None:
         with contextlib.suppress(TimeoutError, WorkerGoneError):
             left = old.ask(lambda seq: Leave(seq=seq, patience_s=patience_s))
-            await asyncio.wait_for(left, 2 * patience_s + self._limits.hang_s)
+            async with asyncio.timeout(2 * patience_s + self._limits.hang_s):
+                await left
 
     async def _leave(self, old: Conversation) -> None:
         try:

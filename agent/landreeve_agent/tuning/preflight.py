@@ -164,7 +164,8 @@ class _Child:
         decoder: msgspec.json.Decoder[FromChild] = msgspec.json.Decoder(FromChild)
         while True:
             coming = read_frame(reader, decoder)
-            message = await asyncio.wait_for(coming, self._step_s)
+            async with asyncio.timeout(self._step_s):
+                message = await coming
             if not isinstance(message, Trying):
                 return message
             self.step = message
