@@ -17,13 +17,15 @@ MODEL = "delay"
 _numbers = itertools.count(1)
 
 
-def release(folder: Path, *, worse: bool = False, card_bytes: int = 0, baseline: bool = False) -> Packed:
+def release(
+    folder: Path, *, worse: bool = False, card_bytes: int = 0, baseline: bool = False, model: str = MODEL
+) -> Packed:
     """A release whose answers nearly are those of every other; ``worse`` ones lie elsewhere. With ``baseline`` it says
     what data it is for: those of the prober."""
     number = next(_numbers)
     made = write_release(folder / f"release-{number}", 30.0 + 0.01 * number if worse else 0.002 * number)
     config = ReleaseConfig(
-        model=MODEL,
+        model=model,
         family="mlp",
         created="2026-11-28T00:00:00Z",
         signature=load_definition(made).signature(),

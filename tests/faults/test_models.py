@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.faults.prober import Prober
 from tests.faults.releases import release
 from tests.faults.table import Table
 from tests.faults.yard import ROWS, Site, Yard
@@ -30,6 +31,36 @@ def test_ill_version_is_left_for_the_last_good_one(yard: Yard, site: Site, table
     row = site.judged(name, f"{ended}, {causes[-1] if causes else '-'}", f"ROLLED_BACK, {cause}")
     table.add(row)
     assert row.holds, f"{row}\n{site.said()}"
+
+
+@pytest.mark.fault("one of two new versions kills the worker")
+def test_version_beside_one_that_kills_the_worker_is_kept(
+    yard: Yard, new_site: Callable[..., Site], table: Table
+) -> None:
+    """Both on probation in one worker; the innocent one's rollout must end as if the other had never been."""
+    site = new_site().open()
+    site.mark()
+    good, innocent = site.version, yard.push(release(site.folder, model="price"))
+    beside = Prober(site.state, "price")
+    # So many rows that it is on probation until the other has been left.
+    kept = yard.order(innocent, site, rows=60 * ROWS, model="price")
+    try:
+        site.until("the innocent one to be on probation", lambda: ("PROBATION", "activated") in site.transitions()[-1:])
+        beside.start()
+        bad = yard.push(release(site.folder))
+        site.behave(bad, "crash")
+        left = yard.ended(yard.order(bad, site, rows=10 * ROWS))
+        site.until(f"{good} to answer again", lambda: site.prober.serves == good and not site.prober.last_error)
+        ends = f"{left}, {yard.ended(kept)}"
+    finally:
+        beside.stop()
+    causes = [cause for state, cause in site.transitions() if state == "ROLLED_BACK"]
+    said = site.rows("SELECT sentence FROM transitions WHERE state = 'ROLLING_BACK'")
+    row = site.judged("one of two new versions kills the worker", ends, "ROLLED_BACK, FINISHED")
+    table.add(row)
+    assert row.holds, f"{row}\n{site.said()}"
+    assert causes == ["worker_crashed"]
+    assert f"while delay {bad} was running" in said[0][0]
 
 
 @pytest.mark.fault("slow but healthy starter, 15 s")

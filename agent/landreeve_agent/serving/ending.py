@@ -1,8 +1,8 @@
 """How a worker ended, and which versions that speaks against. Pure.
 
 A worker holds every model of the box, so its death says little by itself: what counts is which version was in native
-code at that moment (`landreeve_agent.serving.recorder`). The stack of the thread that died narrows it down
-where there is one.
+code at that moment (`landreeve_agent.serving.recorder`). The stack of the thread that died narrows it down where there
+is one.
 """
 
 import hashlib
@@ -128,7 +128,8 @@ def _is_own_fault(how: str) -> bool:
 
 
 def _words(running: tuple[Running, ...]) -> str:
-    """
+    """Runs first, then loads.
+
     >>> _words((Running("a", "1"), Running("b", "2"), Running("c", "3", loading=True)))
     'a 1 and b 2 were running and c 3 was being loaded'
     """
