@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from landreeve_agent.serving.control import Counts, Told
 from landreeve_agent.serving.options import Limits
+from landreeve_agent.serving.replacing import Falls, Pace
 from landreeve_agent.serving.supervise import WorkerProcess
 
 
@@ -22,6 +23,16 @@ class Link:
     async def ask(self, _make: Callable[[int], Any]) -> Any:
         self.asked.set()
         return await self.answer
+
+
+async def test_death_right_after_its_own_plans_came_back_is_theirs(tmp_path: Path) -> None:
+    worker, now = WorkerProcess(tmp_path, limits=Limits(loop_window_s=60.0)), asyncio.get_running_loop().time()
+    assert not worker._falls_back()
+    fallen = Falls().fallen(Pace(), now - 700.0)
+    for tried_s_ago, simple in ((61.0, False), (59.0, True)):
+        worker._falls = fallen.again(now - tried_s_ago)
+        assert worker._falls_back() is simple
+    assert len(worker._falls.past) == 2, "the pause before the next try is longer"
 
 
 async def test_stop_that_comes_together_with_an_answer_is_not_lost(tmp_path: Path) -> None:

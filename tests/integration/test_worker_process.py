@@ -19,6 +19,7 @@ from landreeve_agent.serving.control import Plan, Route, Secrets, Share, Version
 from landreeve_agent.serving.ending import CRASH_LOOP
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.options import Limits, Options
+from landreeve_agent.serving.replacing import Pace
 from landreeve_agent.serving.supervise import WorkerProcess
 
 from tests.agent.onnx_models import body, version, write_release
@@ -251,6 +252,35 @@ async def test_a_worker_that_keeps_dying_is_reported_once_and_tries_the_simplest
         assert restarts == [("signal SIGKILL", 1), ("signal SIGKILL", 2), (CRASH_LOOP, 3)]
         assert "the worker died 3 times" in told.models[0].reason
         assert (told.models[0].used, told.models[0].shadow) == ("CPU · onnxruntime · fp32 · 1 thread", "")
+
+
+async def test_a_worker_gets_its_own_plans_back_and_at_the_next_death_the_simplest_again(tmp_path: Path) -> None:
+    limits = Limits(first_backoff_s=0.05, loop_crashes=2, ask_every_s=0.1, retry=Pace(first_s=1.0))
+    async with running(tmp_path, limits) as (worker, restarts):
+        shadow = version(write_release(tmp_path / "0.9.0"), "0.9.0")
+        await worker.apply((route(tmp_path, "1.0.0", shadow=shadow, plan=Plan(threads=2)),))
+
+        async def has(used: str, listens: str, reason: str) -> int:
+            """Wait until the model runs so, and why; the worker's pid."""
+            async with asyncio.timeout(30):
+                while True:
+                    told = await worker.status()
+                    if told.models and (told.models[0].used, told.models[0].shadow) == (used, listens):
+                        assert reason in told.models[0].reason
+                        return told.pid
+                    await asyncio.sleep(0.02)
+
+        plain, own = "CPU · onnxruntime · fp32 · 1 thread", "CPU · onnxruntime · fp32 · 2 threads"
+        for count in (1, 2):
+            os.kill((await worker.status()).pid, signal.SIGKILL)
+            await until(partial(reached, restarts, count))
+            assert (await post(worker, body()))[0] == 200
+        pid = await has(plain, "", "the worker died 2 times")
+        assert await has(own, "0.9.0", "") == pid, "without a restart"
+        os.kill(pid, signal.SIGKILL)
+        pid = await has(plain, "", "default plan")
+        assert await has(own, "0.9.0", "") == pid, "tried again, later"
+        assert len(restarts) == 3
 
 
 async def killed_while_it_serves(worker: WorkerProcess, bad: str) -> None:

@@ -9,7 +9,8 @@ from landreeve_agent.serving.replacing import Pace
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds and counts of the supervision. ``loop_crashes`` within ``loop_window_s`` make a crash loop."""
+    """Seconds and counts of the supervision. ``loop_crashes`` within ``loop_window_s`` make a crash loop. ``pace`` says
+    how often a worker may be replaced while it serves, ``retry`` how often its own plans are tried again after one."""
 
     start_s: float = 20.0
     apply_s: float = 120.0
@@ -22,6 +23,7 @@ class Limits:
     max_backoff_s: float = 30.0
     leave_s: float = 10.0
     pace: Pace = field(default_factory=Pace)
+    retry: Pace = field(default_factory=lambda: Pace(first_s=600.0, most_s=21_600.0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
-"""When a worker with a run that never comes back may be replaced by a new one. Pure.
+"""When a worker with a run that never comes back may be replaced by a new one, and when one that has the simpler plans
+of a crash loop may have its own again. Pure.
 
 A thread cannot be ended, only its process. So that a model which hangs again and again does not keep a site busy with
 replacing, each replacement of the last day doubles the pause before the next.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,41 @@ class Pace:
     def recent(self, past: tuple[float, ...], now: float) -> tuple[float, ...]:
         """The tries that still count."""
         return tuple(moment for moment in past if now - moment < self.within_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Falls:
+    """How often the worker fell back to simpler plans: what broke its own may have been a passing thing (a driver that
+    was being updated, a neighbour that took the memory), so they are tried again, ever more seldom.
+
+    ``past`` are the moments of the last day's falls, ``simple`` whether it runs so now, ``tried`` when its own plans
+    were last tried again (monotonic seconds).
+    """
+
+    past: tuple[float, ...] = ()
+    simple: bool = False
+    tried: float | None = None
+
+    def fallen(self, pace: Pace, now: float) -> "Falls":
+        """The same after another fall."""
+        return Falls((*pace.recent(self.past, now), now), simple=True, tried=self.tried)
+
+    def again(self, now: float) -> "Falls":
+        """The same with its own plans tried again."""
+        return replace(self, simple=False, tried=now)
+
+    def may_try(self, pace: Pace, now: float) -> bool:
+        """Whether its own plans may be tried again.
+
+        >>> pace, fallen = Pace(first_s=600.0), Falls().fallen(Pace(), 0.0)
+        >>> [fallen.may_try(pace, 599.0), fallen.may_try(pace, 600.0), fallen.fallen(pace, 600.0).may_try(pace, 1799.0)]
+        [False, True, False]
+        """
+        return self.simple and pace.may(self.past, now)
+
+    def relapsed(self, now: float, within_s: float) -> bool:
+        """Whether a death now comes so soon after its own plans were tried again that they are to blame."""
+        return self.tried is not None and now - self.tried <= within_s
 
 
 def fits_beside(rss_bytes: float, available_bytes: float) -> bool:

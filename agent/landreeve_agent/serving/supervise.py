@@ -12,13 +12,11 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from landreeve_agent.launch import sockets
+from landreeve_agent.serving.beginning import Afresh, simplest
 from landreeve_agent.serving.control import (
     Apply,
     Ask,
@@ -26,11 +24,9 @@ from landreeve_agent.serving.control import (
     FromWorker,
     Leave,
     Lost,
-    Plan,
     Refused,
     Route,
     Told,
-    Version,
     WorkerStatus,
 )
 from landreeve_agent.serving.conversation import Conversation, WorkerGoneError
@@ -38,7 +34,7 @@ from landreeve_agent.serving.ending import NOTHING, Ending, ending, of_own_proce
 from landreeve_agent.serving.errors import LoadFailedError
 from landreeve_agent.serving.memory import available_bytes
 from landreeve_agent.serving.options import Limits, Options
-from landreeve_agent.serving.replacing import fits_beside
+from landreeve_agent.serving.replacing import Falls, fits_beside
 
 BACKLOG = 512
 _log = logging.getLogger("landreeve.worker")
@@ -46,22 +42,6 @@ _log = logging.getLogger("landreeve.worker")
 OnRestart = Callable[[Ending], None]
 OnReplaced = Callable[[str], None]
 OnLost = Callable[[Lost], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Afresh:
-    """Routes that the next worker begins with; ``loaded`` ends when it has them, or with `LoadFailedError`."""
-
-    routes: tuple[Route, ...]
-    loaded: asyncio.Future[None]
-
-    def tell(self, failed: LoadFailedError | None) -> None:
-        if self.loaded.done():
-            return
-        if failed is None:
-            self.loaded.set_result(None)
-        else:
-            self.loaded.set_exception(failed)
 
 
 class WorkerProcess:
@@ -107,10 +87,12 @@ class WorkerProcess:
         self._serving = asyncio.Event()
         self._applying = asyncio.Lock()
         self._succession = asyncio.Lock()
-        self._afresh: _Afresh | None = None
+        self._afresh: Afresh | None = None
         self._hurry = asyncio.Event()
         self._hung = False
         self._replaced: tuple[float, ...] = ()
+        self._falls = Falls()
+        self._why = ""
         self._leaving: set[asyncio.Task[None]] = set()
 
     @property
@@ -190,7 +172,7 @@ class WorkerProcess:
                 raise LoadFailedError("load_hung", f"loading took more than {self._limits.apply_s:g} s") from None
             if isinstance(answer, Refused):
                 raise LoadFailedError(answer.cause, answer.sentence)
-            self._routes, self._closed = routes, False
+            self._routes, self._closed, self._falls = routes, False, Falls()
 
     def _dying(self) -> bool:
         """Whether what serves now has ended the worker within the last minute."""
@@ -201,7 +183,7 @@ class WorkerProcess:
         """Whether the next worker began with these routes, before it took a request. False when it was under way
         already with the old ones. `LoadFailedError`: it could not load them and has the old ones again."""
         self._serving.clear()
-        asked = self._afresh = _Afresh(routes, asyncio.get_running_loop().create_future())
+        asked = self._afresh = Afresh(routes, asyncio.get_running_loop().create_future())
         self._hurry.set()
         up = asyncio.create_task(self._serving.wait())
         either: set[asyncio.Future[Any]] = {up, asked.loaded}
@@ -289,7 +271,7 @@ class WorkerProcess:
             async with asyncio.timeout(limits.start_s):
                 await link.hello.wait()
             if (self._afresh is None or not await self._load_afresh(link, self._afresh)) and not self._closed:
-                routes = self._simpler() if len(self._crashes) >= limits.loop_crashes else self._routes
+                routes = simplest(self._routes, self._why) if self._falls_back() else self._routes
                 again = link.ask(lambda seq: Apply(seq=seq, routes=routes, lenient=True))
                 async with asyncio.timeout(limits.apply_s):
                     await again
@@ -303,7 +285,7 @@ class WorkerProcess:
                 self._marks = link.marks
                 self._link = None
 
-    async def _load_afresh(self, link: Conversation, asked: "_Afresh") -> bool:
+    async def _load_afresh(self, link: Conversation, asked: "Afresh") -> bool:
         """Whether the new routes serve in this worker, as the first it ever had. Whoever asked is told."""
         self._afresh = None
         failed: LoadFailedError | None = None
@@ -343,8 +325,45 @@ class WorkerProcess:
                     continue
                 if isinstance(told, Told) and told.stuck:
                     await self._replace(link, told)
+                elif self._falls.may_try(self._limits.retry, asyncio.get_running_loop().time()):
+                    await self._try_again(link)
         async with self._succession:  # it may have left already, and the new one be about to serve
             return self._link if self._link is not link else None
+
+    # --- simpler plans, for a time
+
+    def _falls_back(self) -> bool:
+        """Whether the next worker gets simpler plans than were wanted: one after another has died, or the last one did
+        as soon as it had its own again."""
+        now = asyncio.get_running_loop().time()
+        looping = len(self._crashes) >= self._limits.loop_crashes
+        if looping:
+            self._why = f"the worker died {len(self._crashes)} times within {self._limits.loop_window_s:g} s"
+        if not self._falls.simple and (looping or self._falls.relapsed(now, self._limits.loop_window_s)):
+            self._falls = self._falls.fallen(self._limits.retry, now)
+        return self._falls.simple
+
+    async def _try_again(self, link: Conversation) -> None:
+        """Serve by the plans that were wanted, shadows and shares included, as before the crash loop. What cannot be
+        loaded so goes on as it is."""
+        if self._applying.locked():
+            return
+        async with self._applying:
+            routes, now = self._routes, asyncio.get_running_loop().time()
+            self._falls = self._falls.again(now)
+            try:
+                async with asyncio.timeout(self._limits.apply_s):
+                    answer = await link.ask(lambda seq: Apply(seq=seq, routes=routes))
+            except WorkerGoneError:
+                return
+            except TimeoutError:
+                self._kill("hung")
+                return
+            if isinstance(answer, Refused):
+                self._falls = self._falls.fallen(self._limits.retry, now)
+                _log.warning("the plans before the crash loop cannot be had again: %s", answer.sentence)
+            else:
+                _log.info("the worker has the plans again that it had before it kept dying")
 
     # --- replacing it while it serves
 
@@ -465,11 +484,3 @@ class WorkerProcess:
         if extra < 0:
             return 0.0
         return min(self._limits.first_backoff_s * 2.0**extra, self._limits.max_backoff_s)
-
-    def _simpler(self) -> tuple[Route, ...]:
-        reason = f"the worker died {len(self._crashes)} times within {self._limits.loop_window_s:g} s"
-        return tuple(Route(route.model, _on_cpu(route.active, reason)) for route in self._routes)
-
-
-def _on_cpu(version: Version, reason: str) -> Version:
-    return msgspec.structs.replace(version, plan=Plan(wanted=version.plan.wanted, reason=f"{reason}: default plan"))
