@@ -80,6 +80,18 @@ async def test_who_comes_after_the_end_waits_for_the_window_and_carries_it(hub: 
     assert (await schedule_of(hub, "d-9"))["activate"][0]["start"] == "22:00"
 
 
+async def test_who_enrolled_by_a_clock_that_was_ahead_is_not_waited_for(hub: Hub, people: People) -> None:
+    row = await finished(hub, people, "first", REST)
+    moments = {"d-8": hub.now + timedelta(hours=20), "d-9": hub.now}
+    mute = {"fleet": "demo", "online": True, "agent": ""}
+    rows = [{**mute, "id": device, "site": f"S{device}", "enrolled": rfc3339(at)} for device, at in moments.items()]
+    await hub.store.write(lambda c: c.execute(insert(tables.devices), rows) and None)
+    for minutes, ordered in ((1, {"d-8"}), (2, {"d-8", "d-9"})):
+        hub.now += timedelta(minutes=minutes)
+        await hub.runner.tick(hub.now)
+        assert {d for d, digest in (await assigned(hub)).items() if digest == row["release"]} & {*moments} == ordered
+
+
 async def test_two_latecomers_of_one_site_are_ordered_one_after_the_other(hub: Hub, people: People) -> None:
     row = await finished(hub, people, "first", REST)
     await joins(hub, "d-8", "d-9", site="corner")

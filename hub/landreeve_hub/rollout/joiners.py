@@ -64,8 +64,10 @@ class Joiners:
         candidates = set(_fleet(connection)) if whole else set(changed) | self._young
         self._known = True
         rows = _present(connection, candidates)
-        since = now - BORN_WITHIN
-        young = {row.id: parse_rfc3339(row.enrolled) for row in rows if not row.agent and row.enrolled > rfc3339(since)}
+        since, until = rfc3339(now - BORN_WITHIN), rfc3339(now)
+        # Who enrolled at a moment that has not come did so by a clock that was wrong: nobody waits for it.
+        mute = [row for row in rows if not row.agent and since < row.enrolled <= until]
+        young = {row.id: parse_rfc3339(row.enrolled) for row in mute}
         self._young = set(young)
         self._oldest = min(young.values()) + BORN_WITHIN if young else None
         ready = {row.id: row for row in rows if row.id not in young}
