@@ -36,6 +36,7 @@ from landreeve_agent.intake.definitions import Definitions
 from landreeve_agent.intake.intake import Intake
 from landreeve_agent.intake.retention import Retention
 from landreeve_agent.intake.spool import Spool
+from landreeve_agent.launch import sockets
 from landreeve_agent.link.gate import site_gate
 from landreeve_agent.link.identity import BadIdentityError
 from landreeve_agent.link.meter import Meter
@@ -302,7 +303,7 @@ class House:
         self.server.stop()
         await self.rooms.finish("console", CONSOLE_END_S)
         await self.rooms.close()
-        await self.inference.stop(LEAVE_S if self.restarting else 0.0)
+        await self.inference.stop(LEAVE_S if self.restarting or sockets.kept() else 0.0)
         for task in self._unsettled:
             task.cancel()
         await asyncio.gather(*self._unsettled, return_exceptions=True)

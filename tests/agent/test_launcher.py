@@ -288,3 +288,38 @@ def test_what_nobody_took_is_closed() -> None:
     sockets.drop(environ)
     assert environ == {}
     sockets.listen("127.0.0.1", port, 4).close()
+
+
+def test_without_a_launcher_systemd_is_asked_to_keep_what_serves_and_to_forget_what_does_not(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, sockets.listen("127.0.0.1", 0, 4) as listening:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        environ = {sockets.NOTIFY: str(tmp_path / "notify")}
+        sockets.leave(sockets.named("serving", "::1", 80), listening, environ)
+        said, (descriptor,), _, _ = socket.recv_fds(manager, 1000, 4)
+        with socket.socket(fileno=descriptor) as again:
+            assert (said, again.getsockname()) == (b"FDSTORE=1\nFDNAME=serving ..1 80", listening.getsockname())
+        environ[sockets.HELD] = json.dumps({"serving ..1 81": os.dup(listening.fileno())})
+        sockets.drop(environ)
+        assert manager.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=serving ..1 81"
+    sockets.leave("serving", listening, environ)  # nobody listens there any more: nothing happens
+
+
+@pytest.mark.parametrize(("mine", "taken"), [(True, "later"), (False, "nothing")])
+def test_what_systemd_passes_is_found_by_its_name_and_only_by_who_it_is_for(mine: bool, taken: str) -> None:
+    code = f"""
+import os
+from landreeve_agent.launch import sockets
+made = [sockets.listen("127.0.0.1", 0, 4) for _ in range(3)]
+ports = [one.getsockname()[1] for one in made]
+for place, one in enumerate(made):
+    os.dup2(one.detach(), 20 + place)
+for place in range(3):
+    os.dup2(20 + place, 3 + place)
+environ = {{"LISTEN_PID": str(os.getpid() + {int(not mine)}), "LISTEN_FDS": "3", "LISTEN_FDNAMES": "a:b:a"}}
+found = sockets.taken("a", environ)
+print("nothing" if found is None else {{ports[0]: "former", ports[2]: "later"}}[found.getsockname()[1]])
+assert sockets.taken("a", environ) is None
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == (taken, "")

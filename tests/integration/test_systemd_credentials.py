@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from landreeve.sealed.sqlite import is_sealed
 
@@ -188,3 +190,36 @@ def test_the_shipped_unit_opens_a_sealed_site_with_the_credential_of_its_machine
     vault = json.loads((booted.state / "keys" / "vault.json").read_bytes())
     assert vault["version"] == 1
     assert booted.state.stat().st_uid != 0  # as the unit says: a dynamic user
+
+
+@pytest.mark.slow
+def test_who_calls_while_the_units_agent_is_killed_and_comes_again_waits_for_its_answer(booted: Booted) -> None:
+    booted.up()
+    ports = booted.state / "run" / "ports.json"
+    port = json.loads(ports.read_text())["console"]
+    for _ in range(2):
+        (agent,) = agents(booted.state)
+        agent.kill()
+        waits = []
+        while len(waits) < 20 or agents(booted.state) in ([], [agent]):
+            began = time.monotonic()
+            with socket.create_connection(("127.0.0.1", port), 30) as caller:  # never refused
+                caller.sendall(b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+                with contextlib.suppress(ConnectionResetError):  # what the killed one had begun to read
+                    assert caller.recv(12).startswith((b"HTTP/1.1 ", b""))
+                    waits.append(time.monotonic() - began)
+            time.sleep(0.05)
+        assert max(waits) < UP_S
+    booted.up()
+    assert json.loads(ports.read_text())["console"] == port
+
+
+def agents(state: Path) -> list[psutil.Process]:
+    """The supervisors that keep this state folder, by their command line."""
+    mine = [f"/var/lib/{state.name}", str(Path("/var/lib/private") / state.name)]
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "landreeve_agent" in words and "run" in words and any(name in words for name in mine):
+            found.append(process)
+    return found
