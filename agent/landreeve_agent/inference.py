@@ -172,7 +172,7 @@ def _shown(host: str) -> str:
 
 
 def held_port(host: str, wanted: int) -> Hold | None:
-    """The port that an agent before this one served on by the same settings, where the launcher kept it."""
+    """The port that an agent before this one served on by the same settings, where launcher or systemd kept it."""
     name = sockets.named("serving", host, wanted)
     listening = sockets.taken(name)
     if listening is None:

@@ -218,6 +218,7 @@ async def test_a_handler_is_told_when_its_caller_has_left() -> None:
         writer.transport.abort()
         async with asyncio.timeout(5):
             await left.wait()
+    assert left.is_set()
 
 
 @given(

@@ -408,3 +408,14 @@ async def test_a_worker_that_cannot_be_started_leaves_no_open_pipe_with_keys(
     with pytest.raises(LoadFailedError, match="did not start"):
         await worker.start()
     assert open_files() - before == set()
+
+
+async def test_a_worker_that_hangs_does_not_keep_who_stops_it(tmp_path: Path) -> None:
+    async with running(tmp_path, Limits(stop_s=0.2, ask_every_s=60.0)) as (worker, _):
+        await worker.apply((route(tmp_path, "1.0.0"),))
+        pid = (await worker.status()).pid
+        os.kill(pid, signal.SIGSTOP)
+        async with asyncio.timeout(8):
+            await worker.stop(leave_s=0.3)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

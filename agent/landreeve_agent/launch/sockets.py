@@ -83,8 +83,8 @@ def named(purpose: str, host: str, port: int) -> str:
 
 
 def taken(name: str, environ: MutableMapping[str, str] = os.environ) -> socket.socket | None:
-    """The listening socket that the launcher holds under this name, once; None when there is none. Whoever takes it
-    calls `leave`, for the start after this one."""
+    """The listening socket that launcher or systemd holds under this name, once; None when there is none. Whoever takes
+    it calls `leave`, for the start after this one."""
     held = _read(environ)
     descriptor = held.pop(name, None)
     if descriptor is None:

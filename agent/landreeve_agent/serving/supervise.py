@@ -141,7 +141,9 @@ class WorkerProcess:
         await asyncio.gather(*self._leaving, return_exceptions=True)
         if self._link is not None:
             if leave_s and self._serving.is_set():
-                await self._asked_to_leave(self._link, leave_s)
+                with contextlib.suppress(TimeoutError):  # one that hangs must not keep the agent from ending
+                    async with asyncio.timeout(3 * leave_s):
+                        await self._asked_to_leave(self._link, leave_s)
             await self._link.end(self._limits.stop_s)
             self._link = None
         if self._listening is not None:
