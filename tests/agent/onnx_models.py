@@ -1,7 +1,9 @@
 """Small real releases for tests: a definition, a pipeline, an ONNX graph, calibration and golden sets in a folder."""
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -94,15 +96,7 @@ def endless(turns: int = 40_000) -> bytes:
         "one": np.array([1], np.int64), "limit": np.float32(1000), "zero": np.zeros(1, np.float32),
         "forever": np.int64(2**62), "turns": np.int64(turns), "yes": np.bool_(True),
     }  # fmt: skip
-    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    ends = (
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])],
-        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n"])],
-    )
-    built = helper.make_graph(nodes, "endless", *ends, initializers)
-    model = helper.make_model(built, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    return _model("endless", nodes, constants)
 
 
 def crashing() -> bytes:
@@ -125,12 +119,17 @@ def crashing() -> bytes:
         "one": np.array([1], np.int64), "limit": np.float32(1000), "zero": np.zeros(1, np.float32),
         "smallest": np.int32(-(2**31)), "plus": np.int32(1), "minus": np.int32(-1),
     }  # fmt: skip
+    return _model("crashing", nodes, constants)
+
+
+def _model(title: str, nodes: list[onnx.NodeProto], constants: Mapping[str, Any]) -> bytes:
+    """The graph from ``x`` to ``p`` as a file."""
     initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     ends = (
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])],
         [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n"])],
     )
-    built = helper.make_graph(nodes, "crashing", *ends, initializers)
+    built = helper.make_graph(nodes, title, *ends, initializers)
     model = helper.make_model(built, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())

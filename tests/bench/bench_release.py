@@ -25,7 +25,7 @@ from landreeve.release.vet import vet  # noqa: E402
 from landreeve_hub.access.roles import Role  # noqa: E402
 
 from tests.fakes.graphs import field, graph_of, tensors_of  # noqa: E402
-from tests.hub.test_api import Hub, release  # noqa: E402
+from tests.hub.hub_without_broker import Hub, release  # noqa: E402
 
 NODES, WEIGHT_BYTES = 20_000, 48_000_000
 

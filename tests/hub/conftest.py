@@ -14,6 +14,7 @@ import pytest
 from landreeve_hub.store.database import Store
 
 from tests import postgres
+from tests.hub.hub_without_broker import Hub
 
 ON_POSTGRES = os.environ.get("HUB_STORE") == "postgres"
 on_sqlite = pytest.mark.skipif(ON_POSTGRES, reason="it looks into SQLite's own file")
@@ -38,3 +39,10 @@ def stores_on_postgres() -> Iterator[None]:
 
         patch.setattr(Store, "__init__", init)
         yield
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    made = Hub(tmp_path)
+    yield made
+    made.store.close()

@@ -1,20 +1,10 @@
 """What people hear of a hub whose disk is full, or has changed what it keeps."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from landreeve_hub.access.roles import Role
 from landreeve_hub.exchange.archive import write_archive
 
-from tests.hub.test_api import Hub, push, release
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    made = Hub(tmp_path)
-    yield made
-    made.store.close()
+from tests.hub.hub_without_broker import Hub, push, release
 
 
 async def test_release_for_which_there_is_no_room_is_refused_in_words(

@@ -8,7 +8,7 @@ from landreeve_hub.access.roles import Role
 from landreeve_hub.store import tables
 from sqlalchemy import insert, select
 
-from tests.hub.test_api import Hub
+from tests.hub.hub_without_broker import Hub
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from landreeve.audit.verify import Known, verify
 from landreeve_hub.access.roles import Role
 
-from tests.hub.test_api import Hub
+from tests.hub.hub_without_broker import Hub
 
 
 @pytest.fixture

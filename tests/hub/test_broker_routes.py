@@ -10,7 +10,7 @@ from landreeve_hub.broker.advice import finding
 from landreeve_hub.broker.place import broker_place
 from landreeve_hub.errors import BrokerError, OperatorError
 
-from tests.hub.test_api import Hub
+from tests.hub.hub_without_broker import Hub
 
 
 @pytest.fixture

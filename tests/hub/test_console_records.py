@@ -15,7 +15,7 @@ from landreeve_hub.audit.entry import Act
 from landreeve_hub.signing.approvers import public_half
 from landreeve_hub.signing.keyfolder import make_key
 
-from tests.hub.test_api import Hub
+from tests.hub.hub_without_broker import Hub
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from landreeve_hub.access.roles import Role
 from landreeve_hub.store import tables
 from sqlalchemy import insert
 
-from tests.hub.test_api import Hub, rolled_out
+from tests.hub.hub_without_broker import Hub, rolled_out
 from tests.hub.test_console_records import signed_in, text
 
 

@@ -40,7 +40,7 @@ from landreeve_hub.exchange.registry import pull_release, push_release
 
 from tests.fakes.graphs import field, graph_of, tensors_of
 from tests.fakes.registry import HOST, PASSWORD, USER, FakeRegistry
-from tests.hub.test_api import release
+from tests.hub.hub_without_broker import release
 from tests.models.tensor_releases import image_release
 
 REF = Reference(HOST, "models/delay", "v1")

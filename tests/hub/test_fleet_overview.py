@@ -1,8 +1,6 @@
 """A fleet at a glance: what is drawn, counted and paged of thousands, and what that costs the store."""
 
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,18 +15,11 @@ from landreeve_hub.store import tables
 from landreeve_hub.store.moment import rfc3339
 from sqlalchemy import Engine, event, insert, update
 
-from tests.hub.test_api import Hub, rolled_out
+from tests.hub.hub_without_broker import Hub, rolled_out
 
 
 def row(n: int, state: str = "healthy", **more: Any) -> dict[str, Any]:
     return {"id": f"d-{n}", "site": f"s-{n:04d}", "state": state, "models": [], **more}
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    made = Hub(tmp_path)
-    yield made
-    made.store.close()
 
 
 def test_of_a_large_fleet_only_sites_worth_a_look_are_drawn_and_the_worst_are_kept() -> None:

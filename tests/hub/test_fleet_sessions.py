@@ -19,7 +19,7 @@ from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from sqlalchemy import insert
 
-from tests.hub.test_api import Hub
+from tests.hub.hub_without_broker import Hub
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ from landreeve_hub.rollout.runner import RolloutRunner
 from landreeve_hub.store import tables
 from sqlalchemy import select, update
 
-from tests.hub.test_api import Hub
+from tests.hub.hub_without_broker import Hub
 from tests.hub.test_rates import Desk
 
 FLEET = rules_of(20, ["22:00-06:00"])

@@ -17,7 +17,7 @@ from landreeve.wire.messages import Fact, UpdateReport
 from landreeve_hub.access import tokens, users
 from landreeve_hub.access.roles import Role
 
-from tests.hub.test_api import Hub, push, release
+from tests.hub.hub_without_broker import Hub, push, release
 
 
 class _Sectors:

@@ -27,7 +27,7 @@ from landreeve_hub.store import tables
 from landreeve_hub.store.database import Store
 from sqlalchemy import insert, update
 
-from tests.hub.test_api import Hub, push, release
+from tests.hub.hub_without_broker import Hub, push, release
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 

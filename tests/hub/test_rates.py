@@ -16,7 +16,7 @@ from landreeve_hub.rollout.runner import RolloutRunner
 from landreeve_hub.store import tables
 from sqlalchemy import update
 
-from tests.hub.test_api import Hub
+from tests.hub.hub_without_broker import Hub
 
 
 class Desk:

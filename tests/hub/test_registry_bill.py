@@ -14,7 +14,7 @@ from landreeve.release.manifest import Column, Gates, Lineage, digest_of
 from landreeve_hub.access.roles import Role
 from landreeve_hub.registry.bill import Decision, Subject, bill_of, read_own, referrer_of
 
-from tests.hub.test_api import Hub, push, release
+from tests.hub.hub_without_broker import Hub, push, release
 from tests.models.tensor_releases import image_release
 
 DECISION = Decision("ann", "bob", "2026-05-01T12:00:00Z")

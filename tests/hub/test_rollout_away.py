@@ -23,7 +23,7 @@ from landreeve_hub.store.database import Store
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import OperationalError
 
-from tests.hub.test_api import SITES, Hub
+from tests.hub.hub_without_broker import SITES, Hub
 from tests.hub.test_rollout_drift import BASELINE
 from tests.hub.test_rollout_succession import begun, finished, state_of
 

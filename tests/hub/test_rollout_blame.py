@@ -21,7 +21,7 @@ from landreeve_hub.rollout.state import Begin, DeviceFact, Quarantine, Report, S
 from landreeve_hub.store import tables
 from sqlalchemy import select, update
 
-from tests.hub.test_api import Hub, rolled_out
+from tests.hub.hub_without_broker import Hub, rolled_out
 from tests.hub.test_rollout_gates import NEW, T0, made
 from tests.hub.test_rollout_machine import ANN
 
@@ -182,13 +182,6 @@ def test_errors_while_an_accelerator_went_away_are_no_figure_of_the_release() ->
     seen = decide(first, facts, T0).rollout
     (rate,) = figures(seen)
     assert rate.bounds.estimate == pytest.approx(50 / 150)
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    made = Hub(tmp_path)
-    yield made
-    made.store.close()
 
 
 async def test_full_disk_of_a_site_quarantines_nothing_and_is_no_ping_pong(hub: Hub) -> None:

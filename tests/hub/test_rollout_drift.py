@@ -19,7 +19,7 @@ from landreeve_hub.store import tables
 from landreeve_models.baseline import Baseline
 from sqlalchemy import insert, select
 
-from tests.hub.test_api import Hub
+from tests.hub.hub_without_broker import Hub
 from tests.hub.test_rollout_gates import NEW, T0, ended, installs, made
 from tests.hub.test_rollout_succession import begun, state_of
 

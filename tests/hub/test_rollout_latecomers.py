@@ -1,8 +1,7 @@
 """Devices that come to a rollout late: windows, sites and limits hold for them, and they go back with it."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +15,12 @@ from landreeve_hub.store import tables
 from landreeve_hub.store.moment import rfc3339
 from sqlalchemy import insert, select, update
 
-from tests.hub.test_api import Hub
+from tests.hub.hub_without_broker import Hub
 from tests.hub.test_rollout_succession import People, assigned, begun, finished, state_of
 
 REST: dict[str, Any] = {"waves": [{"rest": True}]}
 NORTH: dict[str, Any] = {"waves": [{"query": "tag:north"}]}
 NIGHT: dict[str, Any] = {**REST, "windows": {"activate": [{"start": "22:00", "end": "04:00"}], "zone": "UTC"}}
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    made = Hub(tmp_path)
-    yield made
-    made.store.close()
 
 
 @pytest.fixture

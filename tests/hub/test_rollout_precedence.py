@@ -1,8 +1,7 @@
 """Order among components: a rollout that says ``after`` waits, device by device, for what comes first."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -21,7 +20,7 @@ from landreeve_hub.store import tables
 from landreeve_hub.store.moment import rfc3339
 from sqlalchemy import delete, insert, update
 
-from tests.hub.test_api import SITES, Hub, push
+from tests.hub.hub_without_broker import SITES, Hub, push
 
 AGENT, DELAY, PRICE = "landreeve-agent", "delay", "price"
 ALL: dict[str, Any] = {"waves": [{"rest": True}], "gate": {"max_failures": 1, "max_silent": 3}}
@@ -115,13 +114,6 @@ class Fleet:
         mine = [body for topic, body, _ in self.hub.published if f"/dn/{device}/desired" in topic]
         found = parse_document(decode(mine[-1], SignedDesired).document).models if mine else ()
         return {order.model: order for order in found}
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    made = Hub(tmp_path)
-    yield made
-    made.store.close()
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """A hub whose clock was ahead and is right again: nothing waits for moments that only the wrong clock knew."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,18 +12,11 @@ from landreeve_hub.rollout.policy import parse_plan
 from landreeve_hub.rollout.roster import Member, Outcome, Roster
 from landreeve_hub.rollout.state import DeviceFact, Rollout, State
 
-from tests.hub.test_api import Hub, push, release
+from tests.hub.hub_without_broker import Hub, push, release
 
 NOW = datetime(2026, 3, 1, 10, tzinfo=UTC)
 AHEAD = NOW + timedelta(hours=26)
 FLEET = {"d-1": DeviceFact("d-1", "EWR"), "d-2": DeviceFact("d-2", "JFK")}
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    made = Hub(tmp_path)
-    yield made
-    made.store.close()
 
 
 @pytest.fixture

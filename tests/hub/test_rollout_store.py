@@ -1,6 +1,5 @@
 """Rollouts in the tables: old ones migrate, idle looks cost nothing, conflicts hold, people ask why."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,7 @@ from landreeve_hub.store.migrate import configuration
 from sqlalchemy import Connection, create_engine, insert, select, text, update
 
 from tests.hub.conftest import on_sqlite
-from tests.hub.test_api import SITES, Hub, release, rolled_out
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    made = Hub(tmp_path)
-    yield made
-    made.store.close()
+from tests.hub.hub_without_broker import SITES, Hub, release, rolled_out
 
 
 @on_sqlite

@@ -1,8 +1,7 @@
 """Rollouts of one model that follow each other: an older one never undoes a newer one."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,17 +12,10 @@ from landreeve_hub.rollout.state import State
 from landreeve_hub.store import tables
 from sqlalchemy import insert, select, update
 
-from tests.hub.test_api import SITES, Hub, push, release
+from tests.hub.hub_without_broker import SITES, Hub, push, release
 
 EVERYONE: dict[str, Any] = {"waves": [{"rest": True}], "watch": {"for_s": 86_400, "max_drifted": 0}}
 People = tuple[httpx2.AsyncClient, httpx2.AsyncClient]
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    made = Hub(tmp_path)
-    yield made
-    made.store.close()
 
 
 @pytest.fixture

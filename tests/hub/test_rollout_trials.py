@@ -1,7 +1,6 @@
 """Where devices on probation are in their strategy, as they told it: in words, API and CLI."""
 
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx2
@@ -13,16 +12,9 @@ from landreeve_hub.access.roles import Role
 from landreeve_hub.commands.rollouts import progress
 from landreeve_hub.ingest.appliers import apply_update
 
-from tests.hub.test_api import SITES, Hub, push, release
+from tests.hub.hub_without_broker import SITES, Hub, push, release
 
 CANARY = {"kind": "canary", "shares": [0.1, 0.5, 1.0]}
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    made = Hub(tmp_path)
-    yield made
-    made.store.close()
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from landreeve_hub.store.upsert import upsert
 from sqlalchemy import Connection, create_engine, func, select, text
 
 from tests import postgres
-from tests.hub.test_api import SITES, Hub, rolled_out
+from tests.hub.hub_without_broker import SITES, Hub, rolled_out
 
 pytestmark = pytest.mark.skipif(bool(postgres.skip_reason()), reason=postgres.skip_reason())
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
